@@ -1,0 +1,176 @@
+"""Histories: every user's time-ordered events as flat, memory-mappable numpy columns."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+FORMAT = 1  # of the folder written by `save`
+
+
+@dataclasses.dataclass
+class Histories:
+    """Events of all users, user by user and oldest first within a user.
+
+    Attributes:
+      items: int32 [N]; item numbers 1..num_items (0 is padding and never stored).
+      offsets: int64 [U + 1]; user u's events are items[offsets[u]:offsets[u + 1]].
+      user_ids: [U]; raw user ids as given, int64 or utf-8 bytes ('S'), ascending.
+      item_ids: [num_items]; raw id of item i at i - 1, int64 or utf-8 bytes, ascending.
+      times: int64 [N] timestamps in the source's unit, or None where the source has none.
+      features: named per-event columns, each [N].
+      titles: utf-8 bytes [num_items] for display, or None.
+      name: data set name, for messages.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    times: np.ndarray | None = None
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    titles: np.ndarray | None = None
+    name: str = ''
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    def history(self, user: int) -> np.ndarray:
+        """Items of user number `user` (0-based), oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def find_user(self, raw) -> int | None:
+        """0-based number of the user with raw id `raw` (int, or its text), None if unknown."""
+        return _find(self.user_ids, raw)
+
+    def find_item(self, raw) -> int | None:
+        """1-based number of the item with raw id `raw` (int, or its text), None if unknown."""
+        index = _find(self.item_ids, raw)
+        return None if index is None else index + 1
+
+    def raw_item(self, item: int) -> int | str:
+        """Raw id of item number `item`, as the source gave it."""
+        return _plain(self.item_ids[item - 1])
+
+    def raw_user(self, user: int) -> int | str:
+        """Raw id of user number `user`, as the source gave it."""
+        return _plain(self.user_ids[user])
+
+    def title(self, item: int) -> str:
+        """Title of item number `item`, '' where there is none."""
+        return '' if self.titles is None else _plain(self.titles[item - 1])
+
+    def content_hash(self) -> str:
+        """sha256 over every column in a fixed order; independent of file format and platform."""
+        digest = hashlib.sha256(b'jaxrec histories 1')
+        for name, column in self._columns().items():
+            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
+            flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
+            for start in range(0, len(flat), 1 << 24):
+                digest.update(flat[start : start + (1 << 24)])
+        return digest.hexdigest()
+
+    def statistics(self) -> dict:
+        """Users, items, interactions, mean length, density, tied timestamps, repeats."""
+        n, users, items = len(self.items), self.num_users, self.num_items
+        inner = np.ones(max(n - 1, 0), bool)  # consecutive pairs within one user
+        starts = self.offsets[1:-1]
+        inner[starts[(starts > 0) & (starts < n)] - 1] = False
+        tied = None
+        if self.times is not None and inner.any():
+            tied = float(np.mean((self.times[1:] == self.times[:-1])[inner]))
+        owner = np.repeat(np.arange(users, dtype=np.int64), np.diff(self.offsets))
+        distinct = len(np.unique(owner * (items + 1) + self.items))
+        return {
+            'users': users,
+            'items': items,
+            'interactions': n,
+            'mean_length': n / max(users, 1),
+            'density': n / max(users * items, 1),
+            'tied_timestamps': tied,
+            'repeats': n - distinct,
+        }
+
+    def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
+        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
+
+        Returns:
+          The content of meta.json: `about`, the statistics and the content hash.
+        """
+        folder = pathlib.Path(folder)
+        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, column in self._columns().items():
+            np.save(partial / f'{name}.npy', column, allow_pickle=False)
+        meta = {
+            **(about or {}),
+            'format': FORMAT,
+            'name': self.name,
+            'columns': list(self._columns()),
+            'statistics': self.statistics(),
+            'data_hash': self.content_hash(),
+        }
+        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return meta
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> 'Histories':
+        """Opens a folder written by `save`; columns are memory-mapped, read-only."""
+        folder = pathlib.Path(folder)
+        meta = read_meta(folder)
+        columns = {
+            name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+            for name in meta['columns']
+        }
+        features = {
+            name.removeprefix('feature.'): columns.pop(name)
+            for name in list(columns)
+            if name.startswith('feature.')
+        }
+        return cls(**columns, features=features, name=meta['name'])
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {
+            'items': self.items,
+            'offsets': self.offsets,
+            'user_ids': self.user_ids,
+            'item_ids': self.item_ids,
+            'times': self.times,
+            'titles': self.titles,
+        }
+        columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
+        return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
+
+
+def read_meta(folder: str | os.PathLike) -> dict:
+    """meta.json of a saved folder; FileNotFoundError if there is none."""
+    return json.loads((pathlib.Path(folder) / 'meta.json').read_text())
+
+
+def _find(ids: np.ndarray, raw) -> int | None:
+    if ids.dtype.kind == 'S':
+        raw = str(raw).encode()
+    else:
+        try:
+            raw = int(raw)
+        except ValueError:
+            return None
+    index = int(np.searchsorted(ids, raw))
+    return index if index < len(ids) and ids[index] == raw else None
+
+
+def _plain(value) -> int | str:
+    return value.decode() if isinstance(value, bytes) else int(value)

@@ -1,0 +1,1 @@
+"""Models, one file each: `Config(...).make(num_items, rngs=...)`, `loss`, `queries`."""
