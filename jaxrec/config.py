@@ -25,8 +25,7 @@ class Data:
     split: str = 'leave-one-out'  # or 'temporal'
     valid_share: float = 0.1  # temporal split: share of the events in the validation period
     test_share: float = 0.1  # temporal split: share of the events in the test period
-    max_len: int = 50  # events of a user that the model sees
-    windows: str = 'last'  # train on each user's 'last' window of max_len, or on 'all' of them
+    windows: str = 'last'  # train on each user's 'last' window of model.max_len, or on 'all'
     unseen_negatives: int = 0  # negatives per target drawn outside the user's training items
 
 
@@ -53,7 +52,6 @@ class Train:
     epochs: int = 20
     steps: int = 0  # > 0: stop after this many steps, whatever `epochs` says
     seed: int = 0
-    bf16: bool = False  # compute in bfloat16, parameters and losses stay float32
     eval_every: float = 1.0  # epochs between validations
     patience: int = 0  # validations without a new best before stopping; 0 = never
     metric: str = 'NDCG@10'  # validation metric for the best checkpoint and early stopping

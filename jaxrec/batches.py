@@ -1,0 +1,275 @@
+"""Batches as pure functions of (seed, step): packed training rows, bucketed evaluation batches.
+
+A training row holds the windows of several users side by side, so hardly anything is computed on
+padding; `segments` keeps them apart in attention and `positions` counts from each user's end.
+"""
+
+import concurrent.futures
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from jaxrec.cli import UserError
+from jaxrec.histories import Histories
+from jaxrec.splits import Targets
+
+
+class TrainBatches:
+    """Packed batches: every training window exactly once an epoch, in a new order each epoch.
+
+    Which lengths share a row is fixed once (first-fit decreasing over the histogram of window
+    lengths, so rows are nearly full and their number does not change from epoch to epoch); which
+    users take those places, and the order of the rows, is drawn anew from (seed, epoch).
+
+    Args:
+      histories: the events.
+      train_ends: int64 [U], absolute end of each user's training events.
+      max_len: L, tokens per row and longest window.
+      rows: B, rows per global batch.
+      seed: of the order and of the negatives.
+      windows: 'last' trains on each user's newest L targets, 'all' on every target, in
+        consecutive windows of L counted from the user's end.
+      unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
+        whole training history (the SASRec authors' sampler).
+      process: (index, count) of this process; it gets its slice of the rows.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        train_ends: np.ndarray,
+        *,
+        max_len: int,
+        rows: int,
+        seed: int,
+        windows: str = 'last',
+        unseen_negatives: int = 0,
+        process: tuple[int, int] = (0, 1),
+    ):
+        if rows % process[1]:
+            raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
+        self._histories, self._max_len, self._rows, self._seed = histories, max_len, rows, seed
+        self._process = process
+        self._starts, self._lengths, self._users = _windows(
+            histories.offsets, train_ends, max_len, windows
+        )
+        if not len(self._starts):
+            raise UserError('no user has two training events: there is nothing to train on')
+        self._slot_lengths, self._row_slots = pack_lengths(self._lengths, max_len)
+        self._slot_order = np.argsort(self._slot_lengths, kind='stable')
+        self.targets_per_epoch = int(self._lengths.sum())
+        self.rows_per_epoch = len(self._row_slots) - 1
+        self.steps_per_epoch = -(-self.rows_per_epoch // rows)
+        self._epoch = (-1, None, None)
+        self._negatives = None
+        if unseen_negatives:
+            self._negatives = UnseenNegatives(histories, train_ends, unseen_negatives)
+
+    @property
+    def fill(self) -> float:
+        """Share of the tokens of all rows that are real."""
+        return self.targets_per_epoch / (self.rows_per_epoch * self._max_len)
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Batch number `step`, this process's rows of it.
+
+        Returns:
+          items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
+          padding, positions 0..L-1 with L-1 the newest event), weights: float32 [.., L], 1 on
+          real targets; negatives: int32 [.., L, k] if asked for.
+        """
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        row_order, window_of_slot = self._order(epoch)
+        # Rows are spread evenly over the epoch's steps: no tiny last batch.
+        first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
+        last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
+        chosen = row_order[first:last]
+        slots_per_row = self._row_slots[chosen + 1] - self._row_slots[chosen]
+        slots = ranges(self._row_slots[chosen], slots_per_row)
+        windows = window_of_slot[slots]
+        row = np.repeat(np.arange(len(chosen)), slots_per_row)
+        index_in_row = ranges(np.zeros_like(slots_per_row), slots_per_row)
+        lengths = self._lengths[windows]
+        before = np.cumsum(lengths) - lengths  # tokens before each window, over the batch
+        row_first = np.cumsum(slots_per_row) - slots_per_row
+        column = before - np.repeat(before[row_first], slots_per_row)
+
+        shape = (self._rows, self._max_len)
+        source = ranges(self._starts[windows], lengths)
+        place = ranges(row * self._max_len + column, lengths)
+        batch = {
+            'items': _scatter(shape, place, self._histories.items[source]),
+            'targets': _scatter(shape, place, self._histories.items[source + 1]),
+            'segments': _scatter(shape, place, np.repeat(index_in_row + 1, lengths)),
+            'positions': _scatter(shape, place, ranges(self._max_len - lengths, lengths)),
+        }
+        batch['weights'] = (batch['segments'] > 0).astype(np.float32)
+        if self._negatives is not None:
+            rng = np.random.default_rng([self._seed, 2, step])
+            drawn = self._negatives(rng, np.repeat(self._users[windows], lengths))
+            negatives = np.zeros((*shape, drawn.shape[1]), np.int32)
+            negatives.reshape(-1, drawn.shape[1])[place] = drawn
+            batch['negatives'] = negatives
+        index, count = self._process
+        part = self._rows // count
+        return {name: value[index * part : (index + 1) * part] for name, value in batch.items()}
+
+    def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Order of the rows in `epoch`, and the window that each slot holds."""
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng([self._seed, 1, epoch])
+            shuffled = rng.permutation(len(self._lengths))
+            by_length = shuffled[np.argsort(self._lengths[shuffled], kind='stable')]
+            window_of_slot = np.empty(len(by_length), np.int64)
+            window_of_slot[self._slot_order] = by_length
+            self._epoch = (epoch, rng.permutation(self.rows_per_epoch), window_of_slot)
+        return self._epoch[1:]
+
+
+class UnseenNegatives:
+    """Uniform negatives outside each user's training items (WarpSampler of the SASRec code)."""
+
+    def __init__(self, histories: Histories, train_ends: np.ndarray, count: int):
+        self._num_items, self._count = histories.num_items, count
+        lengths = train_ends - histories.offsets[:-1]
+        owner = np.repeat(np.arange(histories.num_users), lengths)
+        items = histories.items[ranges(histories.offsets[:-1], lengths)]
+        self._seen = np.unique(owner * (self._num_items + 1) + items)  # sorted (user, item) keys
+        if np.bincount(self._seen // (self._num_items + 1)).max() >= self._num_items:
+            raise UserError('a user has seen every item: data.unseen_negatives must be 0')
+
+    def __call__(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
+        """int32 [len(users), count]."""
+        drawn = rng.integers(1, self._num_items + 1, (len(users), self._count))
+        while True:
+            keys = users[:, None] * (self._num_items + 1) + drawn
+            at = np.minimum(np.searchsorted(self._seen, keys), len(self._seen) - 1)
+            seen = self._seen[at] == keys
+            if not seen.any():
+                return drawn.astype(np.int32)
+            drawn[seen] = rng.integers(1, self._num_items + 1, int(seen.sum()))
+
+
+def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """First-fit decreasing over a histogram: how windows of these lengths fill rows of `size`.
+
+    Args:
+      lengths: int [W], each in 1..size.
+      size: tokens per row.
+
+    Returns:
+      slot_lengths: int64 [W], the length each slot holds, row after row; row_slots: int64
+      [rows + 1], row r's slots are slot_lengths[row_slots[r]:row_slots[r + 1]].
+    """
+    left = np.bincount(lengths, minlength=size + 1)
+    slot_lengths, per_row = [], []
+    while left.any():
+        pattern = np.zeros_like(left)
+        room = size
+        while room and (fits := np.flatnonzero((left - pattern)[: room + 1])).size:
+            longest = int(fits[-1])
+            pattern[longest] += 1
+            room -= longest
+        used = pattern > 0
+        times = int((left[used] // pattern[used]).min())  # this pattern as often as it lasts
+        row = np.repeat(np.arange(size, -1, -1), pattern[::-1])
+        slot_lengths.append(np.tile(row, times))
+        per_row.append(np.full(times, len(row)))
+        left = left - pattern * times
+    row_slots = np.concatenate([[0], np.cumsum(np.concatenate(per_row))])
+    return np.concatenate(slot_lengths), row_slots
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenation of arange(start, start + length) over all pairs, int64."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterator[dict]:
+    """Yields make(start), make(start + 1), ... made by a background thread `ahead` of time."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        waiting = [thread.submit(make, start + i) for i in range(ahead)]
+        step = start + ahead
+        while True:
+            batch = waiting.pop(0).result()
+            waiting.append(thread.submit(make, step))
+            step += 1
+            yield batch
+
+
+def history_batch(
+    items: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: int, max_len: int
+) -> dict[str, np.ndarray]:
+    """Newest `width` events of items[starts[i]:ends[i]], one user per row, right-aligned.
+
+    Args:
+      items: int32 [N] flat events.
+      starts, ends: int64 [B]; an empty range gives a row of padding.
+      width: W <= max_len, columns of the batch.
+      max_len: window of the model, which fixes the position numbers.
+
+    Returns:
+      items, segments (1 on events, 0 on padding), positions: int32 [B, W].
+    """
+    lengths = np.minimum(ends - starts, width)
+    shape = (len(starts), width)
+    place = ranges(np.arange(len(starts)) * width + width - lengths, lengths)
+    events = _scatter(shape, place, items[ranges(ends - lengths, lengths)])
+    positions = np.broadcast_to(np.arange(max_len - width, max_len, dtype=np.int32), shape)
+    return {
+        'items': events,
+        'segments': (events > 0).astype(np.int32),
+        'positions': np.where(events > 0, positions, 0).astype(np.int32),
+    }
+
+
+def history_batches(
+    histories: Histories, targets: Targets, *, max_len: int, batch_users: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Histories of all `targets` in fixed shapes, users of similar length together.
+
+    Rows are grouped by history length rounded up to a power of two (8 at least), so short users
+    cost little and only a handful of shapes is ever compiled.
+
+    Yields:
+      (chosen, batch): `chosen` int64 [n <= batch_users] indexes `targets`; `batch` as
+      `history_batch` gives it, plus `seen`: int32 [batch_users, S], the whole input history
+      padded with 0. Rows from n on are padding.
+    """
+    starts = histories.offsets[targets.users]
+    key = np.maximum(8, 1 << np.ceil(np.log2(np.maximum(targets.ends - starts, 1))).astype(int))
+    order = np.argsort(key, kind='stable')
+    for size in np.unique(key):
+        group = order[key[order] == size]
+        for at in range(0, len(group), batch_users):
+            chosen = group[at : at + batch_users]
+            missing = batch_users - len(chosen)
+            first = np.pad(starts[chosen], (0, missing))
+            end = np.pad(targets.ends[chosen], (0, missing))
+            size = int(size)
+            batch = history_batch(histories.items, first, end, min(size, max_len), max_len)
+            seen = history_batch(histories.items, first, end, size, size)['items']
+            yield chosen, {**batch, 'seen': seen}
+
+
+def _windows(offsets, train_ends, max_len, windows):
+    """Start (absolute), length and user of every training window of (input, next) pairs."""
+    pairs = np.maximum(train_ends - offsets[:-1] - 1, 0)
+    if windows == 'last':
+        count = (pairs > 0).astype(np.int64)
+    elif windows == 'all':
+        count = -(-pairs // max_len)
+    else:
+        raise UserError(f"unknown data.windows {windows!r}: use 'last' or 'all'")
+    users = np.repeat(np.arange(len(pairs)), count)
+    nth_from_end = ranges(np.zeros_like(count), count)
+    ends = train_ends[users] - 1 - nth_from_end * max_len  # one past the window's last input
+    starts = np.maximum(ends - max_len, offsets[users])
+    return starts, ends - starts, users
+
+
+def _scatter(shape, place, values):
+    out = np.zeros(shape, np.int32)
+    out.reshape(-1)[place] = values
+    return out

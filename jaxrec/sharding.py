@@ -1,0 +1,58 @@
+"""Everything about placement: the mesh, the few partition specs, and how arrays get there.
+
+One mesh with axes ('data', 'model') and explicit sharding: (1, 1) on a laptop, (n, 1) is data
+parallel, (n / m, m) also splits the item table by rows.
+"""
+
+import jax
+import numpy as np
+from jax import P
+
+from jaxrec import config
+from jaxrec.cli import UserError
+
+BATCH = P('data')  # leading axis of every batch array
+TABLE = P('model', None)  # rows of the item table
+REPLICATED = P()
+_ROW_MULTIPLE = 64  # table rows are padded to this, so that one checkpoint fits every mesh
+
+
+def make_mesh(mesh: config.Mesh) -> jax.sharding.Mesh:
+    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit."""
+    devices = jax.device_count()
+    if mesh.model < 1 or mesh.data < 0:
+        raise UserError('mesh.model must be >= 1 and mesh.data >= 0')
+    data = mesh.data or devices // mesh.model
+    if data * mesh.model > devices or data < 1:
+        raise UserError(f'mesh ({data}, {mesh.model}) needs more than the {devices} devices here')
+    chosen = jax.devices()[: data * mesh.model]
+    return jax.make_mesh((data, mesh.model), ('data', 'model'), devices=chosen)
+
+
+def table_rows(num_items: int) -> int:
+    """Rows of an item table: padding row 0, the items, and unused rows up to a multiple of 64."""
+    return -(-(num_items + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
+def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places this process's rows of a batch on the current mesh, split over 'data'."""
+    sharding = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
+    spec = jax.typeof(ids).sharding.spec
+    return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
+
+
+def concrete(tree):
+    """Turns `jax.eval_shape` output into restore targets on the current mesh."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(x):
+        return jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec)
+        )
+
+    return jax.tree.map(place, tree)

@@ -1,0 +1,98 @@
+"""Which events train, validate and test: index arrays over Histories, nothing is copied."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxrec.cli import UserError
+from jaxrec.histories import Histories
+
+LEAK_WARNING = (
+    'note: leave-one-out splits each user by itself, so training sees events of other users that '
+    'happened after a test event; --config.data.split=temporal avoids that'
+)
+
+
+@dataclasses.dataclass
+class Targets:
+    """Evaluation examples: the model sees items[offsets[user]:end] and must rank items[end].
+
+    Attributes:
+      users: int64 [E] 0-based user numbers, ascending.
+      ends: int64 [E] absolute index of the target event, one past the input history.
+    """
+
+    users: np.ndarray
+    ends: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, chosen: np.ndarray) -> 'Targets':
+        return Targets(self.users[chosen], self.ends[chosen])
+
+
+@dataclasses.dataclass
+class Split:
+    """Training events items[offsets[u]:train_ends[u]] of each user, and the two target sets."""
+
+    train_ends: np.ndarray  # int64 [U], absolute
+    valid: Targets
+    test: Targets
+
+    def targets(self, name: str) -> Targets:
+        if name not in ('valid', 'test'):
+            raise UserError(f"unknown split {name!r}: use 'valid' or 'test'")
+        return getattr(self, name)
+
+
+def split(histories: Histories, kind: str, valid_share: float, test_share: float) -> Split:
+    """Makes the split called `kind`: 'leave-one-out' or 'temporal'."""
+    if kind == 'leave-one-out':
+        return leave_one_out(histories)
+    if kind == 'temporal':
+        return temporal(histories, valid_share, test_share)
+    raise UserError(f"unknown data.split {kind!r}: use 'leave-one-out' or 'temporal'")
+
+
+def leave_one_out(histories: Histories) -> Split:
+    """Last event = test, the one before = validation, the rest trains (SASRec, section IV).
+
+    The test input contains the validation event. Users with fewer than 3 events only train.
+    """
+    lengths = np.diff(histories.offsets)
+    users = np.flatnonzero(lengths >= 3)
+    last = histories.offsets[users + 1] - 1
+    train_ends = np.array(histories.offsets[1:])
+    train_ends[users] -= 2
+    return Split(train_ends, valid=Targets(users, last - 1), test=Targets(users, last))
+
+
+def temporal(histories: Histories, valid_share: float, test_share: float) -> Split:
+    """Global temporal split: everything before one moment trains, whoever the user.
+
+    The test period holds the newest `test_share` of all events, the validation period the
+    `valid_share` before it. The target of a user in a period is the first event of the period
+    (next-item prediction), the input all the user's events before the period; users without any
+    are left out of that period.
+    """
+    if histories.times is None:
+        raise UserError('data.split=temporal needs timestamps, and this data set has none')
+    if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
+        raise UserError('data.valid_share and data.test_share must be > 0 and add up to < 1')
+    newest = np.sort(histories.times)
+    test_from = newest[int(len(newest) * (1 - test_share))]
+    valid_from = newest[int(len(newest) * (1 - test_share - valid_share))]
+    valid_ends, test_ends = (_first_at(histories, t) for t in (valid_from, test_from))
+    starts, stops = histories.offsets[:-1], histories.offsets[1:]
+    valid = np.flatnonzero((valid_ends > starts) & (valid_ends < test_ends))
+    test = np.flatnonzero((test_ends > starts) & (test_ends < stops))
+    return Split(
+        valid_ends, valid=Targets(valid, valid_ends[valid]), test=Targets(test, test_ends[test])
+    )
+
+
+def _first_at(histories: Histories, moment) -> np.ndarray:
+    """Absolute index of each user's first event at or after `moment` (its end if none)."""
+    before = np.concatenate([[0], np.cumsum(histories.times < moment, dtype=np.int64)])
+    return histories.offsets[:-1] + np.diff(before[histories.offsets])
