@@ -42,6 +42,8 @@ def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return table.at[ids].get(mode='clip')
     spec = jax.typeof(ids).sharding.spec
     return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
 

@@ -1,0 +1,180 @@
+"""Building blocks: dropout, attention over packed rows, and the transformer blocks."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Key = jax.Array | None  # a jax.random key, or None for no dropout
+
+
+def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
+    """Zeroes entries with probability `rate`, scales the others by 1 / (1 - rate).
+
+    The bits are a hash of (key, index of the entry) instead of a counter-based generator: several
+    times cheaper on a CPU, and the same on every mesh since the index is global.
+
+    Args:
+      x: any shape.
+      rate: in [0, 1).
+      key: jax.random key; None leaves x as it is.
+    """
+    if key is None or rate == 0:
+        return x
+    keep = hash_bits(key, x.shape) >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+
+
+def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """uint32 [shape]: two rounds of a 32-bit mixer over the entry's index, seeded by the key."""
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    index = jnp.zeros(shape, jnp.uint32)
+    stride = 1
+    for axis in reversed(range(len(shape))):
+        step = jnp.uint32(stride % 2**32)
+        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * step
+        stride *= shape[axis]
+    return _mix(_mix(index ^ seed[0]) + seed[1])
+
+
+def _mix(x: jax.Array) -> jax.Array:
+    """'lowbias32' (Wellons 2018), an invertible mixer of 32 bits."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def causal_mask(segments: jax.Array) -> jax.Array:
+    """bool [B, 1, L, L]: a token sees itself and earlier tokens of its own segment.
+
+    Padding (segment 0) sees padding only, so that no row is fully masked.
+
+    Args:
+      segments: int32 [B, L], 0 = padding.
+    """
+    length = segments.shape[1]
+    same = segments[:, :, None] == segments[:, None, :]
+    earlier = jnp.tril(jnp.ones((length, length), bool))
+    return (same & earlier)[:, None]
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array, rate: float, key: Key
+) -> jax.Array:
+    """softmax(q k^T / sqrt(d)) v with dropout on the weights.
+
+    Args:
+      q, k, v: [B, L, H, d].
+      mask: bool [B, 1, L, L], True where a query (second to last axis) sees a key (last).
+      rate, key: dropout of the attention weights.
+
+    Returns:
+      [B, L, H, d].
+    """
+    logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
+    logits = jnp.where(mask, logits * q.shape[-1] ** -0.5, jnp.finfo(logits.dtype).min)
+    weights = dropout(jax.nn.softmax(logits, axis=-1).astype(v.dtype), rate, key)
+    return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head projections around `attention`; `output=False` leaves the last one out."""
+
+    def __init__(self, dim: int, heads: int, linear, *, output: bool, rngs: nnx.Rngs):
+        self.heads = heads
+        self.q, self.k, self.v = (linear(dim, dim, rngs=rngs) for _ in range(3))
+        self.out = linear(dim, dim, rngs=rngs) if output else None
+
+    def __call__(self, queries, keys, mask, rate, key):
+        b, l, dim = queries.shape
+        split = (b, l, self.heads, dim // self.heads)
+        q, k, v = self.q(queries), self.k(keys), self.v(keys)
+        y = attention(q.reshape(split), k.reshape(split), v.reshape(split), mask, rate, key)
+        y = y.reshape(b, l, dim)
+        return y if self.out is None else self.out(y)
+
+
+class Block2018(nnx.Module):
+    """The block of the SASRec authors' code, which differs from their paper.
+
+    q = LN(x) for the query only, keys and values from x itself; no output projection; the residual
+    adds the normalised query; then z = LN(.), z + FFN(z) with a ReLU layer of the same width.
+    """
+
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+        self.rate = rate
+        self.norm_query, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=False, rngs=rngs)
+        self.inner = linear(dim, ffn * dim, rngs=rngs)
+        self.outer = linear(ffn * dim, dim, rngs=rngs)
+
+    def __call__(self, x, mask, key):
+        keys = split_key(key, 3)
+        query = self.norm_query(x)
+        z = self.norm_ffn(query + self.attention(query, x, mask, self.rate, keys[0]))
+        hidden = dropout(jax.nn.relu(self.inner(z)), self.rate, keys[1])
+        return z + dropout(self.outer(hidden), self.rate, keys[2])
+
+
+class BlockPreLN(nnx.Module):
+    """Pre-LayerNorm block: x + MHA(LN x), then x + FFN(LN x) with GELU."""
+
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+        self.rate = rate
+        self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=True, rngs=rngs)
+        self.inner = linear(dim, ffn * dim, rngs=rngs)
+        self.outer = linear(ffn * dim, dim, rngs=rngs)
+
+    def __call__(self, x, mask, key):
+        keys = split_key(key, 4)
+        y = self.norm_attention(x)
+        x = x + dropout(self.attention(y, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        hidden = dropout(jax.nn.gelu(self.inner(self.norm_ffn(x))), self.rate, keys[2])
+        return x + dropout(self.outer(hidden), self.rate, keys[3])
+
+
+class BlockLiGR(nnx.Module):
+    """Gated pre-LN block of LiGR as used in eSASRec (Tikhonovich et al. 2025).
+
+    x + sigmoid(W1 x) * MHA(LN x), then x + sigmoid(W2 x) * SwiGLU(LN x); the gates are computed
+    from the un-normalised stream.
+    """
+
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+        self.rate = rate
+        self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=True, rngs=rngs)
+        self.gate_attention = linear(dim, dim, rngs=rngs)
+        self.gate_ffn = linear(dim, dim, rngs=rngs)
+        self.inner, self.swish = (linear(dim, ffn * dim, rngs=rngs) for _ in range(2))
+        self.outer = linear(ffn * dim, dim, rngs=rngs)
+
+    def __call__(self, x, mask, key):
+        keys = split_key(key, 4)
+        y = self.norm_attention(x)
+        y = dropout(self.attention(y, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        x = x + jax.nn.sigmoid(self.gate_attention(x)) * y
+        y = self.norm_ffn(x)
+        hidden = dropout(jax.nn.silu(self.swish(y)) * self.inner(y), self.rate, keys[2])
+        y = dropout(self.outer(hidden), self.rate, keys[3])
+        return x + jax.nn.sigmoid(self.gate_ffn(x)) * y
+
+
+BLOCKS = {'2018': Block2018, 'pre_ln': BlockPreLN, 'ligr': BlockLiGR}
+
+
+def linear_layer(init, dtype):
+    """nnx.Linear with this kernel initialiser, computing in `dtype`, parameters in float32."""
+    return functools.partial(nnx.Linear, kernel_init=init, dtype=dtype)
+
+
+def layer_norm(epsilon: float, dtype):
+    """nnx.LayerNorm with `epsilon` added to the variance; statistics in float32."""
+    return functools.partial(nnx.LayerNorm, epsilon=epsilon, use_fast_variance=False, dtype=dtype)
+
+
+def split_key(key: Key, count: int) -> list:
+    """`count` keys, or as many None where there is no key."""
+    return [None] * count if key is None else jax.random.split(key, count)

@@ -1,0 +1,203 @@
+"""SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018), and its heirs."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import P
+
+from jaxrec import layers, losses, sharding
+from jaxrec.cli import UserError
+
+
+@dataclasses.dataclass
+class Config:
+    """SASRec's hyper-parameters; the defaults are those of a strong modern baseline."""
+
+    variant: str = '2018'  # 2018 (the authors' code) | pre_ln | ligr
+    dim: int = 64
+    blocks: int = 2
+    heads: int = 1
+    ffn: int = 1  # inner width of the feed-forward layer, in multiples of dim
+    max_len: int = 50  # newest events that the model sees
+    dropout: float = 0.2
+    table_dropout: float = 0.0  # on the item table itself: one mask per step, both its uses
+    loss: str = 'softmax'  # softmax | sampled_softmax | bce | gbce
+    negatives: int = 256  # of the sampled losses
+    negatives_per: str = 'position'  # negatives shared per batch | row | position, or 'data' (drawn
+    # by the data pipeline outside the user's items: data.unseen_negatives)
+    logq: bool = False  # sampled_softmax: negatives weighted to estimate the exact denominator
+    gbce_t: float = 0.75  # gbce: calibration
+    label_smoothing: float = 0.0  # softmax
+    init: str = 'xavier_normal'  # xavier_uniform (the authors' code) | xavier_normal | normal (.02)
+    bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
+
+    def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'SASRec':
+        """Builds the model for items 1..num_items; UserError for a value that cannot be."""
+        _one_of('variant', self.variant, layers.BLOCKS)
+        _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce'))
+        _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
+        _one_of('init', self.init, _INITS)
+        if self.dim % self.heads:
+            raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
+        for name in ('dim', 'blocks', 'heads', 'ffn', 'max_len', 'negatives'):
+            if getattr(self, name) < (0 if name == 'blocks' else 1):
+                raise UserError(f'model.{name}={getattr(self, name)} is too small')
+        for name in ('dropout', 'table_dropout', 'label_smoothing'):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
+        return SASRec(self, num_items, rngs=rngs)
+
+
+_INITS = {
+    'xavier_uniform': nnx.initializers.xavier_uniform(),
+    'xavier_normal': nnx.initializers.xavier_normal(),
+    'normal': nnx.initializers.normal(0.02),
+}
+
+
+class SASRec(nnx.Module):
+    """A causal transformer over item vectors; the score of an item is a dot product (tied table).
+
+    With variant '2018' this is what the authors' code computes: sqrt(d) scaling of the item
+    vectors, learned positions, `layers.Block2018`, LayerNorm epsilon 1e-8.
+    """
+
+    def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
+        self.config, self.num_items, self.max_len = config, num_items, config.max_len
+        dtype = jnp.bfloat16 if config.bf16 else jnp.float32
+        init = _INITS[config.init]
+        linear = layers.linear_layer(init, dtype)
+        norm = layers.layer_norm(1e-8 if config.variant == '2018' else 1e-6, dtype)
+        self.table = nnx.Param(_item_table(config, num_items, rngs.params()))
+        self.positions = nnx.Param(init(rngs.params(), (config.max_len, config.dim), jnp.float32))
+        block = layers.BLOCKS[config.variant]
+        self.blocks = nnx.List(
+            block(config.dim, config.heads, config.ffn, config.dropout, linear, norm, rngs=rngs)
+            for _ in range(config.blocks)
+        )
+        self.norm = norm(config.dim, rngs=rngs)
+
+    def item_table(self) -> jax.Array:
+        """[sharding.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
+        return self.table[...]
+
+    def encode(self, batch: dict, table: jax.Array, key: layers.Key = None) -> jax.Array:
+        """Hidden vector after every event.
+
+        Args:
+          batch: items, segments, positions: int32 [B, L].
+          table: item table to look the items up in.
+          key: dropout key; None at inference.
+
+        Returns:
+          [B, L, D], zeros on padding (before the final LayerNorm).
+        """
+        config = self.config
+        dtype = jnp.bfloat16 if config.bf16 else table.dtype
+        keys = layers.split_key(key, config.blocks + 1)
+        real = (batch['segments'] > 0)[..., None].astype(dtype)
+        x = sharding.lookup(table, batch['items']) * config.dim**0.5
+        x = x + sharding.lookup(self.positions[...], batch['positions'])
+        x = layers.dropout(x.astype(dtype), config.dropout, keys[-1]) * real
+        mask = layers.causal_mask(batch['segments'])
+        for block, block_key in zip(self.blocks, keys[:-1], strict=True):
+            x = block(x, mask, block_key) * real
+        return self.norm(x)
+
+    def queries(self, history: dict) -> jax.Array:
+        """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
+        return self.encode(history, self.item_table())[:, -1:]
+
+    def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Next-item loss at every position of packed rows, and its named terms."""
+        config = self.config
+        encode_key, table_key, negative_key = jax.random.split(key, 3)
+        table = layers.dropout(self.item_table(), config.table_dropout, table_key)
+        hidden = self.encode(batch, table, encode_key)
+        targets, weights = batch['targets'], batch['weights']
+        if config.loss == 'softmax':
+            loss = losses.softmax(
+                hidden,
+                table.astype(hidden.dtype),
+                targets,
+                weights,
+                num_items=self.num_items,
+                label_smoothing=config.label_smoothing,
+            )
+            return loss, {'softmax': loss}
+        negatives = self._negatives(batch, negative_key)
+        positive = (hidden * sharding.lookup(table, targets)).sum(-1)
+        scores = negative_scores(hidden, table, negatives)
+        if config.loss == 'bce':
+            loss = losses.bce(positive, scores, weights)
+        elif config.loss == 'gbce':
+            loss = losses.gbce(positive, scores, weights, num_items=self.num_items, t=config.gbce_t)
+        else:
+            expected = config.negatives / self.num_items
+            loss = losses.sampled_softmax(
+                positive,
+                scores,
+                weights,
+                hits=negatives == targets[..., None],
+                log_q_negatives=jnp.log(expected) if config.logq else 0.0,
+            )
+        return loss, {config.loss: loss}
+
+    def _negatives(self, batch, key):
+        """int32 [B, L, k], [B, 1, k] or [1, 1, k] items, as `negatives_per` says."""
+        if self.config.negatives_per == 'data':
+            if 'negatives' not in batch:
+                raise UserError("model.negatives_per='data' needs data.unseen_negatives > 0")
+            return batch['negatives']
+        (b, l), k = batch['items'].shape, self.config.negatives
+        shape = {'batch': (1, 1, k), 'row': (b, 1, k), 'position': (b, l, k)}
+        shape = shape[self.config.negatives_per]
+        split = None if shape[0] == 1 else P('data', None, None)
+        if jax.sharding.get_abstract_mesh().empty:
+            split = None
+        return jax.random.randint(key, shape, 1, self.num_items + 1, out_sharding=split)
+
+
+def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -> jax.Array:
+    """Scores [B, L, k] of negatives [B or 1, L or 1, k] under hidden [B, L, D].
+
+    Negatives of single positions are walked in chunks along L and looked up again in the backward
+    pass, so that [B, L, k, D] never exists.
+    """
+    if negatives.shape[0] == 1:  # one set for the batch
+        return jnp.einsum('bld,kd->blk', hidden, sharding.lookup(table, negatives[0, 0]))
+    if negatives.shape[1] == 1:  # one set per row
+        return jnp.einsum('bld,bkd->blk', hidden, sharding.lookup(table, negatives[:, 0]))
+
+    @jax.checkpoint
+    def scores(x):
+        h, ids = x
+        return jnp.einsum('bd,bkd->bk', h, sharding.lookup(table, ids))
+
+    if negatives.size * hidden.shape[-1] <= _LOOKUP_AT_ONCE:
+        return jnp.einsum('bld,blkd->blk', hidden, sharding.lookup(table, negatives))
+    by_position = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(negatives, 1, 0))
+    return jnp.moveaxis(jax.lax.map(scores, by_position), 0, 1)
+
+
+_LOOKUP_AT_ONCE = 1 << 24  # floats of negatives' vectors held at once: 64 MiB
+
+
+def _item_table(config: Config, num_items: int, key: jax.Array) -> jax.Array:
+    """[table_rows, D], born split over 'model'; the same values on every mesh."""
+    rows = sharding.table_rows(num_items)
+    shape = (rows, config.dim)
+    placed = None if jax.sharding.get_abstract_mesh().empty else sharding.TABLE
+    if config.init == 'xavier_uniform':
+        limit = (6 / (num_items + 1 + config.dim)) ** 0.5
+        unit = jax.random.uniform(key, shape, minval=-1.0, out_sharding=placed)
+        return unit * limit
+    scale = 0.02 if config.init == 'normal' else (2 / (num_items + 1 + config.dim)) ** 0.5
+    return jax.random.normal(key, shape, out_sharding=placed) * scale
+
+
+def _one_of(name, value, known):
+    if value not in known:
+        raise UserError(f'model.{name}={value!r} is not one of {", ".join(known)}')
