@@ -19,6 +19,7 @@ class Data:
     user_col: str = 'user'
     item_col: str = 'item'
     time_col: str = 'timestamp'  # '' = the file is already in time order
+    features: str = ''  # of a table `log`: numeric columns kept with every event, 'COL,COL'
     min_user: int = 0  # k-core: least events per user, iterated to a fixed point with min_item
     min_item: int = 0
     data_dir: str = '~/.cache/jaxrec'  # where prepared data sets are kept

@@ -1,0 +1,108 @@
+"""Prepared data sets on disk: found if finished, else built once, whole or not at all.
+
+    data_dir/name[/variant]/version/           a TFDS data set (array_record, features.json, ...)
+    data_dir/name[/variant]/version/columns/   the same events as memory-mappable columns
+
+The columns are written last and appear by a rename, so a folder that has them is finished.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+
+from jaxrec.cli import UserError
+from jaxrec.histories import FORMAT, Histories, read_meta
+
+COLUMNS = 'columns'
+
+
+@dataclasses.dataclass
+class Recipe:
+    """How to make one prepared data set.
+
+    Attributes:
+      folder: path below data_dir: name[/variant]/version.
+      read: reads the source; gives the histories and what is to be kept in meta.json.
+      about: description, citation, homepage and licence.
+    """
+
+    folder: str
+    read: Callable[[], Histories]
+    about: dict
+
+
+def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
+    """The finished data set in `folder`, or None. Only numpy files are read."""
+    columns = folder / COLUMNS
+    try:
+        meta = read_meta(columns)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if meta.get('format') != FORMAT:
+        return None
+    return Histories.load(columns), {**meta, 'path': str(folder)}
+
+
+def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histories, dict]:
+    """Opens the data set of `recipe` below `data_dir`, after building it if need be.
+
+    Returns:
+      The histories, memory-mapped, and meta.json with the folder as 'path'.
+
+    Raises:
+      UserError: `data_dir` cannot be written to, the disk is full, or the source is at fault.
+    """
+    root = pathlib.Path(data_dir).expanduser().absolute()
+    folder = root / recipe.folder
+    found = find(folder)
+    if found:
+        return found
+    with _locked(folder, root):
+        found = find(folder)  # built by another process while this one waited
+        if found:
+            return found
+        histories = recipe.read()
+        try:
+            _build(histories, folder, root, recipe.about, say)
+        except OSError as e:
+            raise _cannot_write(folder, e) from e
+    return find(folder)
+
+
+def _build(histories, folder, root, about, say) -> None:
+    from jaxrec.datasets import tfds_builder  # imports tensorflow_datasets: only to build
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in (*folder.parent.glob('incomplete.*'), *folder.glob('columns.partial*')):
+        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
+    shutil.rmtree(folder, ignore_errors=True)
+    need = 2 * sum(c.nbytes for c in (histories.items, histories.times) if c is not None)
+    free = shutil.disk_usage(folder.parent).free
+    if need > free:
+        raise OSError(errno.ENOSPC, f'about {need >> 20} MiB needed, {free >> 20} MiB free')
+    say(f'writing {folder}')
+    tfds_builder.write(histories, folder, root, about)
+    histories.save(folder / COLUMNS, about)
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
+    """Holds the lock of `folder`, so that of several processes one builds and the others wait."""
+    name = '-'.join(folder.relative_to(root).parts)
+    try:
+        (root / '.locks').mkdir(parents=True, exist_ok=True)
+        lock = open(root / '.locks' / name, 'w')  # never deleted: a waiter may hold it open
+    except OSError as e:
+        raise _cannot_write(folder, e) from e
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _cannot_write(folder: pathlib.Path, error: OSError) -> UserError:
+    reason = error.strerror or str(error)
+    return UserError(f'cannot write {folder}: {reason}; choose another folder with --data_dir')

@@ -1,0 +1,97 @@
+"""Generated histories with a known structure, for tests and for trying things out.
+
+The next item depends on the last two: item b has two followers, and which of them is likely is
+decided by the item a before b. With the default parameters the likely one comes next with
+probability 0.6, the other with 0.2, and a popular item (Zipf) with 0.2. No user meets an item
+twice, so filtering seen items removes no target.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from jaxrec.cli import UserError
+from jaxrec.datasets.events import Coded, Events
+
+DAY = 86_400
+
+
+@dataclasses.dataclass
+class Parameters:
+    """What `synthetic:users=1000,items=200` sets."""
+
+    users: int = 1000
+    items: int = 200
+    length: int = 20  # mean events per user; the least is 3 and the most 3 * length
+    seed: int = 0
+    likely: float = 0.6  # probability of the follower that the last two items point to
+    other: float = 0.2  # of the other follower of the last item; the rest is popularity
+
+
+def parse(argument: str) -> Parameters:
+    """Reads 'users=1000,seed=3'.
+
+    Raises:
+      UserError: unknown parameter, or not a number, or a value that makes no sense.
+    """
+    values = {}
+    kinds = {f.name: f.type for f in dataclasses.fields(Parameters)}
+    for part in filter(None, argument.split(',')):
+        name, _, value = part.partition('=')
+        if name not in kinds:
+            raise UserError(f'synthetic has no parameter {name!r}; it has {", ".join(kinds)}')
+        try:
+            values[name] = kinds[name](value)
+        except ValueError as e:
+            raise UserError(f'synthetic:{part} is not {kinds[name].__name__}') from e
+    p = Parameters(**values)
+    if p.users < 1 or p.length < 3 or p.items < 3 * p.length or p.seed < 0:
+        raise UserError('synthetic needs users >= 1, length >= 3, items >= 3 * length, seed >= 0')
+    if not (0 <= p.likely <= 1 and 0 <= p.other <= 1 - p.likely):
+        raise UserError('synthetic needs likely >= 0, other >= 0 and likely + other <= 1')
+    return p
+
+
+def generate(p: Parameters) -> Events:
+    """Events with times in seconds, in order of (user, time); raw ids count from 1."""
+    rng = np.random.default_rng(p.seed)
+    followers = rng.integers(0, p.items, (p.items, 2))
+    popularity = np.cumsum(1 / np.arange(1, p.items + 1))
+    popularity /= popularity[-1]
+    lengths = np.clip(rng.geometric(1 / (p.length - 2), p.users) + 2, 3, 3 * p.length)
+    steps = int(lengths.max())
+    history = np.full((p.users, steps), -1, np.int64)
+    everyone = np.arange(p.users)
+    for t in range(steps):
+        by_popularity = np.searchsorted(popularity, rng.random(p.users))
+        before, last = history[:, max(t - 2, 0)], history[:, max(t - 1, 0)]
+        pointed = (before % 2 + 2) % 2
+        draw = rng.random(p.users)
+        which = np.where(draw < p.likely, pointed, 1 - pointed)
+        follower = followers[last, which]
+        chosen = (
+            by_popularity
+            if t == 0
+            else np.where(draw < p.likely + p.other, follower, by_popularity)
+        )
+        history[everyone, t] = _first_unseen(chosen, history[:, :t], p.items)
+    alive = np.arange(steps) < lengths[:, None]
+    gaps = np.ceil(rng.exponential(DAY, history.shape)).astype(np.int64)
+    starts = rng.integers(0, 365 * DAY, (p.users, 1))
+    times = 1_500_000_000 + starts + np.cumsum(gaps, axis=1)
+    users = np.repeat(everyone.astype(np.int32), lengths)
+    return Events(
+        Coded(users, everyone + 1),
+        Coded(history[alive].astype(np.int32), np.arange(1, p.items + 1)),
+        times[alive],
+    )
+
+
+def _first_unseen(chosen: np.ndarray, seen: np.ndarray, items: int) -> np.ndarray:
+    """`chosen` [U] moved up, item by item, past what each user's row of `seen` [U, t] holds."""
+    chosen = chosen.copy()
+    clash = np.flatnonzero((seen == chosen[:, None]).any(1))
+    while len(clash):
+        chosen[clash] = (chosen[clash] + 1) % items
+        clash = clash[(seen[clash] == chosen[clash, None]).any(1)]
+    return chosen

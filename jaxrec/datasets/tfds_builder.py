@@ -1,0 +1,98 @@
+"""Histories as a TFDS data set: one example is one user's time-ordered history.
+
+TensorFlow is not needed: records are array_record, and nothing here decodes with it. Reading back:
+
+    import tensorflow_datasets as tfds
+    source = tfds.builder_from_directory(folder).as_data_source('histories')
+    source[0]  # {'user': ..., 'items': int32 [n], 'times': int64 [n], ...}
+"""
+
+import contextlib
+import io
+import os
+import pathlib
+
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import logging
+
+from jaxrec.histories import Histories
+
+SPLIT = 'histories'
+VERSION = '1.0.0'
+
+
+class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Writes Histories. The name is the data set's, so it is set on the object, not the class."""
+
+    VERSION = tfds.core.Version(VERSION)
+    # Nothing is downloaded by TFDS, so it needs no checksums; looking for their file would import
+    # importlib_resources, which tensorflow-datasets 4.9.10 does not ask pip for.
+    url_infos = None
+
+    def __init__(self, histories: Histories, about: dict, name: str, **kwargs):
+        self.name = name
+        self._histories = histories
+        self._about = about
+        super().__init__(file_format='array_record', **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        h = self._histories
+        features = {'user': _id_feature(h.user_ids), 'items': _column(h.items)}
+        if h.times is not None:
+            features['times'] = _column(h.times)
+        features |= {name: _column(column) for name, column in h.features.items()}
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self._about['description'],
+            citation=self._about['citation'],
+            homepage=self._about['homepage'],
+            license=self._about['licence'],
+            features=tfds.features.FeaturesDict(features),
+            disable_shuffling=True,  # example u is user u
+        )
+
+    def _split_generators(self, dl_manager):
+        return {SPLIT: self._generate_examples()}
+
+    def _generate_examples(self):
+        h = self._histories
+        columns = {'items': h.items, **h.features}
+        if h.times is not None:
+            columns['times'] = h.times
+        for user, (start, end) in enumerate(zip(h.offsets[:-1], h.offsets[1:], strict=True)):
+            example = {name: column[start:end] for name, column in columns.items()}
+            yield user, {'user': h.raw_user(user), **example}
+
+
+def write(histories: Histories, folder: pathlib.Path, data_dir: pathlib.Path, about: dict) -> None:
+    """Writes `histories` into `folder` = data_dir/name[/variant]/version, whole or not at all."""
+    name, *variant, _ = folder.relative_to(data_dir).parts
+    config = tfds.core.BuilderConfig(name=variant[0]) if variant else None
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)  # progress and warnings about what is meant to be so
+    tfds.disable_progress_bar()
+    quiet = contextlib.redirect_stdout(io.StringIO())  # it prints with print()
+    try:
+        builder = HistoriesBuilder(
+            histories,
+            about,
+            name,
+            data_dir=os.fspath(data_dir),
+            config=config,
+        )
+        if pathlib.Path(builder.data_dir) != folder:
+            raise AssertionError(f'{builder.data_dir} is not {folder}')
+        with quiet:
+            builder.download_and_prepare()
+    finally:
+        logging.set_verbosity(verbosity)
+        tfds.enable_progress_bar()
+
+
+def _id_feature(ids: np.ndarray):
+    return tfds.features.Text() if ids.dtype.kind == 'S' else tfds.features.Scalar(np.int64)
+
+
+def _column(column: np.ndarray):
+    return tfds.features.Tensor(shape=(None,), dtype=column.dtype)
