@@ -48,7 +48,7 @@ class TrainBatches:
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
-        self._histories, self._max_len, self._rows, self._seed = histories, max_len, rows, seed
+        self._histories, self._max_len, self._seed = histories, max_len, seed
         self._process = process
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
@@ -57,6 +57,8 @@ class TrainBatches:
             raise UserError('no user has two training events: there is nothing to train on')
         self._slot_lengths, self._row_slots = pack_lengths(self._lengths, max_len)
         self._slot_order = np.argsort(self._slot_lengths, kind='stable')
+        self.rows = rows
+        self.windows_per_epoch = len(self._lengths)
         self.targets_per_epoch = int(self._lengths.sum())
         self.rows_per_epoch = len(self._row_slots) - 1
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
@@ -94,7 +96,7 @@ class TrainBatches:
         row_first = np.cumsum(slots_per_row) - slots_per_row
         column = before - np.repeat(before[row_first], slots_per_row)
 
-        shape = (self._rows, self._max_len)
+        shape = (self.rows, self._max_len)
         source = ranges(self._starts[windows], lengths)
         place = ranges(row * self._max_len + column, lengths)
         batch = {
@@ -111,7 +113,7 @@ class TrainBatches:
             negatives.reshape(-1, drawn.shape[1])[place] = drawn
             batch['negatives'] = negatives
         index, count = self._process
-        part = self._rows // count
+        part = self.rows // count
         return {name: value[index * part : (index + 1) * part] for name, value in batch.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

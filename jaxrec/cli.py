@@ -58,7 +58,9 @@ def _parse(argv):
     except flags.Error as e:
         _fail(str(e))
     except KeyError as e:  # ml_collections: unknown field of the config
-        _fail(f'{e.args[0] if e.args else e}; see jaxrec/config.py and the model file for the fields')
+        _fail(
+            f'{e.args[0] if e.args else e}; see jaxrec/config.py and the model file for the fields'
+        )
     except (AttributeError, TypeError, ValueError, OSError, ImportError, UserError) as e:
         _fail(f'bad --config: {e}')
 

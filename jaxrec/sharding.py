@@ -53,8 +53,7 @@ def concrete(tree):
     mesh = jax.sharding.get_mesh()
 
     def place(x):
-        return jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=jax.NamedSharding(mesh, x.sharding.spec)
-        )
+        spec = P() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)

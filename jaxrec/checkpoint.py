@@ -1,0 +1,133 @@
+"""Checkpoints of a run (orbax): `last` to go on from, `best` to evaluate and serve.
+
+A checkpoint is written beside its final name and renamed when it is whole, so a killed run never
+leaves half of one behind.
+"""
+
+import contextlib
+import logging
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxrec.cli import UserError
+
+
+class Checkpoints:
+    """The two checkpoint series of a work directory.
+
+    Args:
+      workdir: folder of the run; checkpoints go to workdir/checkpoints/{last,best}.
+    """
+
+    def __init__(self, workdir: pathlib.Path):
+        _quiet()
+        folder = workdir.absolute() / 'checkpoints'
+        with _one_line(folder):
+            self._last, self._best = (
+                ocp.CheckpointManager(
+                    folder / name, options=ocp.CheckpointManagerOptions(max_to_keep=1)
+                )
+                for name in ('last', 'best')
+            )
+        self._folder = folder
+
+    def save_last(self, step: int, state: dict, host: dict) -> None:
+        """Saves the whole train state and `host` (JSON-able), in the background."""
+        self._save(self._last, step, state, host)
+
+    def save_best(self, step: int, params: dict, host: dict) -> None:
+        """Saves the parameters that scored best so far, in the background."""
+        self._save(self._best, step, params, host)
+
+    def last_step(self) -> int | None:
+        """Step of the newest whole checkpoint, None if there is none."""
+        return self._last.latest_step()
+
+    def best_step(self) -> int | None:
+        return self._best.latest_step()
+
+    def restore_last(self, abstract: dict) -> tuple[dict, dict]:
+        """(state, host); `abstract` gives shapes, dtypes and placement (sharding.concrete)."""
+        return self._restore(self._last, abstract)
+
+    def restore_best(self, abstract: dict) -> tuple[dict, dict]:
+        """(params, host)."""
+        return self._restore(self._best, abstract)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on disk; UserError if it could not be written."""
+        with _one_line(self._folder):
+            self._last.wait_until_finished()
+            self._best.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._last.close()
+        self._best.close()
+
+    def _save(self, manager, step, tree, host):
+        if manager.latest_step() == step:  # resumed just before it and came here again
+            return
+        # Saving goes on in the background while the next step reuses (donates) these buffers,
+        # which on a CPU the writer may still be reading.
+        if jax.default_backend() == 'cpu':
+            tree = jax.tree.map(jnp.copy, tree)
+        with _one_line(self._folder):
+            manager.save(
+                step,
+                args=ocp.args.Composite(
+                    tree=ocp.args.StandardSave(tree), host=ocp.args.JsonSave(host)
+                ),
+            )
+
+    def _restore(self, manager, abstract):
+        step = manager.latest_step()
+        args = ocp.args.Composite(
+            tree=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore()
+        )
+        try:
+            restored = manager.restore(step, args=args)
+        except (ValueError, KeyError, TypeError) as e:
+            reason = str(e).strip().splitlines()[0]
+            raise UserError(
+                f'checkpoint {step} in {self._folder} does not fit this model ({reason}); '
+                'it belongs to another config: use another --workdir'
+            ) from e
+        return restored.tree, restored.host
+
+
+@contextlib.contextmanager
+def _one_line(folder):
+    """Turns a failed write (full disk, no permission) into one clear line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        cause = e
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        text = str(cause or e)
+        known = ('No space left', 'Permission denied', 'Read-only', 'Disk quota', 'Not a directory')
+        if cause is None and not any(k in text for k in known):
+            raise
+        reason = next((k for k in known if k in text), text.splitlines()[0])
+        raise UserError(
+            f'cannot write checkpoints to {folder}: {reason}; '
+            'free some space or choose another --workdir, and run the same command again'
+        ) from e
+
+
+def _quiet():
+    """Drops orbax's dozens of INFO lines per save, which go through absl's logger."""
+
+    class NoOrbax(logging.Filter):
+        def filter(self, record):
+            return record.levelno >= logging.WARNING or 'orbax' not in record.pathname
+
+    logger = logging.getLogger('absl')
+    if not any(type(f).__name__ == 'NoOrbax' for f in logger.filters):
+        logger.addFilter(NoOrbax())

@@ -1,0 +1,48 @@
+"""The optimiser that an experiment's Optim describes (optax)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrec import config
+from jaxrec.cli import UserError
+
+
+def make_optimizer(optim: config.Optim, steps: int) -> optax.GradientTransformation:
+    """Adam, or AdamW when weight_decay > 0, after clipping by global norm if asked for.
+
+    Args:
+      optim: the experiment's settings.
+      steps: length of the decay, in steps.
+    """
+    peak, warmup = optim.learning_rate, optim.warmup_steps
+    decay = max(steps - warmup, 1)
+    after = {
+        'constant': lambda: optax.constant_schedule(peak),
+        'linear': lambda: optax.linear_schedule(peak, 0.0, decay),
+        'cosine': lambda: optax.cosine_decay_schedule(peak, decay),
+    }
+    if optim.schedule not in after:
+        raise UserError(f'optim.schedule={optim.schedule!r} is not one of {", ".join(after)}')
+    schedule = after[optim.schedule]()
+    if warmup:
+        rise = optax.linear_schedule(0.0, peak, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup])
+    moments = {'b1': optim.b1, 'b2': optim.b2, 'eps': optim.eps}
+    if optim.weight_decay:
+        adam = optax.adamw(schedule, **moments, weight_decay=optim.weight_decay)
+    else:
+        adam = optax.adam(schedule, **moments)
+    return (
+        optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam) if optim.clip_norm else adam
+    )
+
+
+def average(old, new, decay: float, step):
+    """Moving average of parameters: decay * old + (1 - decay) * new.
+
+    In the first steps the decay is (1 + step) / (10 + step) if that is less, so that the average
+    does not hang on to the initial values.
+    """
+    decay = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(lambda a, b: b + (a - b) * decay.astype(b.dtype), old, new)
