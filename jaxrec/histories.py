@@ -70,9 +70,14 @@ class Histories:
         return '' if self.titles is None else _plain(self.titles[item - 1])
 
     def content_hash(self) -> str:
-        """sha256 over every column in a fixed order; independent of file format and platform."""
+        """sha256 over every column but titles; independent of file format and platform.
+
+        Titles are for display: sources of one data set spell them differently.
+        """
         digest = hashlib.sha256(b'jaxrec histories 1')
         for name, column in self._columns().items():
+            if name == 'titles':
+                continue
             digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
             flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
             for start in range(0, len(flat), 1 << 24):

@@ -1,7 +1,7 @@
 """Data sets: a public one by name, a generated one, or your own log. `load` is all training needs.
 
-A public data set is a `public.DataSet` in one of the files here; KNOWN says which. Prepared data
-sets are kept below config.data_dir (see `store`); opening one imports neither TFDS nor the readers.
+Prepared data sets are kept below config.data_dir (see `store`); opening one again needs neither its
+source nor TFDS. A new public data set is a `public.DataSet` in a file here and a line in KNOWN.
 """
 
 import difflib
@@ -15,10 +15,20 @@ from jaxrec.cli import UserError
 from jaxrec.datasets import store
 from jaxrec.histories import Histories
 
-VERSION = '1.0.0'  # of what the readers make of a source; a new one makes old folders stale
-
-# name -> file here and the name of its DataSet
-KNOWN = {}
+# name -> file here, its DataSet, and a summary for --help
+KNOWN = {
+    'ml-100k': ('movielens', 'ML_100K', 'MovieLens-100K: ratings, times and titles'),
+    'ml-1m': ('movielens', 'ML_1M', 'MovieLens-1M: ratings, times and titles'),
+    'ml-1m-sasrec': ('sasrec_text', 'ML_1M', 'MovieLens-1M in the order SASRec published'),
+    'games': ('sasrec_text', 'GAMES', 'Amazon Video Games as SASRec published it'),
+    'beauty': ('s3rec', 'BEAUTY', 'Amazon Beauty, the 5-core of S3-Rec'),
+    'sports': ('s3rec', 'SPORTS', 'Amazon Sports and Outdoors, the 5-core of S3-Rec'),
+    'toys': ('s3rec', 'TOYS', 'Amazon Toys and Games, the 5-core of S3-Rec'),
+    'yelp': ('s3rec', 'YELP', 'Yelp 2019, the 5-core of S3-Rec'),
+}
+SYNTHETIC = 'synthetic'
+NAMES = (*KNOWN, SYNTHETIC)
+_FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
 
 def load(
@@ -41,94 +51,97 @@ def load(
     try:
         return _load(config, say)
     except UserError as e:
-        raise UserError(re.sub(r'--(?=[a-z])', flags, str(e))) from e
+        raise UserError(_FLAG.sub(flags, str(e))) from e
 
 
 def _load(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
     if config.log:
-        return _load_log(config, say)
-    if not config.dataset:
-        raise UserError(f'no data: give --log=FILE or --dataset=NAME ({names()})')
-    name, _, argument = config.dataset.partition(':')
-    if name == 'synthetic':
-        return store.find_or_build(_synthetic(config, argument), config.data_dir, say)
-    if name not in KNOWN or argument:
-        near = difflib.get_close_matches(config.dataset, [*KNOWN, 'synthetic'], n=3, cutoff=0.4)
-        rest = [n for n in [*KNOWN, 'synthetic'] if n not in near]
-        raise UserError(
-            f'unknown data set {config.dataset!r}; known, nearest first: {", ".join(near + rest)}; '
-            'for your own file use --log=FILE'
-        )
-    return store.find_or_build(_public(config, name, say), config.data_dir, say)
-
-
-def names() -> str:
-    """Names of the known data sets, for messages."""
-    return ', '.join([*KNOWN, 'synthetic'])
-
-
-def _load_log(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
-    path = pathlib.Path(config.log).expanduser()
-    if path.is_dir():
-        found = store.find(path) or store.find(path.parent)
-        if not found:
-            raise UserError(f'{path} is a folder without a prepared data set; --log is a file')
-        return found
-    if not path.exists():
-        raise UserError(f'no such file: {path} (--log)')
-    from jaxrec.datasets import log_file
-
-    def read() -> Histories:
-        from jaxrec.datasets.events import to_histories
-
-        say(f'reading {path}')
-        events = log_file.read(config)
-        return to_histories(
-            events, name=path.name, min_user=config.min_user, min_item=config.min_item
-        )
-
-    about = _about(f'Interaction log {path.name}.', source=str(path.resolve()))
-    recipe = store.Recipe(f'log/{log_file.key(config)}/{VERSION}', read, about)
+        path = pathlib.Path(config.log).expanduser()
+        if path.is_dir():
+            return _open_folder(path)
+        recipe = _log(config, path, say)
+    elif not config.dataset:
+        raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
+    elif config.dataset.partition(':')[0] == SYNTHETIC:
+        recipe = _synthetic(config)
+    elif config.dataset in KNOWN:
+        recipe = _public(config, say)
+    else:
+        raise UserError(_unknown(config.dataset))
     return store.find_or_build(recipe, config.data_dir, say)
 
 
-def _synthetic(config: config_lib.Data, argument: str) -> store.Recipe:
-    from jaxrec.datasets import synthetic
+def _open_folder(path: pathlib.Path) -> tuple[Histories, dict]:
+    for folder in (path, path / store.VERSION, path.parent if path.name == store.COLUMNS else path):
+        found = store.find(folder)
+        if found:
+            return found
+    raise UserError(f'{path} is a folder without a prepared data set; --log is a file or such one')
 
-    parameters = synthetic.parse(argument)
-    variant = '_'.join(f'{k}{v}' for k, v in vars(parameters).items()) + _k_core_name(config, '_')
 
-    def read() -> Histories:
-        from jaxrec.datasets.events import to_histories
+def _log(config: config_lib.Data, path: pathlib.Path, say: Callable) -> store.Recipe:
+    from jaxrec.datasets import events, log_file
 
-        events = synthetic.generate(parameters)
-        return to_histories(
-            events, name=config.dataset, min_user=config.min_user, min_item=config.min_item
+    def read() -> store.Source:
+        say(f'reading {path}')
+        return store.Source(
+            events.to_histories(log_file.read(config), path.name, config.min_user, config.min_item),
+            f'Interaction log {path.name}.',
+            str(path.resolve()),
         )
 
-    about = _about(f'Generated histories: {parameters}.', source='generated')
-    return store.Recipe(f'synthetic/{variant}/{VERSION}', read, about)
+    if not path.exists():
+        raise UserError(f'no such file: {path} (--log)')
+    return store.Recipe(f'log/{log_file.key(config)}/{store.VERSION}', read)
 
 
-def _public(config: config_lib.Data, name: str, say: Callable) -> store.Recipe:
-    module, attribute = KNOWN[name]
-    data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
-    raise NotImplementedError(data_set)
+def _synthetic(config: config_lib.Data) -> store.Recipe:
+    from jaxrec.datasets import events, synthetic
+
+    parameters = synthetic.parse(config.dataset.partition(':')[2])
+
+    def read() -> store.Source:
+        generated = synthetic.generate(parameters)
+        return store.Source(
+            events.to_histories(generated, config.dataset, config.min_user, config.min_item),
+            f'Generated histories: {parameters}.',
+            'generated',
+        )
+
+    variant = '_'.join(f'{k}{v}' for k, v in vars(parameters).items()) + _k_core(config, '_')
+    return store.Recipe(f'synthetic/{variant}/{store.VERSION}', read)
 
 
-def _k_core_name(config: config_lib.Data, prefix: str) -> str:
+def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
+    module, attribute, _ = KNOWN[config.dataset]
+
+    def read() -> store.Source:
+        from jaxrec.datasets import events
+
+        data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
+        raw, used = data_set.read_checked(config.source, say)
+        return store.Source(
+            events.to_histories(raw, config.dataset, config.min_user, config.min_item),
+            data_set.description,
+            used,
+            data_set.citation,
+            data_set.homepage,
+            data_set.licence,
+        )
+
+    name = config.dataset.replace('-', '_')  # TFDS allows no dash
+    return store.Recipe(f'{name}{_k_core(config, "/")}/{store.VERSION}', read)
+
+
+def _k_core(config: config_lib.Data, prefix: str) -> str:
     if not (config.min_user or config.min_item):
         return ''
     return f'{prefix}user{config.min_user}_item{config.min_item}'
 
 
-def _about(description: str, *, source: str, citation='', homepage='', licence='') -> dict:
-    return {
-        'description': description,
-        'citation': citation,
-        'homepage': homepage,
-        'licence': licence,
-        'source': source,
-    }
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, NAMES, n=3, cutoff=0.4)
+    names = ', '.join([*near, *(n for n in NAMES if n not in near)])
+    return f'unknown data set {name!r}; known, nearest first: {names}; own files: --log=FILE'

@@ -45,7 +45,7 @@ class Events:
     titles: tuple[np.ndarray, np.ndarray] | None = None
 
 
-def to_histories(events: Events, *, name: str, min_user: int = 0, min_item: int = 0) -> Histories:
+def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0) -> Histories:
     """Filters, numbers and sorts events.
 
     Users and items are numbered by ascending raw id (integers by value, text by its utf-8 bytes)

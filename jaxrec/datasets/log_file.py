@@ -53,8 +53,14 @@ def key(config: config_lib.Data) -> str:
 
 
 def columns(config: config_lib.Data) -> tuple[str, ...]:
-    """The extra columns to keep."""
-    return tuple(c for c in (c.strip() for c in config.features.split(',')) if c)
+    """The extra columns to keep; raises UserError on one that cannot be a file name."""
+    names = tuple(dict.fromkeys(c.strip() for c in config.features.split(',') if c.strip()))
+    for name in names:
+        if not re.fullmatch(r'[\w.-]+', name):
+            raise UserError(
+                f'--features: column {name!r} must be renamed to letters, digits and _ . - only'
+            )
+    return names
 
 
 def read(config: config_lib.Data) -> Events:
@@ -76,6 +82,8 @@ def read(config: config_lib.Data) -> Events:
         if isinstance(e, UnicodeDecodeError) or 'UTF8' in reason.upper().replace('-', ''):
             reason = 'it is not UTF-8 text; convert it, e.g. with iconv'
         raise UserError(f'cannot read {name}: {reason}') from e
+    except OSError as e:
+        raise UserError(f'cannot read {path}: {e.strerror or e}') from e
 
 
 def open_plain(path: pathlib.Path) -> BinaryIO:
@@ -134,10 +142,10 @@ def _layout(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str
     best = max(headers, key=lambda d: len(headers[d]))
     if config.layout == 'table' or any(len(headers[d]) > 1 for d in ',;|'):
         _check_columns(headers[best], name, config)
-    return _text_layout(sample, first, name), ''
+    return _text_layout(sample, first, name, config), ''
 
 
-def _text_layout(sample: bytes, first: str, name: str) -> str:
+def _text_layout(sample: bytes, first: str, name: str, config: config_lib.Data) -> str:
     if len(sample) == SAMPLE:
         sample = sample[: sample.rfind(b'\n') + 1] or sample
     block = text_layouts.split_words(sample.removeprefix(b'\xef\xbb\xbf'))
@@ -147,6 +155,8 @@ def _text_layout(sample: bytes, first: str, name: str) -> str:
     below = block.words[int(counts[0]) :][:1000].to_pylist()
     if below and all(integer.match(w.decode(errors='replace')) for w in below):
         if not any(integer.match(w) for w in first.split()):
+            if '\t' in first:
+                _check_columns(tables.header_fields(first, '\t'), name, config)
             raise UserError(
                 f'cannot tell the layout of {name}: its first line looks like a header, but the '
                 f'columns of a table are split at tabs or commas; {ask}'
@@ -162,7 +172,7 @@ def _text_layout(sample: bytes, first: str, name: str) -> str:
         return 'sequences'
     raise UserError(
         f'cannot tell the layout of {name}: lines of {counts.max()} fields share their first field '
-        f'and there is no header line with {"user"!r} columns; {ask}'
+        f'and no header line names the columns {config.user_col!r} and {config.item_col!r}; {ask}'
     )
 
 

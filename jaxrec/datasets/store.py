@@ -17,7 +17,21 @@ from collections.abc import Callable, Iterator
 from jaxrec.cli import UserError
 from jaxrec.histories import FORMAT, Histories, read_meta
 
+VERSION = '1.0.0'  # of what the readers make of a source; a new one makes old folders stale
 COLUMNS = 'columns'
+SPARE = 1 << 20  # bytes for everything beside the columns and the records
+
+
+@dataclasses.dataclass
+class Source:
+    """What a source gave: the histories, and what is told about them."""
+
+    histories: Histories
+    description: str
+    source: str  # file or address that was read
+    citation: str = ''
+    homepage: str = ''
+    licence: str = ''
 
 
 @dataclasses.dataclass
@@ -26,17 +40,15 @@ class Recipe:
 
     Attributes:
       folder: path below data_dir: name[/variant]/version.
-      read: reads the source; gives the histories and what is to be kept in meta.json.
-      about: description, citation, homepage and licence.
+      read: reads the source.
     """
 
     folder: str
-    read: Callable[[], Histories]
-    about: dict
+    read: Callable[[], Source]
 
 
 def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
-    """The finished data set in `folder`, or None. Only numpy files are read."""
+    """The finished data set in `folder`, or None. Only meta.json and numpy files are read."""
     columns = folder / COLUMNS
     try:
         meta = read_meta(columns)
@@ -65,28 +77,38 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histori
         found = find(folder)  # built by another process while this one waited
         if found:
             return found
-        histories = recipe.read()
+        source = recipe.read()
         try:
-            _build(histories, folder, root, recipe.about, say)
+            _build(source, folder, root, say)
         except OSError as e:
+            shutil.rmtree(folder, ignore_errors=True)  # makes room again
             raise _cannot_write(folder, e) from e
     return find(folder)
 
 
-def _build(histories, folder, root, about, say) -> None:
+def _build(source: Source, folder: pathlib.Path, root: pathlib.Path, say: Callable) -> None:
     from jaxrec.datasets import tfds_builder  # imports tensorflow_datasets: only to build
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in (*folder.parent.glob('incomplete.*'), *folder.glob('columns.partial*')):
+    for leftover in folder.parent.glob('incomplete.*'):
         shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
     shutil.rmtree(folder, ignore_errors=True)
-    need = 2 * sum(c.nbytes for c in (histories.items, histories.times) if c is not None)
-    free = shutil.disk_usage(folder.parent).free
-    if need > free:
-        raise OSError(errno.ENOSPC, f'about {need >> 20} MiB needed, {free >> 20} MiB free')
+    _check_space(source.histories, folder.parent)
     say(f'writing {folder}')
-    tfds_builder.write(histories, folder, root, about)
-    histories.save(folder / COLUMNS, about)
+    about = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)[1:]}
+    tfds_builder.write(source.histories, folder, root, about)
+    source.histories.save(folder / COLUMNS, about)
+
+
+def _check_space(h: Histories, folder: pathlib.Path) -> None:
+    """Raises OSError if the records and the columns cannot fit, before hours are spent."""
+    per_event = [h.items, *h.features.values(), *([] if h.times is None else [h.times])]
+    need = 2 * sum(c.nbytes for c in per_event) + h.offsets.nbytes + SPARE
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise OSError(
+            errno.ENOSPC, f'disk full (about {need >> 20} MiB needed, {free >> 20} MiB free)'
+        )
 
 
 @contextlib.contextmanager

@@ -115,8 +115,8 @@ def _check_once(users: Coded, lines: np.ndarray, name: str) -> None:
     again = np.flatnonzero(users.codes[order][1:] == users.codes[order][:-1])[0]
     user = users.values[users.codes[order[again]]]
     user = user.decode() if isinstance(user, bytes) else user
+    first, second = lines[order[again]], lines[order[again + 1]]
     raise UserError(
-        f'{name} has user {user} on lines {lines[order[again]]} and {lines[order[again + 1]]} where '
-        'layout sequences has one line per user; a table needs a header line, and `user item` '
-        'lines --layout=pairs'
+        f'{name} has user {user} on lines {first} and {second} where layout sequences has one line '
+        'per user; a table needs a header line, and `user item` lines --layout=pairs'
     )

@@ -4,7 +4,7 @@ TensorFlow is not needed: records are array_record, and nothing here decodes wit
 
     import tensorflow_datasets as tfds
     source = tfds.builder_from_directory(folder).as_data_source('histories')
-    source[0]  # {'user': ..., 'items': int32 [n], 'times': int64 [n], ...}
+    source[0]  # {'user': raw id, 'items': int32 [n], 'times': int64 [n], 'features': {...}}
 """
 
 import contextlib
@@ -16,16 +16,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+from jaxrec.datasets import store
 from jaxrec.histories import Histories
 
 SPLIT = 'histories'
-VERSION = '1.0.0'
 
 
 class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Writes Histories. The name is the data set's, so it is set on the object, not the class."""
 
-    VERSION = tfds.core.Version(VERSION)
+    VERSION = tfds.core.Version(store.VERSION)
     # Nothing is downloaded by TFDS, so it needs no checksums; looking for their file would import
     # importlib_resources, which tensorflow-datasets 4.9.10 does not ask pip for.
     url_infos = None
@@ -41,7 +41,8 @@ class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         features = {'user': _id_feature(h.user_ids), 'items': _column(h.items)}
         if h.times is not None:
             features['times'] = _column(h.times)
-        features |= {name: _column(column) for name, column in h.features.items()}
+        if h.features:
+            features['features'] = {name: _column(c) for name, c in h.features.items()}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self._about['description'],
@@ -57,12 +58,13 @@ class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self):
         h = self._histories
-        columns = {'items': h.items, **h.features}
-        if h.times is not None:
-            columns['times'] = h.times
         for user, (start, end) in enumerate(zip(h.offsets[:-1], h.offsets[1:], strict=True)):
-            example = {name: column[start:end] for name, column in columns.items()}
-            yield user, {'user': h.raw_user(user), **example}
+            example = {'user': h.raw_user(user), 'items': h.items[start:end]}
+            if h.times is not None:
+                example['times'] = h.times[start:end]
+            if h.features:
+                example['features'] = {name: c[start:end] for name, c in h.features.items()}
+            yield user, example
 
 
 def write(histories: Histories, folder: pathlib.Path, data_dir: pathlib.Path, about: dict) -> None:

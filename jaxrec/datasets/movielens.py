@@ -1,0 +1,143 @@
+"""MovieLens-100K and -1M: every rating with its time, and the titles.
+
+Many ratings of a user share a second; equal times keep the order of the published file, so another
+source gives the same histories. SASRec's MovieLens-1M is another file (`ml-1m-sasrec`).
+"""
+
+import io
+import pathlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxrec.cli import UserError
+from jaxrec.datasets import tables
+from jaxrec.datasets.events import Events
+from jaxrec.datasets.public import DataSet, check_sha256, download, open_source, unpack
+
+SITE = 'https://files.grouplens.org/datasets/movielens'
+CITATION = (
+    'Harper and Konstan, The MovieLens Datasets: History and Context, ACM TiiS 5(4), 2015, '
+    'doi:10.1145/2827872'
+)
+LICENCE = (
+    'MovieLens data is for research: no redistribution without separate permission of GroupLens, '
+    'no commercial use; see the README that comes with it'
+)
+COLUMNS = ['user', 'item', 'rating', 'timestamp']
+U_DATA_SHA256 = '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490'
+RATINGS_SHA256 = '506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f'
+WHEEL = 'recbole==1.2.1'  # carries MovieLens-100K as an example
+WHEEL_FOLDER = 'recbole/dataset_example/ml-100k'
+
+
+def read_100k(source: str, say: Callable) -> tuple[Events, str]:
+    """MovieLens-100K from a source, else GroupLens, else a copy in a wheel on PyPI."""
+    if source:
+        ratings, used = open_source(source, 'u.data')
+        titles = _beside(source, 'u.item')
+        if ratings.startswith(b'user_id:token'):
+            ratings = ratings.split(b'\n', 1)[1]
+    else:
+        ratings, titles, used = _fetch_100k(say)
+    check_sha256(ratings, U_DATA_SHA256, used, 'u.data')
+    return _events(ratings, titles and _titles_100k(titles)), used
+
+
+def read_1m(source: str, say: Callable) -> tuple[Events, str]:
+    """MovieLens-1M from a source, else GroupLens."""
+    if source:
+        ratings, used = open_source(source, 'ratings.dat')
+        titles = _beside(source, 'movies.dat')
+    else:
+        used = f'{SITE}/ml-1m.zip'
+        archive = download(used, say)
+        ratings, titles = unpack(archive, 'ratings.dat'), unpack(archive, 'movies.dat')
+    check_sha256(ratings, RATINGS_SHA256, used, 'ratings.dat')
+    titles = titles and [line.split('::')[:2] for line in titles.decode('latin-1').splitlines()]
+    return _events(ratings.replace(b'::', b'\t'), titles), used
+
+
+def _events(ratings: bytes, titles: list[list[str]] | None) -> Events:
+    events = tables.read_csv(
+        io.BytesIO(ratings),
+        'MovieLens',
+        delimiter='\t',
+        user_col='user',
+        item_col='item',
+        time_col='timestamp',
+        features=('rating',),
+        columns=COLUMNS,
+    )
+    events.features['rating'] = events.features['rating'].astype(np.float32)
+    if titles:
+        ids = np.array([int(item) for item, _ in titles])
+        events.titles = ids, np.array([title.strip().encode() for _, title in titles])
+    return events
+
+
+def _titles_100k(data: bytes) -> list[list[str]]:
+    """(item, title) from u.item, or from the .item file of the wheel, which splits off the year."""
+    if not data.startswith(b'item_id:token'):
+        return [line.split('|')[:2] for line in data.decode('latin-1').splitlines()]
+    rows = [line.split('\t') for line in data.decode().splitlines()[1:]]
+    return [[i, f'{title} ({year})' if year.isdigit() else title] for i, title, year, *_ in rows]
+
+
+def _beside(source: str, name: str) -> bytes | None:
+    """Content of the title file of a source, None if it has none: titles are for display only."""
+    path = pathlib.Path(source).expanduser()
+    if path.is_file():
+        with open(path, 'rb') as file:
+            zipped = file.read(4) == b'PK\x03\x04'
+        source = str(path if zipped else path.parent)
+    try:
+        return open_source(source, name)[0]
+    except UserError:
+        return None
+
+
+def _fetch_100k(say: Callable) -> tuple[bytes, bytes, str]:
+    used = f'{SITE}/ml-100k.zip'
+    try:
+        archive = download(used, say)
+        return unpack(archive, 'u.data'), unpack(archive, 'u.item'), used
+    except UserError as e:
+        say(f'note: {e}')
+        unreachable = e
+    say(f'reading the copy in the wheel {WHEEL} on PyPI (downloaded, not installed)')
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary']
+        done = subprocess.run(
+            [*pip, ':none:', WHEEL, '-d', folder], capture_output=True, text=True, timeout=300
+        )
+        wheels = list(pathlib.Path(folder).glob('*.whl'))
+        if done.returncode or not wheels:
+            reason = (done.stderr.strip().splitlines() or ['no wheel'])[-1]
+            raise UserError(f'{unreachable}; nor is {WHEEL} to be had from PyPI ({reason})')
+        archive = wheels[0].read_bytes()
+    ratings = unpack(archive, 'ml-100k.inter').split(b'\n', 1)[1]  # below its header: u.data
+    return ratings, unpack(archive, 'ml-100k.item'), f'{WHEEL}:{WHEEL_FOLDER}'
+
+
+ML_100K = DataSet(
+    name='ml-100k',
+    description='MovieLens-100K: every rating of 943 users with its time, raw and unfiltered.',
+    citation=CITATION,
+    homepage='https://grouplens.org/datasets/movielens/100k/',
+    licence=LICENCE,
+    size=(943, 1_682, 100_000),
+    read=read_100k,
+)
+ML_1M = DataSet(
+    name='ml-1m',
+    description='MovieLens-1M: every rating of 6,040 users with its time, raw and unfiltered.',
+    citation=CITATION,
+    homepage='https://grouplens.org/datasets/movielens/1m/',
+    licence=LICENCE,
+    size=(6_040, 3_706, 1_000_209),
+    read=read_1m,
+)

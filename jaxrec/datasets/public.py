@@ -1,0 +1,128 @@
+"""What is known about a public data set, and getting its files: a given source, or a download."""
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import pathlib
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from collections.abc import Callable
+
+from jaxrec.cli import UserError
+from jaxrec.datasets.events import Events
+
+TIMEOUT = 10  # seconds without an answer before a host counts as unreachable
+
+
+@dataclasses.dataclass
+class DataSet:
+    """A public data set.
+
+    Attributes:
+      name: as in --dataset=NAME.
+      description: what it is, and which of several versions.
+      citation: the paper to cite.
+      homepage: where it is published.
+      licence: what is known about its terms.
+      size: published numbers of users, items and interactions.
+      read: (source, say) -> the events and which source was used; source is '' to download.
+    """
+
+    name: str
+    description: str
+    citation: str
+    homepage: str
+    licence: str
+    size: tuple[int, int, int]
+    read: Callable[[str, Callable], tuple[Events, str]]
+
+    def read_checked(self, source: str, say: Callable) -> tuple[Events, str]:
+        """Reads the events; raises UserError if they are not as many as published."""
+        events, used = self.read(source, say)
+        found = (len(events.users.values), len(events.items.values), len(events.users.codes))
+        if found != self.size:
+            raise UserError(
+                f'{used} is not {self.name} as published: {found[0]} users, {found[1]} items, '
+                f'{found[2]} interactions where {self.size[0]}, {self.size[1]}, {self.size[2]} '
+                'are expected; to use your own version give --log=FILE'
+            )
+        return events, used
+
+
+def open_source(source: str, name: str) -> tuple[bytes, str]:
+    """Content of the file `name` from a source given by the user, and where it was.
+
+    Args:
+      source: the file itself under any name, a zip that holds it, or a folder with either; files
+        may be gzip'd.
+      name: the file's published name.
+
+    Raises:
+      UserError: not found, or damaged.
+    """
+    path = pathlib.Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f'no such file or folder: {path} (--source)')
+    if path.is_dir():
+        found = [p for n in (name, f'{name}.gz') for p in (path / n, *path.glob(f'*/{n}'))]
+        found = [p for p in [*found, *path.glob('*.zip')] if p.exists() and _holds(p, name)]
+        if not found:
+            raise UserError(f'{path} holds no {name} (plain, gzip or zip); see --source')
+        path = found[0]
+    try:
+        return unpack(path.read_bytes(), name), str(path)
+    except KeyError as e:
+        raise UserError(f'{path} holds no {name}') from e
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as e:
+        raise UserError(f'{path} is damaged or truncated; copy it again') from e
+
+
+def unpack(data: bytes, name: str) -> bytes:
+    """Content of file `name` in `data`: a zip holding it, or the file itself, gzip'd or not.
+
+    Raises:
+      KeyError: a zip without it.
+    """
+    if data[:4] == b'PK\x03\x04':
+        with zipfile.ZipFile(io.BytesIO(data)) as z:
+            for member in z.namelist():
+                if member.rsplit('/', 1)[-1] == name:
+                    return z.read(member)
+        raise KeyError(name)
+    return gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
+
+
+def download(url: str, say: Callable) -> bytes:
+    """Fetches `url`; raises UserError with the reason and what to do instead."""
+    say(f'downloading {url}')
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+            return response.read()
+    except OSError as e:
+        reason = e.reason if isinstance(e, urllib.error.URLError) else e
+        raise UserError(
+            f'cannot download {url} ({reason}); fetch it by other means and give --source=FILE'
+        ) from e
+
+
+def check_sha256(data: bytes, sha256: str, where: str, name: str) -> None:
+    """Raises UserError unless `data` is the published file."""
+    found = hashlib.sha256(data).hexdigest()
+    if found != sha256:
+        raise UserError(
+            f'{where} is not the published {name}: sha256 {found[:16]}... where {sha256[:16]}... '
+            'is expected; to use your own version give --log=FILE'
+        )
+
+
+def _holds(path: pathlib.Path, name: str) -> bool:
+    if path.suffix != '.zip':
+        return True
+    try:
+        with zipfile.ZipFile(path) as z:
+            return any(member.rsplit('/', 1)[-1] == name for member in z.namelist())
+    except zipfile.BadZipFile:
+        return False

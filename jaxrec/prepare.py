@@ -1,0 +1,121 @@
+"""Prepares a data set: reads its source once and leaves what training opens.
+
+    python -m jaxrec.prepare --dataset=ml-100k
+    python -m jaxrec.prepare --dataset=beauty --source=Beauty.txt
+    python -m jaxrec.prepare --dataset=synthetic:users=1000,items=200,seed=3
+    python -m jaxrec.prepare --log=events.csv --user_col=uid --item_col=sku --time_col=ts
+
+Public data sets (--dataset):
+{known}
+
+A log (--log) is a CSV, TSV or Parquet table with named columns, or text without a header: `user
+item item ...` (sequences) or `user item` (pairs); plain or gzip'd. How --layout=auto tells them
+apart, and what becomes of ids and times, is written at the top of jaxrec/datasets/log_file.py.
+
+The result is a TFDS data set (array_record, one example = one user's time-ordered history) below
+--data_dir, with the same events beside it as memory-mapped columns, which is all that training
+reads. Preparing the same source again finds it finished.
+"""
+
+import sys
+import textwrap
+
+from absl import flags
+
+from jaxrec import cli, datasets
+from jaxrec import config as config_lib
+
+_WIDTH = max(len(name) for name in datasets.NAMES)
+_LINES = [f'  {name:{_WIDTH}}  {summary}' for name, (_, _, summary) in datasets.KNOWN.items()]
+_LINES.append(f'  {datasets.SYNTHETIC:{_WIDTH}}  generated; users, items, length, seed can be set')
+__doc__ = (__doc__ or '').format(known='\n'.join(_LINES))
+
+DEFAULT = config_lib.Data()
+TIES = 'sorted by user and time; equal times keep the order of the source'
+
+DATASET = flags.DEFINE_string(
+    'dataset', DEFAULT.dataset, f'Public data set: {", ".join(datasets.NAMES)}.'
+)
+SOURCE = flags.DEFINE_string(
+    'source',
+    DEFAULT.source,
+    'File, zip or folder to read --dataset from instead of downloading it.',
+)
+LOG = flags.DEFINE_string('log', DEFAULT.log, 'Your own interaction log, instead of --dataset.')
+LAYOUT = flags.DEFINE_enum(
+    'layout', DEFAULT.layout, ['auto', 'table', 'sequences', 'pairs'], 'Layout of --log.'
+)
+USER_COL = flags.DEFINE_string('user_col', DEFAULT.user_col, 'Column of user ids in a table.')
+ITEM_COL = flags.DEFINE_string('item_col', DEFAULT.item_col, 'Column of item ids in a table.')
+TIME_COL = flags.DEFINE_string(
+    'time_col',
+    DEFAULT.time_col,
+    'Column of times in a table: numbers or ISO dates; --time_col= if the file is in time order.',
+)
+FEATURES = flags.DEFINE_string(
+    'features', DEFAULT.features, 'COL,COL: numeric columns of a table to keep with every event.'
+)
+MIN_USER = flags.DEFINE_integer(
+    'min_user', DEFAULT.min_user, 'k-core: least events of a user, iterated with --min_item.'
+)
+MIN_ITEM = flags.DEFINE_integer('min_item', DEFAULT.min_item, 'k-core: least events of an item.')
+DATA_DIR = flags.DEFINE_string('data_dir', DEFAULT.data_dir, 'Where prepared data sets are kept.')
+JSON = flags.DEFINE_bool('json', False, 'Print the result as JSON, the last line of stdout.')
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    if LOG.value and (DATASET.value or SOURCE.value):
+        raise cli.UserError('--log is your own file, --dataset and --source a public set: not both')
+    config = config_lib.Data(
+        dataset=DATASET.value,
+        source=SOURCE.value,
+        log=LOG.value,
+        layout=LAYOUT.value,
+        user_col=USER_COL.value,
+        item_col=ITEM_COL.value,
+        time_col=TIME_COL.value,
+        features=FEATURES.value,
+        min_user=MIN_USER.value,
+        min_item=MIN_ITEM.value,
+        data_dir=DATA_DIR.value,
+    )
+    built = []
+
+    def say(line: str) -> None:
+        built.append(line)
+        cli.say(line)
+
+    histories, meta = datasets.load(config, say, flags='--')
+    report(meta, timed=histories.times is not None, found=not built)
+
+
+def report(meta: dict, *, timed: bool, found: bool) -> None:
+    """Prints what was prepared."""
+    s = meta['statistics']
+    tied = s['tied_timestamps']
+    order = TIES if timed else 'in the order of the source, which has no times'
+    lines = {
+        'data set': meta['name'],
+        'source': meta['source'],
+        'users': f'{s["users"]:,}',
+        'items': f'{s["items"]:,}',
+        'interactions': f'{s["interactions"]:,}',
+        'mean length': f'{s["mean_length"]:.2f}',
+        'density': f'{s["density"]:.3%}',
+        'tied times': 'no times' if tied is None else f'{tied:.1%} of consecutive pairs of a user',
+        'repeats': f'{s["repeats"]:,} events on an item the user had before',
+        'order': order,
+        'hash': meta['data_hash'],
+        'path': meta['path'] + (' (was already prepared)' if found else ''),
+    }
+    for name, value in lines.items():
+        cli.say(f'{name:12}  {value}')
+    if meta['licence']:
+        cli.say(textwrap.fill(f'licence: {meta["licence"]}', 100))
+    cli.emit({'dataset': meta['name'], **s, 'data_hash': meta['data_hash'], 'path': meta['path']})
+
+
+if __name__ == '__main__':
+    sys.modules['__main__'].__doc__ = __doc__  # absl prints it for --help
+    cli.run(main)
