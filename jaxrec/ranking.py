@@ -1,0 +1,246 @@
+"""Ranks the targets of a split with a model, under a protocol.
+
+`Task` is what is ranked (users, targets, candidates) and turns counts into metrics; the baselines
+share it. `Ranker` produces the counts with a model, compiled once per shape and used again at
+every validation.
+"""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+from jax import P
+
+from jaxrec import metrics, protocols, retrieval
+from jaxrec.batches import history_batches, ranges
+from jaxrec.cli import UserError
+from jaxrec.histories import Histories
+from jaxrec.splits import Split, Targets
+
+_IN_FLIGHT = 4  # batches given to the device before the results of the first are read
+
+
+@dataclasses.dataclass
+class Result:
+    """Counts and metrics of one evaluation.
+
+    Attributes:
+      split: 'valid' or 'test'.
+      protocol: the protocol as JSON-ready values.
+      users: number of users evaluated.
+      unreachable: share of targets that the seen filter removes.
+      cold: share of targets without any training interaction.
+      metrics: mean of each metric over the users, see `metrics.per_example`.
+      buckets: the same per popularity bucket of the target, see `metrics.by_bucket`.
+      targets: the examples, in the order of the counts.
+      greater, ties: int32 [users], see `retrieval.rank_counts`.
+    """
+
+    split: str
+    protocol: dict
+    users: int
+    unreachable: float
+    cold: float
+    metrics: dict[str, float]
+    buckets: dict[str, dict]
+    targets: Targets
+    greater: np.ndarray
+    ties: np.ndarray
+
+
+class Task:
+    """The targets of a split under a protocol.
+
+    Args:
+      histories, split: the events, and which of them train, validate and test.
+      which: 'valid' or 'test'.
+      protocol: how to rank.
+      max_users: evaluate at most this many users (a subset fixed by protocol.user_seed), besides
+        the protocol's own limit; 0 = no further limit.
+
+    Raises:
+      UserError: unknown split, or one without targets.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        split: Split,
+        which: str,
+        protocol: protocols.Protocol,
+        *,
+        max_users: int = 0,
+    ):
+        limits = [n for n in (protocol.max_users, max_users) if n]
+        targets = protocols.choose_users(
+            split.targets(which), min(limits, default=0), protocol.user_seed
+        )
+        if not len(targets):
+            raise UserError(f'the {which} split has no targets: every user has too few events')
+        self.histories, self.split, self.which, self.protocol = histories, split, which, protocol
+        self.targets = targets
+        self.items = histories.items[targets.ends]  # int32 [E], the targets
+        self.training_counts = protocols.training_counts(histories, split)
+        self._repeated = self._in_input_history()
+        self._buckets = metrics.popularity_buckets(self.training_counts)[self.items]
+        self._negatives = None
+        if protocol.candidates != 'all':
+            self._negatives = protocols.Negatives(protocol, histories, split)
+
+    @property
+    def filter_seen(self) -> bool:
+        return self.protocol.candidates == 'all' and self.protocol.filter_seen
+
+    @property
+    def unreachable(self) -> np.ndarray:
+        """bool [E], targets that the seen filter removes."""
+        return self._repeated & self.filter_seen
+
+    def candidates(self, chosen: np.ndarray) -> np.ndarray:
+        """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
+        return self._negatives(self.targets.users[chosen])
+
+    def result(self, greater: np.ndarray, ties: np.ndarray) -> Result:
+        """Metrics of all examples from their counts, int [E]."""
+        values = metrics.per_example(greater, ties, self.protocol.cutoffs)
+        return Result(
+            split=self.which,
+            protocol=protocols.asdict(self.protocol),
+            users=len(self.targets),
+            unreachable=float(np.mean(self.unreachable)),
+            cold=float(np.mean(self.training_counts[self.items] == 0)),
+            metrics=metrics.mean(values),
+            buckets=metrics.by_bucket(values, self._buckets),
+            targets=self.targets,
+            greater=greater,
+            ties=ties,
+        )
+
+    def _in_input_history(self) -> np.ndarray:
+        starts = self.histories.offsets[self.targets.users]
+        lengths = self.targets.ends - starts
+        events = self.histories.items[ranges(starts, lengths)]
+        repeats = events == np.repeat(self.items, lengths)
+        before = np.concatenate([[0], np.cumsum(repeats)])
+        ends = np.cumsum(lengths)
+        return before[ends] > before[ends - lengths]
+
+
+class Ranker:
+    """Evaluates a model: `Ranker(...)(params) -> Result`. Runs under `jax.set_mesh`.
+
+    Args:
+      graphdef: static part of the model, `nnx.merge(graphdef, params)` gives it back.
+      histories, split, which, protocol, max_users: what to rank, see `Task`.
+      max_len: window of the model.
+      batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
+      coverage: also report Coverage@k, the share of the catalogue in the users' top-k lists
+        (candidates 'all' only; costs a second pass over the scores).
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        histories: Histories,
+        split: Split,
+        which: str,
+        protocol: protocols.Protocol,
+        *,
+        max_len: int,
+        batch_users: int = 256,
+        max_users: int = 0,
+        coverage: bool = False,
+    ):
+        data = jax.sharding.get_mesh().shape['data']
+        self.task = task = Task(histories, split, which, protocol, max_users=max_users)
+        self._max_len = max_len
+        self._batch_users = -(-batch_users // data) * data
+        depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
+        self._depth = min(depth, task.histories.num_items)
+        self._score = jax.jit(
+            functools.partial(
+                _score,
+                graphdef,
+                num_items=task.histories.num_items,
+                filter_seen=task.filter_seen,
+                depth=self._depth,
+            )
+        )
+
+    def __call__(self, params) -> Result:
+        """Ranks all targets of the task.
+
+        Raises:
+          UserError: a target's score is not a finite number.
+        """
+        examples = len(self.task.targets)
+        greater, ties = np.zeros(examples, np.int32), np.zeros(examples, np.int32)
+        top = np.zeros((examples, self._depth), np.int32)
+
+        def read(chosen, out):
+            for column, value in zip((greater, ties, top), out, strict=True):
+                column[chosen] = np.asarray(value)[: len(chosen)]
+
+        waiting = collections.deque()
+        for chosen, batch in self._batches():
+            waiting.append((chosen, self._score(params, batch)))
+            if len(waiting) > _IN_FLIGHT:
+                read(*waiting.popleft())
+        while waiting:
+            read(*waiting.popleft())
+
+        broken = (greater == metrics.UNREACHABLE) & ~self.task.unreachable
+        if broken.any():
+            raise UserError(f'the model gives scores that are not finite for {broken.sum()} users')
+        result = self.task.result(greater, ties)
+        for k in self.task.protocol.cutoffs if self._depth else ():
+            result.metrics[f'Coverage@{k}'] = metrics.coverage(
+                top[:, :k], self.task.histories.num_items
+            )
+        return result
+
+    def _batches(self):
+        for chosen, batch in history_batches(
+            self.task.histories,
+            self.task.targets,
+            max_len=self._max_len,
+            batch_users=self._batch_users,
+        ):
+            missing = self._batch_users - len(chosen)
+            batch['targets'] = np.pad(self.task.items[chosen], (0, missing))
+            if self.task.protocol.candidates != 'all':
+                batch['candidates'] = np.pad(self.task.candidates(chosen), ((0, missing), (0, 0)))
+                del batch['seen']
+            yield chosen, _place(batch)
+
+
+def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
+    """greater, ties int32 [B] and top-`depth` ids int32 [B, depth] of one batch, replicated."""
+    model = nnx.merge(graphdef, params)
+    queries = model.queries({k: batch[k] for k in ('items', 'segments', 'positions')})
+    table, targets = model.item_table(), batch['targets']
+    if 'candidates' in batch:
+        counts = retrieval.candidate_counts(queries, table, targets, batch['candidates'])
+    else:
+        counts = retrieval.rank_counts(
+            queries, table, num_items, targets, batch['seen'], filter_seen
+        )
+    seen = batch['seen'] if filter_seen else None
+    top = (
+        retrieval.top_k(queries, table, num_items, seen, depth)[1]
+        if depth
+        else jax.numpy.zeros((len(targets), 0), 'int32')
+    )
+    return jax.tree.map(lambda x: jax.reshard(x, P()), (*counts, top))
+
+
+def _place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places a batch that every process holds whole on the mesh, split over 'data'."""
+    split = jax.NamedSharding(jax.sharding.get_mesh(), P('data'))
+    return {
+        name: jax.make_array_from_callback(value.shape, split, value.__getitem__)
+        for name, value in batch.items()
+    }

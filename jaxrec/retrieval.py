@@ -1,0 +1,172 @@
+"""Exact ranking and top-k over an item table whose rows are split over 'model'.
+
+Every function runs under `jax.set_mesh` and inside jit. Scores are float32 products at full
+precision (no TF32 or bfloat16 passes), the maximum over a user's K vectors. Each device scores its
+own rows of the table; what crosses devices is one number per user (`rank_counts`) or k candidates
+per user and shard (`top_k`), never the scores and never the table.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import P
+
+from jaxrec import sharding
+from jaxrec.metrics import UNREACHABLE
+
+_SCORES_AT_ONCE = 1 << 26  # per device: users are taken in groups so that scores stay this small
+
+
+def rank_counts(
+    queries: jax.Array,
+    table: jax.Array,
+    num_items: int,
+    targets: jax.Array,
+    seen: jax.Array,
+    filter_seen: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """Counts the items that score higher than, and the same as, each user's target.
+
+    The target's score is taken from the same matrix product as all others, so that items with
+    equal rows tie exactly.
+
+    Args:
+      queries: float [B, K, D], user vectors, placed P('data').
+      table: float [rows, D], placed P('model', None); row 0 and rows > num_items are not items.
+      num_items: items of the catalogue.
+      targets: int32 [B]; 0 on padded users.
+      seen: int32 [B, S], input history padded with 0, repeats allowed.
+      filter_seen: score seen items -inf.
+
+    Returns:
+      greater, ties: int32 [B], placed P('data'). `greater` is UNREACHABLE and `ties` 0 where the
+      target is itself filtered, where its score is not a number, and for padded users. Items whose
+      score is not a number count as greater: a diverged model never looks good.
+    """
+
+    def local(queries, targets, seen, table):
+        _, items = _local_rows(table)
+        scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
+        is_target = items == targets[:, None]
+        mine = jnp.where(is_target, scores, 0).sum(1)  # on one shard the score, elsewhere 0
+        target_score = jax.lax.psum(mine, 'model')[:, None]
+        greater = (~(scores <= target_score)).sum(1, dtype=jnp.int32)
+        ties = ((scores == target_score) & ~is_target).sum(1, dtype=jnp.int32)
+        greater, ties = jax.lax.psum((greater, ties), 'model')
+        hopeless = (targets == 0) | ~jnp.isfinite(target_score[:, 0])
+        return jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
+
+    return _over_users(local, (P('data'), P('data')), queries, targets, seen, table=table)
+
+
+def candidate_counts(
+    queries: jax.Array, table: jax.Array, targets: jax.Array, candidates: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`rank_counts` against a few candidates per user instead of the catalogue.
+
+    Args:
+      queries: float [B, K, D].
+      table: float [rows, D].
+      targets: int32 [B]; 0 on padded users.
+      candidates: int32 [B, n], repeats allowed; 0 = no candidate. A candidate that is the target
+        itself ties with it.
+
+    Returns:
+      greater, ties: int32 [B], as `rank_counts` gives them.
+    """
+    items = jnp.concatenate([targets[:, None], candidates], axis=1)
+    rows = sharding.lookup(table, items).astype(jnp.float32)
+    scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), rows).max(1)
+    target_score, others = scores[:, :1], scores[:, 1:]
+    same_item = candidates == targets[:, None]
+    ties = (same_item | (others == target_score)) & (candidates > 0)
+    greater = ~(same_item | (others <= target_score)) & (candidates > 0)
+    hopeless = (targets == 0) | ~jnp.isfinite(target_score[:, 0])
+    return (
+        jnp.where(hopeless, UNREACHABLE, greater.sum(1, dtype=jnp.int32)),
+        jnp.where(hopeless, 0, ties.sum(1, dtype=jnp.int32)),
+    )
+
+
+def top_k(
+    queries: jax.Array, table: jax.Array, num_items: int, seen: jax.Array | None, k: int
+) -> tuple[jax.Array, jax.Array]:
+    """The k best items of each user, exact: top-k on every shard, then top-k of those.
+
+    Args:
+      queries: float [B, K, D], placed P('data').
+      table: float [rows, D], placed P('model', None).
+      num_items: items of the catalogue.
+      seen: int32 [B, S] items never to recommend, padded with 0; None excludes nothing.
+      k: length of the lists.
+
+    Returns:
+      scores float32 [B, k], ids int32 [B, k], best first, equal scores by lower item number.
+      Places for which no item is left have id 0 and score -inf.
+    """
+
+    def local(queries, seen, table):
+        first, _ = _local_rows(table)
+        scores = _local_scores(queries, table, num_items, seen)
+        # lax.top_k puts the lower index first among equals, and shards are gathered in order of
+        # their items, so the rule holds for the whole.
+        best, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
+        best, ids = (
+            jax.lax.all_gather(x, 'model', axis=1, tiled=True, to='invarying')
+            for x in (best, index + first)
+        )
+        best, place = jax.lax.top_k(best, min(k, best.shape[1]))
+        ids = jnp.take_along_axis(ids, place, axis=1)
+        missing = ((0, 0), (0, k - best.shape[1]))
+        best = jnp.pad(best, missing, constant_values=-jnp.inf)
+        ids = jnp.pad(ids, missing)
+        return best, jnp.where(best == -jnp.inf, 0, ids).astype(jnp.int32)
+
+    return _over_users(local, (P('data'), P('data')), queries, seen, table=table)
+
+
+def _over_users(local: Callable, out_specs, *by_user, table):
+    """Runs `local(*by_user, table)` on every device, over groups of its users."""
+
+    def grouped(table, *by_user):
+        users, vectors = by_user[0].shape[:2]
+        group = max(users, 1)
+        while group % 2 == 0 and group * vectors * table.shape[0] > _SCORES_AT_ONCE:
+            group //= 2
+        if group == users:
+            return local(*by_user, table)
+        split = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), by_user)
+        out = jax.lax.map(lambda xs: local(*xs, table), split)
+        return jax.tree.map(lambda x: x.reshape(users, *x.shape[2:]), out)
+
+    in_specs = (sharding.TABLE, *(P('data') for _ in by_user))
+    return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
+
+
+def _local_rows(table: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Number of this shard's first row, and its item numbers int32 [1, rows]."""
+    first = jax.lax.axis_index('model') * table.shape[0]
+    return first, (first + jnp.arange(table.shape[0]))[None, :]
+
+
+def _local_scores(queries, table, num_items, seen) -> jax.Array:
+    """Scores float32 [b, rows] of this shard's rows; padding rows and `seen` are -inf."""
+    first, items = _local_rows(table)
+    queries, table = queries.astype(jnp.float32), table.astype(jnp.float32)
+    users = queries.shape[0]
+    if users * queries.shape[1] == 1:
+        # One row alone takes a matrix-vector kernel, which adds up in another order: with a
+        # second row the scores are the same bits however the users are spread over devices.
+        queries = jnp.concatenate([queries, queries])
+    scores = _product('bkd,rd->bkr', queries, table).max(1)[:users]
+    scores = jnp.where((items > 0) & (items <= num_items), scores, -jnp.inf)
+    if seen is None:
+        return scores
+    row = jnp.where((seen >= first) & (seen < first + table.shape[0]), seen - first, table.shape[0])
+    user = jnp.arange(users)[:, None]
+    return scores.at[user, row].set(-jnp.inf, mode='drop')
+
+
+def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.einsum(spec, left, right, precision=jax.lax.Precision.HIGHEST)
