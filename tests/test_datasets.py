@@ -1,8 +1,27 @@
+"""What is kept on disk, and the public and generated sets; logs are in test_log_file.py."""
+
+import gzip
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
 import numpy as np
 import pytest
 
 from jaxrec import datasets
+from jaxrec.cli import UserError
 from jaxrec.config import Data
+from jaxrec.datasets import events as events_lib
+from jaxrec.datasets import movielens, public, store, synthetic
+from jaxrec.histories import Histories
+
+CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
+
+
+def quiet(*_):
+    pass
 
 
 @pytest.fixture
@@ -13,7 +32,7 @@ def load(tmp_path):
         path = tmp_path / name
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
         config = Data(log=str(path), data_dir=str(tmp_path / 'data'), **options)
-        return datasets.load(config, say=lambda *_: None)
+        return datasets.load(config, say=quiet)[0]
 
     return load_log
 
@@ -23,28 +42,290 @@ def events(h):
     return [(h.raw_user(u), h.raw_item(i)) for u in range(h.num_users) for i in h.history(u)]
 
 
-def test_csv_sorted_by_user_and_time_ties_in_file_order(load):
-    h, _ = load('user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n')
-    assert events(h) == [(1, 8), (1, 8), (2, 10), (2, 9), (2, 7)]
-    np.testing.assert_array_equal(h.times, [7, 7, 4, 5, 5])
-    np.testing.assert_array_equal(h.item_ids, [7, 8, 9, 10])
-    np.testing.assert_array_equal(h.items, [2, 2, 4, 3, 1])
-    assert h.statistics()['repeats'] == 1
+def fails(call, *phrases):
+    with pytest.raises(UserError) as e:
+        call()
+    message = str(e.value)
+    assert '\n' not in message
+    for phrase in phrases:
+        assert phrase in message, message
 
 
-def test_sequences_and_pairs_give_the_same_histories(load):
-    a, _ = load('b 3 1\na 2\n', 'a.txt')
-    b, _ = load('b 3\na 2\nb 1\n', 'b.txt')
-    assert events(a) == events(b) == [('a', 2), ('b', 3), ('b', 1)]
-    assert a.content_hash() == b.content_hash()
+def test_error_lines_of_load(tmp_path):
+    def load(**options):
+        return lambda: datasets.load(Data(data_dir=str(tmp_path / 'd'), **options), say=quiet)
+
+    fails(load(), 'no data', '--config.data.log=FILE', '--config.data.dataset')
+    fails(load(log=str(tmp_path / 'no.csv')), 'no such file', 'no.csv')
+    fails(load(log=str(tmp_path)), 'without a prepared data set')
+    fails(load(dataset='ml1m'), "unknown data set 'ml1m'", 'nearest first: ml-1m,')
+    fails(load(dataset='synthetic:user=3'), "no parameter 'user'", 'users')
+    fails(load(dataset='synthetic:users=x'), 'users=x')
+    fails(load(dataset='synthetic:items=5'), 'items >= 3 * length')
+    fails(load(dataset='beauty', source=str(tmp_path / 'no')), 'no such file or folder')
+    fails(load(dataset='beauty', source=str(tmp_path)), 'holds no Beauty.txt')
+    fails(load(dataset='beauty', min_user=-1), 'negative')
+    fails(load(dataset='beauty', features='x'), '--config.data.features', 'goes with')
+    (tmp_path / 'Beauty.txt').write_text('1 2 3\n')
+    fails(load(dataset='beauty', source=str(tmp_path)), 'not the published Beauty.txt', 'sha256')
+    (tmp_path / 'Toys_and_Games.txt').write_text('1 2 3\n')
+    fails(load(dataset='toys', source=str(tmp_path)), '1 users, 2 items', '19412, 11924, 167597')
+    (tmp_path / 'file').write_text('')
+    fails(
+        lambda: datasets.load(Data(dataset='synthetic', data_dir=str(tmp_path / 'file'))),
+        'cannot write',
+        'Not a directory',
+        '--config.data.data_dir',
+    )
 
 
-def test_synthetic_depends_on_its_seed_only(tmp_path):
-    def make(name, folder):
-        config = Data(dataset=name, data_dir=str(tmp_path / folder))
-        return datasets.load(config, say=lambda *_: None)[0]
+def test_disk_full_is_one_line(tmp_path, monkeypatch):
+    config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
+    usage = store.shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as m:
+        m.setattr(store.shutil, 'disk_usage', lambda _: usage._replace(free=10))
+        fails(lambda: datasets.load(config, say=quiet), 'cannot write', 'disk full', 'data_dir')
 
-    a, b = make('synthetic:users=50', 'a'), make('synthetic:users=50', 'b')
-    assert a.content_hash() == b.content_hash()
-    assert make('synthetic:users=50,seed=1', 'a').content_hash() != a.content_hash()
-    assert a.num_users == 50 and a.statistics()['repeats'] == 0
+    def no_space(*_):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as m:
+        m.setattr(Histories, 'save', no_space)
+        fails(lambda: datasets.load(config, say=quiet), 'No space left on device', 'data_dir')
+    assert not list(tmp_path.glob('synthetic/*/*'))
+    assert datasets.load(config, say=quiet)[0].num_users == 9
+
+
+# What is kept ------------------------------------------------------------------------------------
+
+
+def test_tfds_examples_equal_the_columns(load, tmp_path):
+    import tensorflow_datasets as tfds
+
+    text = 'user,item,timestamp,stars\nb,9,5,4\na,8,7,3\nb,7,4,5\n'
+    h = load(text, features='stars')
+    folder = next((tmp_path / 'data/log').glob('log-*')) / store.VERSION
+    source = tfds.builder_from_directory(folder).as_data_source('histories')
+    assert len(source) == h.num_users == 2
+    for user, example in enumerate(source):
+        part = slice(h.offsets[user], h.offsets[user + 1])
+        assert example['user'] == h.raw_user(user).encode()
+        np.testing.assert_array_equal(example['items'], h.items[part])
+        np.testing.assert_array_equal(example['times'], h.times[part])
+        np.testing.assert_array_equal(example['features']['stars'], h.features['stars'][part])
+    assert 'tensorflow' not in sys.modules
+
+
+def test_a_prepared_set_opens_without_tfds_or_its_source(tmp_path):
+    log = tmp_path / 'log.csv'
+    log.write_text(CSV)
+    code = (
+        'import sys; from jaxrec import datasets; from jaxrec.config import Data\n'
+        'h, meta = datasets.load(Data(**dict(a.split("=", 1) for a in sys.argv[1:])), say=None)\n'
+        'print(meta["data_hash"], "tensorflow_datasets" in sys.modules, type(h.items).__name__)'
+    )
+
+    def load(**options):
+        args = [f'{k}={v}' for k, v in {'data_dir': tmp_path / 'data', **options}.items()]
+        done = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True)
+        return done.stdout.split() or done.stderr
+
+    options = {'log': str(log), 'data_dir': str(tmp_path / 'data')}
+    h, meta = datasets.load(Data(**options), say=quiet)
+    expected = [h.content_hash(), 'False', 'memmap']
+    assert load(log=log) == expected
+    log.unlink()
+    assert load(log=meta['path']) == load(log=meta['path'] + '/columns') == expected
+    assert datasets.load(Data(log=str(pathlib.Path(meta['path']).parent)))[1] == meta
+    generated = {'dataset': 'synthetic:users=5', 'data_dir': options['data_dir']}
+    h, _ = datasets.load(Data(**generated), say=quiet)
+    assert load(**generated) == [h.content_hash(), 'False', 'memmap']
+
+
+def test_second_call_does_not_read_and_a_changed_log_or_option_does(tmp_path):
+    log = tmp_path / 'my events.csv'
+    log.write_text(CSV)
+    said = []
+
+    def load(**options):
+        said.clear()
+        config = Data(log=str(log), data_dir=str(tmp_path / 'data'), **options)
+        h, meta = datasets.load(config, say=said.append)
+        return h.content_hash(), meta['path']
+
+    first = load()
+    assert said and 'my_events-' in first[1]
+    assert load() == first and not said
+    assert load(min_user=3) != first and said
+    assert load(time_col='') != first and said
+    assert load(user_col='item', item_col='user') != first and said
+    log.write_text(CSV + '3,3,3\n')
+    assert load() != first and said
+    log.write_text(CSV)
+    os.utime(log, ns=(1, 1))
+    assert load()[0] == first[0] and said
+
+
+def test_a_killed_build_is_never_taken_for_finished(tmp_path, monkeypatch):
+    config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
+    rename = pathlib.Path.rename
+
+    def killed(path, target):
+        if 'columns' in path.name:
+            raise SystemExit  # as if killed: not an error that anything tidies up after
+        return rename(path, target)
+
+    with monkeypatch.context() as m:
+        m.setattr(pathlib.Path, 'rename', killed)
+        with pytest.raises(SystemExit):
+            datasets.load(config, say=quiet)
+    folder = next(tmp_path.glob('synthetic/*')) / store.VERSION
+    assert list(folder.glob('columns.partial*')) and not (folder / 'columns').exists()
+    leftover = folder.parent / 'incomplete.ABC123_1.0.0'
+    leftover.mkdir()
+    assert datasets.load(config, say=quiet)[0].num_users == 9
+    assert not leftover.exists() and not list(folder.glob('columns.partial*'))
+
+
+def test_several_processes_build_once(tmp_path):
+    code = (
+        'import sys; from jaxrec import datasets; from jaxrec.config import Data\n'
+        'print(datasets.load(Data(dataset="synthetic", data_dir=sys.argv[1]))[1]["data_hash"])'
+    )
+    command = [sys.executable, '-c', code, str(tmp_path)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    out = [p.communicate()[0].split('\n') for p in running]
+    assert sum(line.startswith('writing') for lines in out for line in lines) == 1
+    assert len({lines[-2] for lines in out}) == 1
+
+
+# Public and generated sets -----------------------------------------------------------------------
+
+
+def test_synthetic_depends_on_its_parameters_only():
+    def make(text):
+        p = synthetic.parse(text)
+        return events_lib.to_histories(synthetic.generate(p), 'synthetic')
+
+    a = make('users=300,items=100,length=10')
+    assert a.content_hash() == make('users=300,items=100,length=10').content_hash()
+    assert a.content_hash() != make('users=300,items=100,length=10,seed=1').content_hash()
+    assert a.num_users == 300 and a.statistics()['repeats'] == 0
+    assert 8 < a.statistics()['mean_length'] < 12 and (np.diff(a.offsets) >= 3).all()
+
+
+def test_synthetic_next_item_depends_on_the_last_two():
+    h = events_lib.to_histories(synthetic.generate(synthetic.parse('users=2000')), 'synthetic')
+    half = h.offsets[h.num_users // 2]
+    seen = np.ones(len(h.items), bool)
+    seen[np.minimum(h.offsets[:-1], len(h.items) - 1)] = False
+    seen[np.minimum(h.offsets[:-1] + 1, len(h.items) - 1)] = False
+
+    def accuracy(context):
+        """Share of the second half predicted by the commonest follower in the first half."""
+        counts = {}
+        for n in np.flatnonzero(seen[:half]):
+            counts.setdefault(context(n), []).append(h.items[n])
+        best = {c: np.bincount(items).argmax() for c, items in counts.items()}
+        test = half + np.flatnonzero(seen[half:])
+        return np.mean([best.get(context(n)) == h.items[n] for n in test])
+
+    popular = accuracy(lambda n: 0)
+    last = accuracy(lambda n: h.items[n - 1])
+    last_two = accuracy(lambda n: (h.items[n - 1], h.items[n - 2] % 2))
+    assert popular < 0.1 and last > 3 * popular and last_two > last + 0.1
+
+
+def tiny_movielens(monkeypatch):
+    ratings = b'1\t5\t3\t20\n2\t4\t1\t10\n1\t4\t5\t10\n'
+    digest = public.hashlib.sha256(ratings).hexdigest()
+    monkeypatch.setattr(movielens, 'U_DATA_SHA256', digest)
+    monkeypatch.setattr(movielens.ML_100K, 'size', (2, 2, 3))
+    return ratings, b'4|Caf\xe9 (1995)|x\n5|Heat (1995)|y\n6|None|z\n'
+
+
+def test_movielens_sources_give_the_same_histories(tmp_path, monkeypatch):
+    ratings, titles = tiny_movielens(monkeypatch)
+    plain, zipped, gz, wheel = (tmp_path / n for n in ('plain', 'zip', 'gz', 'wheel'))
+    for folder in (plain, zipped, gz, wheel):
+        folder.mkdir()
+    (plain / 'u.data').write_bytes(ratings)
+    (gz / 'u.data.gz').write_bytes(gzip.compress(ratings))
+    (gz / 'u.item.gz').write_bytes(gzip.compress(titles))
+    with zipfile.ZipFile(zipped / 'ml-100k.zip', 'w') as z:
+        z.writestr('ml-100k/u.data', ratings)
+        z.writestr('ml-100k/u.item', titles)
+    header = b'user_id:token\titem_id:token\trating:float\ttimestamp:float\n'
+    (wheel / 'ml-100k.inter').write_bytes(header + ratings)
+    sources = [plain, plain / 'u.data', gz, gz / 'u.data.gz', zipped, zipped / 'ml-100k.zip']
+    sources.append(wheel / 'ml-100k.inter')
+    found = [movielens.ML_100K.read_checked(str(s), quiet) for s in sources]
+    all_h = [events_lib.to_histories(e, 'ml-100k') for e, _ in found]
+    assert len({h.content_hash() for h in all_h}) == 1
+    assert events(all_h[0]) == [(1, 4), (1, 5), (2, 4)]
+    np.testing.assert_array_equal(all_h[0].features['rating'], np.float32([5, 3, 1]))
+    assert all_h[0].title(1) == '' and all_h[2].title(1) == 'Café (1995)'
+    assert [h.title(2) for h in all_h[2:6]] == ['Heat (1995)'] * 4
+
+
+def test_movielens_falls_back_to_the_wheel_and_says_so(tmp_path, monkeypatch):
+    ratings, _ = tiny_movielens(monkeypatch)
+
+    def unreachable(url, timeout):
+        assert timeout <= 10
+        raise public.urllib.error.URLError('timed out')
+
+    folder = movielens.WHEEL_FOLDER
+
+    def pip_download(command, **_):
+        assert command[1:4] == ['-m', 'pip', 'download'] and 'recbole==1.2.1' in command
+        with zipfile.ZipFile(pathlib.Path(command[-1]) / 'recbole-1.2.1.whl', 'w') as z:
+            z.writestr(f'{folder}/ml-100k.inter', b'user_id:token\n' + ratings)
+            z.writestr(
+                f'{folder}/ml-100k.item',
+                b'item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n'
+                b'4\tHeat\t1995\tx\n5\tunknown\tunkonwn\tx\n',
+            )
+        return subprocess.CompletedProcess(command, 0, '', '')
+
+    monkeypatch.setattr(public.urllib.request, 'urlopen', unreachable)
+    monkeypatch.setattr(movielens.subprocess, 'run', pip_download)
+    said = []
+    raw, used = movielens.ML_100K.read_checked('', said.append)
+    h = events_lib.to_histories(raw, 'ml-100k')
+    assert 'recbole' in used and any('timed out' in line for line in said)
+    assert h.title(1) == 'Heat (1995)' and h.title(2) == 'unknown'
+    fails(lambda: movielens.ML_1M.read_checked('', quiet), 'cannot download', '--source=FILE')
+
+
+@pytest.mark.parametrize('name', datasets.KNOWN)
+def test_every_known_set_is_described(name):
+    module, attribute, summary = datasets.KNOWN[name]
+    data_set = getattr(datasets.importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
+    assert data_set.name == name and summary
+    assert data_set.citation and data_set.licence and data_set.homepage.startswith('https://')
+
+
+REAL = {  # name -> where it may lie below JAXREC_TEST_DATA, and the content hash
+    'ml-100k': ('ml-100k', '41b71873ba399c21'),
+    'ml-1m': ('ml-1m', '41393eba3e92d879'),
+    'ml-1m-sasrec': ('ml-1m', '7a84ecd7093bda19'),
+    'beauty': ('beauty/sequences.txt.gz', 'cd9a33b6b48929e6'),
+    'sports': ('sports/sequences.txt.gz', 'b9338309aaf62d4e'),
+    'yelp': ('yelp/sequences.txt.gz', '3f18685463bbf72d'),
+    'games': ('video-sasrec/video.txt.gz', '9332c1fbf1d6b318'),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', REAL)
+def test_real_files(tmp_path, name):
+    where, content_hash = REAL[name]
+    folder = os.environ.get('JAXREC_TEST_DATA')
+    if not folder:
+        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
+    source = pathlib.Path(folder) / where
+    if not source.exists():
+        pytest.skip(f'{source} is not there')
+    config = Data(dataset=name, source=str(source), data_dir=str(tmp_path))
+    assert datasets.load(config, say=quiet)[1]['data_hash'].startswith(content_hash)

@@ -62,9 +62,13 @@ def _load(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
         if path.is_dir():
             return _open_folder(path)
         recipe = _log(config, path, say)
-    elif not config.dataset:
+        return store.find_or_build(recipe, config.data_dir, say)
+    for option in ('layout', 'user_col', 'item_col', 'time_col', 'features'):
+        if getattr(config, option) != getattr(config_lib.Data, option):
+            raise UserError(f'--{option} describes your own file: it goes with --log')
+    if not config.dataset:
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
-    elif config.dataset.partition(':')[0] == SYNTHETIC:
+    if config.dataset.partition(':')[0] == SYNTHETIC:
         recipe = _synthetic(config)
     elif config.dataset in KNOWN:
         recipe = _public(config, say)

@@ -202,7 +202,7 @@ def _time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | Non
         same &= times[1:] >= times[:-1]
     if (later | same).all():
         return None
-    if times is None:
+    if times is None or (times[1:] >= times[:-1]).all():
         return np.argsort(users, kind='stable')
     return np.lexsort((times, users))  # stable
 

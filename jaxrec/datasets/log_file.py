@@ -183,6 +183,11 @@ def _check_columns(header: list[str], name: str, config: config_lib.Data) -> Non
     wanted += [('features', c) for c in columns(config)]
     there = ', '.join(header[:30])
     for flag, column in wanted:
+        if column not in header and any(field.strip().isdigit() for field in header):
+            raise UserError(
+                f'{name} has no header line: its first line is {there}; a table needs one with the '
+                'column names, and --layout=sequences or pairs fields split at blanks'
+            )
         if column not in header:
             hint = f'name it with --{flag}=COLUMN'
             if flag == 'time_col':

@@ -2,7 +2,7 @@
 
 The next item depends on the last two: item b has two followers, and which of them is likely is
 decided by the item a before b. With the default parameters the likely one comes next with
-probability 0.6, the other with 0.2, and a popular item (Zipf) with 0.2. No user meets an item
+probability 0.7, the other with 0.1, and a popular item (Zipf) with 0.2. No user meets an item
 twice, so filtering seen items removes no target.
 """
 
@@ -24,8 +24,8 @@ class Parameters:
     items: int = 200
     length: int = 20  # mean events per user; the least is 3 and the most 3 * length
     seed: int = 0
-    likely: float = 0.6  # probability of the follower that the last two items point to
-    other: float = 0.2  # of the other follower of the last item; the rest is popularity
+    likely: float = 0.7  # probability of the follower that the last two items point to
+    other: float = 0.1  # of the other follower of the last item; the rest is popularity
 
 
 def parse(argument: str) -> Parameters:

@@ -56,7 +56,7 @@ def read_csv(
     reader = pa.csv.open_csv(
         file,
         read_options=pa.csv.ReadOptions(block_size=BLOCK, column_names=columns),
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter),
+        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
         convert_options=pa.csv.ConvertOptions(
             column_types={**text, **types},
             include_columns=[user_col, item_col, *text],
