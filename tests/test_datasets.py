@@ -84,14 +84,20 @@ def test_disk_full_is_one_line(tmp_path, monkeypatch):
     usage = store.shutil.disk_usage(tmp_path)
     with monkeypatch.context() as m:
         m.setattr(store.shutil, 'disk_usage', lambda _: usage._replace(free=10))
-        fails(lambda: datasets.load(config, say=quiet), 'cannot write', 'disk full', 'data_dir')
+        fails(lambda: datasets.load(config, say=quiet), 'cannot write', 'MiB free', 'data_dir')
 
-    def no_space(*_):
-        raise OSError(28, 'No space left on device')
+    for error in [
+        OSError(28, 'No space left on device'),
+        OSError('900 requested and 284 written'),  # numpy
+        RuntimeError('write() failed: No space left on device; writing ...'),  # array_record
+    ]:
 
-    with monkeypatch.context() as m:
-        m.setattr(Histories, 'save', no_space)
-        fails(lambda: datasets.load(config, say=quiet), 'No space left on device', 'data_dir')
+        def no_space(*_, error=error):
+            raise error
+
+        with monkeypatch.context() as m:
+            m.setattr(Histories, 'save', no_space)
+            fails(lambda: datasets.load(config, say=quiet), 'No space left on device', 'data_dir')
     assert not list(tmp_path.glob('synthetic/*/*'))
     assert datasets.load(config, say=quiet)[0].num_users == 9
 

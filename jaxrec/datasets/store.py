@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from jaxrec.histories import FORMAT, Histories, read_meta
 
 VERSION = '1.0.0'  # of what the readers make of a source; a new one makes old folders stale
 COLUMNS = 'columns'
-SPARE = 1 << 20  # bytes for everything beside the columns and the records
+NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text
 
 
 @dataclasses.dataclass
@@ -80,7 +81,9 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histori
         source = recipe.read()
         try:
             _build(source, folder, root, say)
-        except OSError as e:
+        except (OSError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and NO_SPACE not in str(e):
+                raise
             shutil.rmtree(folder, ignore_errors=True)  # makes room again
             raise _cannot_write(folder, e) from e
     return find(folder)
@@ -101,14 +104,13 @@ def _build(source: Source, folder: pathlib.Path, root: pathlib.Path, say: Callab
 
 
 def _check_space(h: Histories, folder: pathlib.Path) -> None:
-    """Raises OSError if the records and the columns cannot fit, before hours are spent."""
-    per_event = [h.items, *h.features.values(), *([] if h.times is None else [h.times])]
-    need = 2 * sum(c.nbytes for c in per_event) + h.offsets.nbytes + SPARE
+    """Raises OSError if not even the columns fit, before the long part begins."""
+    columns = [h.items, h.offsets, h.user_ids, h.item_ids, *h.features.values()]
+    need = sum(c.nbytes for c in (*columns, h.times) if c is not None)
     free = shutil.disk_usage(folder).free
     if need > free:
-        raise OSError(
-            errno.ENOSPC, f'disk full (about {need >> 20} MiB needed, {free >> 20} MiB free)'
-        )
+        reason = f'{NO_SPACE} (over {need >> 20} MiB needed, {free >> 20} MiB free)'
+        raise OSError(errno.ENOSPC, reason)
 
 
 @contextlib.contextmanager
@@ -125,6 +127,8 @@ def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _cannot_write(folder: pathlib.Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
+def _cannot_write(folder: pathlib.Path, error: Exception) -> UserError:
+    reason = getattr(error, 'strerror', None)
+    if not reason:  # a short write: numpy's OSError has no number, array_record's no type
+        reason = NO_SPACE
     return UserError(f'cannot write {folder}: {reason}; choose another folder with --data_dir')
