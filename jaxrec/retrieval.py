@@ -46,15 +46,14 @@ def rank_counts(
     """
 
     def local(queries, targets, seen, table):
-        _, items = _local_rows(table)
         scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
-        is_target = items == targets[:, None]
-        mine = jnp.where(is_target, scores, 0).sum(1)  # on one shard the score, elsewhere 0
-        target_score = jax.lax.psum(mine, 'model')[:, None]
-        greater = (~(scores <= target_score)).sum(1, dtype=jnp.int32)
-        ties = ((scores == target_score) & ~is_target).sum(1, dtype=jnp.int32)
+        is_target = _local_items(table)[:, None] == targets
+        mine = jnp.where(is_target, scores, 0).sum(0)  # on one shard the score, elsewhere 0
+        target_score = jax.lax.psum(mine, 'model')
+        greater = (~(scores <= target_score)).sum(0, dtype=jnp.int32)
+        ties = ((scores == target_score) & ~is_target).sum(0, dtype=jnp.int32)
         greater, ties = jax.lax.psum((greater, ties), 'model')
-        hopeless = (targets == 0) | ~jnp.isfinite(target_score[:, 0])
+        hopeless = (targets == 0) | ~jnp.isfinite(target_score)
         return jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
 
     return _over_users(local, (P('data'), P('data')), queries, targets, seen, table=table)
@@ -107,8 +106,8 @@ def top_k(
     """
 
     def local(queries, seen, table):
-        first, _ = _local_rows(table)
-        scores = _local_scores(queries, table, num_items, seen)
+        scores = _local_scores(queries, table, num_items, seen).T
+        first = _local_items(table)[0]
         # lax.top_k puts the lower index first among equals, and shards are gathered in order of
         # their items, so the rule holds for the whole.
         best, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
@@ -144,28 +143,30 @@ def _over_users(local: Callable, out_specs, *by_user, table):
     return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
 
 
-def _local_rows(table: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Number of this shard's first row, and its item numbers int32 [1, rows]."""
-    first = jax.lax.axis_index('model') * table.shape[0]
-    return first, (first + jnp.arange(table.shape[0]))[None, :]
+def _local_items(table: jax.Array) -> jax.Array:
+    """Item numbers of this shard's rows, int32 [rows]."""
+    return jax.lax.axis_index('model') * table.shape[0] + jnp.arange(table.shape[0])
 
 
 def _local_scores(queries, table, num_items, seen) -> jax.Array:
-    """Scores float32 [b, rows] of this shard's rows; padding rows and `seen` are -inf."""
-    first, items = _local_rows(table)
-    queries, table = queries.astype(jnp.float32), table.astype(jnp.float32)
-    users = queries.shape[0]
-    if users * queries.shape[1] == 1:
-        # One row alone takes a matrix-vector kernel, which adds up in another order: with a
-        # second row the scores are the same bits however the users are spread over devices.
-        queries = jnp.concatenate([queries, queries])
-    scores = _product('bkd,rd->bkr', queries, table).max(1)[:users]
-    scores = jnp.where((items > 0) & (items <= num_items), scores, -jnp.inf)
+    """Scores float32 [rows, b] of this shard's rows; padding rows and `seen` are -inf.
+
+    On a CPU the rounding of a product depends on its number of columns (another kernel takes the
+    columns beyond a multiple of 64). Table rows are therefore the product's rows, and its columns,
+    the users' vectors, are padded to a multiple of 64: the scores are the same bits on every mesh.
+    """
+    (users, vectors, dim), rows = queries.shape, table.shape[0]
+    columns = queries.astype(jnp.float32).reshape(users * vectors, dim)
+    columns = jnp.pad(columns, ((0, -len(columns) % 64), (0, 0)))
+    scores = _product('rd,cd->rc', table.astype(jnp.float32), columns)
+    scores = scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
+    items = _local_items(table)
+    scores = jnp.where(((items > 0) & (items <= num_items))[:, None], scores, -jnp.inf)
     if seen is None:
         return scores
-    row = jnp.where((seen >= first) & (seen < first + table.shape[0]), seen - first, table.shape[0])
-    user = jnp.arange(users)[:, None]
-    return scores.at[user, row].set(-jnp.inf, mode='drop')
+    row = seen - items[0]
+    row = jnp.where((row >= 0) & (row < rows), row, rows)  # beyond the end: dropped
+    return scores.at[row, jnp.arange(users)[:, None]].set(-jnp.inf, mode='drop')
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:

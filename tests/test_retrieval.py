@@ -1,0 +1,195 @@
+"""Counts and top-k on every mesh, against a plain float64 loop over users and items."""
+
+import jax
+import numpy as np
+import pytest
+from jax import P
+
+from jaxrec import retrieval, sharding
+from jaxrec.metrics import UNREACHABLE
+
+MESHES = ((1, 1), (2, 1), (4, 2), (2, 4), (8, 1))
+USERS, VECTORS, DIM, ITEMS = 16, 3, 8, 100
+
+
+@pytest.fixture(scope='module')
+def problem():
+    """Small integers: scores are exact in float32 and tie often."""
+    rng = np.random.default_rng(0)
+    queries = rng.integers(-2, 3, (USERS, VECTORS, DIM)).astype(np.float32)
+    table = rng.integers(-2, 3, (sharding.table_rows(ITEMS), DIM)).astype(np.float32)
+    table[0] = table[ITEMS + 1 :] = 9 * np.sign(queries[0, 0])  # padding that would win
+    targets = rng.integers(1, ITEMS + 1, USERS).astype(np.int32)
+    seen = rng.integers(0, ITEMS + 1, (USERS, 6)).astype(np.int32)
+    seen[:, 1] = seen[:, 0]  # repeats
+    seen[3, 4] = targets[3]  # target among the seen
+    targets[-2:] = 0  # padded users
+    seen[-2:] = 0
+    return queries, table, targets, seen
+
+
+def slow_scores(queries, table):
+    return np.einsum('bkd,nd->bkn', queries.astype(np.float64), table.astype(np.float64)).max(1)
+
+
+def slow_counts(scores, target, candidates):
+    others = [scores[c] for c in candidates if c not in (0, target)]
+    same = sum(1 for c in candidates if c == target)
+    beat = sum(s > scores[target] for s in others)
+    return beat, sum(s == scores[target] for s in others) + same
+
+
+def place(*arrays):
+    split = jax.NamedSharding(jax.sharding.get_mesh(), P('data'))
+    return [jax.device_put(a, split) for a in arrays]
+
+
+def place_table(table):
+    return jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE))
+
+
+@pytest.mark.parametrize('filter_seen', [True, False])
+@pytest.mark.parametrize('shape', MESHES)
+def test_rank_counts(problem, mesh, shape, filter_seen):
+    mesh(*shape)
+    queries, table, targets, seen = problem
+    counts = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, filter_seen))(
+        *place(queries, targets, seen), place_table(table)
+    )
+    counts = [np.asarray(c) for c in counts]
+    scores = slow_scores(queries, table)
+    for user in range(USERS):
+        got = tuple(int(c[user]) for c in counts)
+        hidden = set(seen[user]) if filter_seen else set()
+        if targets[user] == 0 or targets[user] in hidden:
+            assert got == (UNREACHABLE, 0)
+        else:
+            allowed = set(range(1, ITEMS + 1)) - hidden - {targets[user]}
+            assert got == slow_counts(scores[user], targets[user], allowed)
+    assert counts[1].any()  # the example has ties
+
+
+@pytest.mark.parametrize('shape', MESHES)
+def test_candidate_counts(problem, mesh, shape):
+    mesh(*shape)
+    queries, table, targets, seen = problem
+    candidates = np.concatenate([seen, targets[:, None]], 1)  # repeats, 0s, the target itself
+    counts = jax.jit(retrieval.candidate_counts)(
+        place(queries)[0], place_table(table), *place(targets, candidates)
+    )
+    counts = [np.asarray(c) for c in counts]
+    scores = slow_scores(queries, table)
+    for user in range(USERS):
+        got = tuple(int(c[user]) for c in counts)
+        if targets[user] == 0:
+            assert got == (UNREACHABLE, 0)
+        else:
+            assert got == slow_counts(scores[user], targets[user], candidates[user].tolist())
+
+
+@pytest.mark.parametrize('k', [1, 7, 130])
+@pytest.mark.parametrize('shape', MESHES)
+def test_top_k(problem, mesh, shape, k):
+    mesh(*shape)
+    queries, table, _, seen = problem
+    everything = np.tile(np.arange(1, ITEMS + 1, dtype=np.int32), (USERS, 1))
+    everything[:, 0] = 0
+    everything[:-1, :6] = seen[:-1]  # the last user has seen all but item 1
+    for hidden in (everything if k == 130 else seen, None):
+        run = jax.jit(lambda q, s, e: retrieval.top_k(q, e, ITEMS, s, k))
+        placed = None if hidden is None else place(hidden)[0]
+        best, ids = map(np.asarray, run(place(queries)[0], placed, place_table(table)))
+        scores = slow_scores(queries, table)
+        for user in range(USERS):
+            hide = set() if hidden is None else set(hidden[user])
+            allowed = [i for i in range(1, ITEMS + 1) if i not in hide]
+            want = sorted(allowed, key=lambda i: (-scores[user, i], i))[:k]
+            assert ids[user].tolist() == want + [0] * (k - len(want))
+            np.testing.assert_array_equal(best[user, : len(want)], scores[user, want])
+            assert (best[user, len(want) :] == -np.inf).all()
+
+
+def test_same_bits_on_every_mesh(mesh):
+    """Random floats, where rounding would show: identical counts and scores everywhere."""
+    rng = np.random.default_rng(1)
+    queries = rng.normal(size=(8, 1, 50)).astype(np.float32)
+    table = rng.normal(size=(sharding.table_rows(3000), 50)).astype(np.float32)
+    targets = rng.integers(1, 3001, 8).astype(np.int32)
+    seen = rng.integers(1, 3001, (8, 20)).astype(np.int32)
+    found = []
+    for shape in MESHES:
+        mesh(*shape)
+        run = jax.jit(
+            lambda q, t, s, e: (
+                retrieval.rank_counts(q, e, 3000, t, s, True),
+                retrieval.top_k(q, e, 3000, s, 20),
+            )
+        )
+        out = run(*place(queries, targets, seen), place_table(table))
+        found.append(jax.tree.map(np.asarray, out))
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0], other)
+
+
+def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
+    mesh(2, 2)
+    queries, table, targets, seen = problem
+    args = *place(queries, targets, seen), place_table(table)
+
+    def run(q, t, s, e):
+        return retrieval.rank_counts(q, e, ITEMS, t, s, True), retrieval.top_k(q, e, ITEMS, s, 9)
+
+    whole = jax.jit(run)(*args)
+    monkeypatch.setattr(retrieval, '_SCORES_AT_ONCE', 1000)
+    in_groups = jax.jit(lambda *a: run(*a))(*args)
+    jax.tree.map(np.testing.assert_array_equal, whole, in_groups)
+
+
+def test_constant_scores_all_tie(mesh):
+    mesh(2, 2)
+    queries = np.zeros((4, 1, 8), np.float32)
+    table = np.ones((sharding.table_rows(ITEMS), 8), np.float32)
+    targets, seen = np.arange(1, 5, dtype=np.int32), np.full((4, 2), 7, np.int32)
+    greater, ties = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, True))(
+        *place(queries, targets, seen), place_table(table)
+    )
+    assert np.asarray(greater).tolist() == [0] * 4
+    assert np.asarray(ties).tolist() == [ITEMS - 2] * 4  # all but the target and the seen item
+
+
+def test_scores_that_are_not_numbers_never_help(mesh):
+    mesh(1, 2)
+    queries = np.ones((2, 1, 4), np.float32)
+    queries[0] = np.nan
+    table = np.ones((sharding.table_rows(ITEMS), 4), np.float32)
+    table[5] = np.nan
+    targets, none = np.array([1, 1], np.int32), np.zeros((2, 1), np.int32)
+    placed = *place(queries, targets, none), place_table(table)
+    greater, _ = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, True))(*placed)
+    assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
+    fives = place(np.full((2, 1), 5, np.int32))[0]
+    greater, _ = jax.jit(retrieval.candidate_counts)(placed[0], placed[3], placed[1], fives)
+    assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
+
+
+def test_only_candidates_cross_devices(problem, mesh):
+    """No array of the catalogue's size is gathered."""
+    mesh(2, 4)
+    queries, table, targets, seen = problem
+    args = *place(queries, targets, seen), place_table(table)
+    text = (
+        jax.jit(
+            lambda q, t, s, e: (
+                retrieval.rank_counts(q, e, ITEMS, t, s, True),
+                retrieval.top_k(q, e, ITEMS, s, 3),
+            )
+        )
+        .lower(*args)
+        .compile()
+        .as_text()
+    )
+    rows = table.shape[0]
+    gathers = [line for line in text.splitlines() if 'all-gather(' in line or 'all-to-all(' in line]
+    assert gathers
+    for line in gathers:
+        assert f'{rows}' not in line.split('all-gather(')[0], line
