@@ -41,7 +41,7 @@ class Logs:
         self._file.write(json.dumps({'step': step, 'seconds': seconds, **values}) + '\n')
         if self._tensorboard is not None:
             for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, step)
+                self._tensorboard.add_scalar(name.replace('@', '_at_'), value, step)
 
     def progress(self, text: str) -> None:
         """A line that the next one overwrites on a terminal, a plain line elsewhere."""

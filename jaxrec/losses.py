@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
+from jaxrec.sharding import on_mesh
+
 _CHUNK_LOGITS = 1 << 22  # logits held at once: 16 MiB in float32
 
 
@@ -145,7 +147,7 @@ _softmax_sum.defvjp(_softmax_sum_forward, _softmax_sum_backward)
 
 def _softmax_pass(queries, table, targets, weights, options, gradients):
     """Summed loss, and with `gradients` its derivatives by queries and table."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if not on_mesh():
         local = functools.partial(_softmax_local, options=options, gradients=gradients)
         return local(queries, table, targets, weights)
     outputs = (P(), P('data'), P('model')) if gradients else P()

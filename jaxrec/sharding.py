@@ -40,9 +40,14 @@ def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def on_mesh() -> bool:
+    """Whether a ('data', 'model') mesh is set; models and losses also work without one."""
+    return 'model' in jax.sharding.get_abstract_mesh().axis_names
+
+
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
-    if jax.sharding.get_abstract_mesh().empty:
+    if not on_mesh():
         return table.at[ids].get(mode='clip')
     spec = jax.typeof(ids).sharding.spec
     return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))

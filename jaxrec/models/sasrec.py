@@ -21,7 +21,8 @@ class Config:
     heads: int = 1
     ffn: int = 1  # inner width of the feed-forward layer, in multiples of dim
     max_len: int = 50  # newest events that the model sees
-    dropout: float = 0.2
+    dropout: float = 0.2  # inside the blocks: attention weights and feed-forward
+    embedding_dropout: float = 0.2  # on the sum of item and position vectors
     table_dropout: float = 0.0  # on the item table itself: one mask per step, both its uses
     loss: str = 'softmax'  # softmax | sampled_softmax | bce | gbce
     negatives: int = 256  # of the sampled losses
@@ -44,7 +45,7 @@ class Config:
         for name in ('dim', 'blocks', 'heads', 'ffn', 'max_len', 'negatives'):
             if getattr(self, name) < (0 if name == 'blocks' else 1):
                 raise UserError(f'model.{name}={getattr(self, name)} is too small')
-        for name in ('dropout', 'table_dropout', 'label_smoothing'):
+        for name in ('dropout', 'embedding_dropout', 'table_dropout', 'label_smoothing'):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
         return SASRec(self, num_items, rngs=rngs)
@@ -100,7 +101,7 @@ class SASRec(nnx.Module):
         real = (batch['segments'] > 0)[..., None].astype(dtype)
         x = sharding.lookup(table, batch['items']) * config.dim**0.5
         x = x + sharding.lookup(self.positions[...], batch['positions'])
-        x = layers.dropout(x.astype(dtype), config.dropout, keys[-1]) * real
+        x = layers.dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = layers.causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
             x = block(x, mask, block_key) * real
@@ -154,9 +155,7 @@ class SASRec(nnx.Module):
         (b, l), k = batch['items'].shape, self.config.negatives
         shape = {'batch': (1, 1, k), 'row': (b, 1, k), 'position': (b, l, k)}
         shape = shape[self.config.negatives_per]
-        split = None if shape[0] == 1 else P('data', None, None)
-        if jax.sharding.get_abstract_mesh().empty:
-            split = None
+        split = P('data', None, None) if shape[0] > 1 and sharding.on_mesh() else None
         return jax.random.randint(key, shape, 1, self.num_items + 1, out_sharding=split)
 
 
@@ -189,7 +188,7 @@ def _item_table(config: Config, num_items: int, key: jax.Array) -> jax.Array:
     """[table_rows, D], born split over 'model'; the same values on every mesh."""
     rows = sharding.table_rows(num_items)
     shape = (rows, config.dim)
-    placed = None if jax.sharding.get_abstract_mesh().empty else sharding.TABLE
+    placed = sharding.TABLE if sharding.on_mesh() else None
     if config.init == 'xavier_uniform':
         limit = (6 / (num_items + 1 + config.dim)) ** 0.5
         unit = jax.random.uniform(key, shape, minval=-1.0, out_sharding=placed)

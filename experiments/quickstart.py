@@ -1,0 +1,17 @@
+"""SASRec on MovieLens 100K in a minute: the first thing to run.
+
+python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickstart
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+
+def get_config(arg: str = '') -> Experiment:
+    del arg
+    return Experiment(
+        model=sasrec.Config(dim=64, blocks=2, max_len=50, dropout=0.2, loss='softmax'),
+        data=Data(dataset='ml-100k'),
+        optim=Optim(learning_rate=1e-3),
+        train=Train(batch_rows=32, epochs=40, patience=5),
+    )

@@ -1,0 +1,30 @@
+"""Eight virtual CPU devices, and a compile cache that the tests and their subprocesses share."""
+
+import os
+import pathlib
+import tempfile
+
+import jax
+import pytest
+
+_CACHE = pathlib.Path(tempfile.gettempdir()) / 'jaxrec-test-compile-cache'
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_compilation_cache_dir', str(_CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+@pytest.fixture
+def mesh():
+    """Sets a ('data', 'model') mesh of the shape given: `mesh(4, 2)`."""
+    before = jax.sharding.get_mesh()
+
+    def make(data, model):
+        devices = jax.devices()[: data * model]
+        jax.set_mesh(jax.make_mesh((data, model), ('data', 'model'), devices=devices))
+
+    yield make
+    jax.set_mesh(before)

@@ -1,0 +1,89 @@
+"""Dropout's statistics, attention over packed rows, and masks."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import layers
+
+
+@pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
+def test_dropout_keeps_the_right_share_and_scale(rate):
+    x = jnp.ones((400, 500))
+    y = np.asarray(layers.dropout(x, rate, jax.random.key(0)))
+    n, kept = y.size, y > 0
+    assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / n)
+    np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)
+    # no row, column or neighbour pattern
+    for axis in (0, 1):
+        spread = kept.mean(axis).std() * np.sqrt(kept.shape[axis])
+        assert 0.9 < spread / np.sqrt(rate * (1 - rate)) < 1.1
+        a, b = kept[:-1] if axis == 0 else kept[:, :-1], kept[1:] if axis == 0 else kept[:, 1:]
+        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 0.012
+
+
+def test_dropout_masks_of_different_keys_are_independent():
+    keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(6)]
+    masks = [np.asarray(layers.dropout(jnp.ones(100_000), 0.5, k)) > 0 for k in keys]
+    for i in range(6):
+        for j in range(i):
+            assert abs(np.corrcoef(masks[i], masks[j])[0, 1]) < 0.016
+
+
+def test_hash_bits_are_uniform():
+    bits = np.asarray(layers.hash_bits(jax.random.key(3), (1 << 18,)))
+    assert len(np.unique(bits)) == len(bits)  # the mixer is a bijection of the index
+    for shift in range(32):
+        assert abs(((bits >> shift) & 1).mean() - 0.5) < 0.005
+    counts = np.bincount(bits >> 24, minlength=256)
+    assert ((counts - 1024) ** 2 / 1024).sum() < 400  # chi-square, 255 degrees of freedom
+
+
+def test_dropout_off():
+    x = jnp.arange(5.0)
+    assert layers.dropout(x, 0.5, None) is x
+    assert layers.dropout(x, 0.0, jax.random.key(0)) is x
+
+
+def test_dropout_is_the_same_on_any_mesh(mesh):
+    key = jax.random.key(1)
+    expected = np.asarray(layers.dropout(jnp.ones((8, 6, 4)), 0.3, key))
+    for shape in ((8, 1), (2, 4)):
+        mesh(*shape)
+        x = jax.device_put(
+            np.ones((8, 6, 4), np.float32),
+            jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data', None, 'model')),
+        )
+        got = jax.jit(lambda x: layers.dropout(x, 0.3, key))(x)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_causal_mask():
+    segments = jnp.asarray([[1, 1, 2, 2, 0]])
+    expected = [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]
+    np.testing.assert_array_equal(layers.causal_mask(segments)[0, 0], np.array(expected, bool))
+
+
+def test_attention_against_a_loop():
+    rng = np.random.default_rng(0)
+    b, l, h, d = 2, 5, 2, 3
+    q, k, v = rng.normal(size=(3, b, l, h, d))
+    mask = np.tril(np.ones((l, l), bool)) & (rng.random((b, 1, l, l)) < 0.7)
+    mask |= np.eye(l, dtype=bool)
+    expected = np.zeros((b, l, h, d))
+    for i, j, head in np.ndindex(b, l, h):
+        keys = [s for s in range(l) if mask[i, 0, j, s]]
+        logits = np.array([q[i, j, head] @ k[i, s, head] / np.sqrt(d) for s in keys])
+        p = np.exp(logits) / np.exp(logits).sum()
+        expected[i, j, head] = sum(
+            weight * v[i, s, head] for weight, s in zip(p, keys, strict=True)
+        )
+    got = layers.attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), mask, 0.0, None)
+    np.testing.assert_allclose(got, expected, atol=1e-6)

@@ -1,0 +1,285 @@
+"""SASRec against an independent numpy forward pass; packing, padding, meshes and pmap."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from jaxrec import sharding
+from jaxrec.cli import UserError
+from jaxrec.models import sasrec
+
+ITEMS, L, B = 37, 10, 8
+CONFIGS = {
+    '2018-bce': {'loss': 'bce', 'negatives_per': 'data', 'init': 'xavier_uniform'},
+    'pre_ln-softmax': {'variant': 'pre_ln', 'heads': 2, 'ffn': 4},
+    'ligr-sampled': {'variant': 'ligr', 'loss': 'sampled_softmax', 'negatives': 6, 'logq': True},
+    '2018-gbce-row': {'loss': 'gbce', 'negatives': 5, 'negatives_per': 'row'},
+    '2018-sampled-batch': {
+        'loss': 'sampled_softmax',
+        'negatives': 6,
+        'negatives_per': 'batch',
+        'table_dropout': 0.3,
+    },
+}
+
+
+def make(**options):
+    config = sasrec.Config(**({'dim': 16, 'max_len': L} | options))
+    build = lambda key: config.make(ITEMS, rngs=nnx.Rngs(key))  # noqa: E731
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    params = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)))(
+        jax.random.key(0)
+    )
+    return graphdef, params
+
+
+NO_DROPOUT = {'dropout': 0.0, 'embedding_dropout': 0.0, 'table_dropout': 0.0}
+
+
+def encoder(graphdef, params):
+    """Jitted batch -> hidden vectors."""
+
+    @jax.jit
+    def encode(batch):
+        model = nnx.merge(graphdef, params)
+        return model.encode(batch, model.item_table())
+
+    return encode
+
+
+def packed_batch(seed=0, rows=B):
+    """Rows of two users (6 and 3 events) and one place of padding."""
+    rng = np.random.default_rng(seed)
+    segments = np.repeat([[1] * 6 + [2] * 3 + [0]], rows, 0).astype(np.int32)
+    items = rng.integers(1, ITEMS + 1, (rows, L + 1)).astype(np.int32)
+    positions = np.r_[L - 6 : L, L - 3 : L, 0].astype(np.int32)
+    return {
+        'items': items[:, :-1] * (segments > 0),
+        'targets': items[:, 1:] * (segments > 0),
+        'segments': segments,
+        'positions': np.repeat(positions[None], rows, 0),
+        'weights': (segments > 0).astype(np.float32),
+        'negatives': rng.integers(1, ITEMS + 1, (rows, L, 2)).astype(np.int32),
+    }
+
+
+def forward_2018(params, items, heads, blocks):
+    """The authors' computation for one left-padded sequence, written out in float64."""
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    d = p['table'].shape[1]
+
+    def norm(x, name):
+        mean = x.mean(-1, keepdims=True)
+        variance = ((x - mean) ** 2).mean(-1, keepdims=True)
+        return (x - mean) / np.sqrt(variance + 1e-8) * name['scale'] + name['bias']
+
+    def dense(x, name):
+        return x @ name['kernel'] + name['bias']
+
+    table = p['table'].copy()
+    table[0] = 0
+    real = (items > 0)[:, None]
+    x = (table[items] * np.sqrt(d) + p['positions']) * real
+    for i in range(blocks):
+        b = p['blocks'][i]
+        q = norm(x, b['norm_query'])
+        projected = [dense(y, b['attention'][n]) for y, n in ((q, 'q'), (x, 'k'), (x, 'v'))]
+        out = np.zeros_like(x)
+        for h in range(heads):
+            part = slice(h * d // heads, (h + 1) * d // heads)
+            qh, kh, vh = (y[:, part] for y in projected)
+            logits = qh @ kh.T / np.sqrt(d // heads)
+            logits[:, items == 0] = -(2.0**32) + 1
+            logits[np.triu_indices(len(items), 1)] = -(2.0**32) + 1
+            weights = np.exp(logits - logits.max(-1, keepdims=True))
+            weights /= weights.sum(-1, keepdims=True)
+            out[:, part] = (weights * real) @ vh
+        y = norm(q + out, b['norm_ffn'])
+        x = (y + dense(np.maximum(dense(y, b['inner']), 0), b['outer'])) * real
+    return norm(x, p['norm'])
+
+
+@pytest.mark.parametrize('heads', [1, 2])
+def test_variant_2018_is_the_authors_computation(heads):
+    graphdef, params = make(heads=heads, blocks=2, init='normal')
+    rng = np.random.default_rng(1)
+    # away from the initial values, so that every term matters
+    params = jax.tree.map(
+        lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), x.dtype), params
+    )
+    for length in (1, 4, L):
+        items = np.zeros(L, np.int32)
+        items[L - length :] = rng.integers(1, ITEMS + 1, length)
+        segments = (items > 0).astype(np.int32)
+        history = {
+            'items': items[None],
+            'segments': segments[None],
+            'positions': (np.arange(L, dtype=np.int32) * segments)[None],
+        }
+        hidden = encoder(graphdef, params)(history)[0]
+        expected = forward_2018(params, items, heads, blocks=2)
+        np.testing.assert_allclose(hidden[-length:], expected[-length:], atol=2e-4)
+        queries = jax.jit(lambda h: nnx.merge(graphdef, params).queries(h))(history)
+        np.testing.assert_allclose(queries[0, 0], expected[-1], atol=2e-4)
+
+
+@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+def test_packing_and_padding_do_not_change_a_users_vectors(variant):
+    graphdef, params = make(variant=variant, heads=2)
+    encode = encoder(graphdef, params)
+    batch = packed_batch()
+    hidden = encode(batch)
+    for row in range(3):
+        for number, length in ((1, 6), (2, 3)):
+            here = batch['segments'][row] == number
+            for width in (length, 8, L):
+                items = np.zeros((1, width), np.int32)
+                items[0, width - length :] = batch['items'][row, here]
+                segments = (items > 0).astype(np.int32)
+                positions = np.arange(L - width, L, dtype=np.int32)[None] * segments
+                alone = {'items': items, 'segments': segments, 'positions': positions}
+                np.testing.assert_allclose(
+                    encode(alone)[0, -length:],
+                    hidden[row, here],
+                    atol=1e-5,
+                )
+
+
+@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+def test_no_look_into_the_future(variant):
+    graphdef, params = make(variant=variant)
+    encode = encoder(graphdef, params)
+    batch = packed_batch()
+    before = encode(batch)
+    batch['items'] = batch['items'].copy()
+    batch['items'][:, 4] = batch['items'][:, 4] % ITEMS + 1
+    change = np.abs(encode(batch) - before).max((0, 2))
+    assert (change[:4] == 0).all() and (change[6:] == 0).all()
+    assert (change[4:6] > 1e-4).all()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_same_loss_and_gradients_on_any_mesh(mesh, name):
+    results = []
+    for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
+        mesh(*shape)
+        graphdef, params = make(**CONFIGS[name])
+        batch = sharding.put_batch(packed_batch())
+
+        def loss(params, batch, graphdef=graphdef):
+            return nnx.merge(graphdef, params).loss(batch, jax.random.key(5))[0]
+
+        results.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch)))
+    for value, grads in results[1:]:
+        assert round(float(value), 5) == round(float(results[0][0]), 5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, results[0][1])
+
+
+def test_data_parallel_step_equals_pmap(mesh):
+    """The sharded step and jax.pmap of the same loss: equal losses and gradients."""
+    mesh(8, 1)
+    graphdef, params = make(**NO_DROPOUT)
+    host = packed_batch()
+    loss = lambda params, batch: nnx.merge(graphdef, params).loss(batch, jax.random.key(0))[0]  # noqa: E731
+    value, grads = jax.device_get(
+        jax.jit(jax.value_and_grad(loss))(params, sharding.put_batch(host))
+    )
+    params = jax.device_get(params)
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+
+    @functools.partial(jax.pmap, axis_name='data', in_axes=(None, 0))
+    def step(params, batch):
+        return jax.lax.pmean(jax.value_and_grad(loss)(params, batch), 'data')
+
+    per_device = {k: v.reshape(8, B // 8, *v.shape[1:]) for k, v in host.items()}
+    pmap_value, pmap_grads = jax.device_get(step(params, per_device))
+    np.testing.assert_allclose(pmap_value[0], value, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), pmap_grads, grads)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_overfits_one_batch(name):
+    graphdef, params = make(**(CONFIGS[name] | NO_DROPOUT))
+    batch = packed_batch(rows=2)
+    batch['negatives'] = batch['targets'][..., None] % ITEMS + 1
+    tx = optax.adam(1e-2)
+
+    @jax.jit
+    def step(params, opt, key):
+        def loss(p):
+            return nnx.merge(graphdef, p).loss(batch, key)[0]
+
+        value, grads = jax.value_and_grad(loss)(params)
+        updates, opt = tx.update(grads, opt)
+        return optax.apply_updates(params, updates), opt, value
+
+    opt = tx.init(params)
+    first = None
+    for i in range(300):
+        params, opt, value = step(params, opt, jax.random.key(i))
+        first = value if first is None else first
+    assert value < 0.2 * first
+    scores = encoder(graphdef, params)(batch) @ params['table'].T
+    best = np.argmax(scores[..., 1 : ITEMS + 1], -1) + 1
+    real = batch['weights'] > 0
+    if '2018-bce' not in name:  # bce here only pushes one fixed negative down
+        assert (best == batch['targets'])[real].mean() > 0.95
+
+
+def test_sampled_scores_of_single_positions_in_chunks_equal_those_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    hidden, table = rng.normal(size=(2, 4, 3)), rng.normal(size=(9, 3))
+    ids = rng.integers(1, 9, (2, 4, 5))
+    expected = np.einsum('bld,blkd->blk', hidden, table[ids])
+    f = lambda h, t: sasrec.negative_scores(h, t, jnp.asarray(ids))  # noqa: E731
+    both = []
+    for limit in (1, 1 << 24):
+        monkeypatch.setattr(sasrec, '_LOOKUP_AT_ONCE', limit)
+        np.testing.assert_allclose(f(jnp.asarray(hidden), jnp.asarray(table)), expected, atol=1e-5)
+        both.append(
+            jax.grad(lambda h, t: (f(h, t) ** 2).sum(), argnums=(0, 1))(
+                jnp.asarray(hidden), jnp.asarray(table)
+            )
+        )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *both)
+
+
+def test_bf16_stays_close():
+    losses = {}
+    for bf16 in (False, True):
+        graphdef, params = make(bf16=bf16, **NO_DROPOUT)
+        assert params['table'].dtype == jnp.float32
+        step = jax.jit(lambda p, b, g=graphdef: nnx.merge(g, p).loss(b, jax.random.key(0)))
+        value, _ = step(params, packed_batch())
+        assert value.dtype == jnp.float32
+        losses[bf16] = float(value)
+    assert losses[True] != losses[False]
+    assert abs(losses[True] / losses[False] - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'variant': '2019'}, "model.variant='2019' is not one of 2018, pre_ln, ligr"),
+        ({'loss': 'hinge'}, 'model.loss'),
+        ({'heads': 3}, 'not a multiple of model.heads=3'),
+        ({'dropout': 1.0}, 'model.dropout=1.0 is not in'),
+        ({'dim': 0}, 'model.dim=0 is too small'),
+    ],
+)
+def test_bad_settings(options, message):
+    with pytest.raises(UserError, match=message):
+        make(**options)
+
+
+def test_missing_negatives():
+    graphdef, params = make(loss='bce', negatives_per='data')
+    batch = packed_batch()
+    del batch['negatives']
+    with pytest.raises(UserError, match='data.unseen_negatives'):
+        nnx.merge(graphdef, params).loss(batch, jax.random.key(0))
