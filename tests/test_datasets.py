@@ -1,10 +1,13 @@
 """What is kept on disk, and the public and generated sets; logs are in test_log_file.py."""
 
+import functools
 import gzip
+import http.server
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import zipfile
 
 import numpy as np
@@ -14,7 +17,7 @@ from jaxrec import datasets
 from jaxrec.cli import UserError
 from jaxrec.config import Data
 from jaxrec.datasets import events as events_lib
-from jaxrec.datasets import movielens, public, store, synthetic
+from jaxrec.datasets import movielens, public, s3rec, store, synthetic
 from jaxrec.histories import Histories
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
@@ -272,6 +275,32 @@ def test_movielens_sources_give_the_same_histories(tmp_path, monkeypatch):
     np.testing.assert_array_equal(all_h[0].features['rating'], np.float32([5, 3, 1]))
     assert all_h[0].title(1) == '' and all_h[2].title(1) == 'Café (1995)'
     assert [h.title(2) for h in all_h[2:6]] == ['Heat (1995)'] * 4
+
+
+def test_movielens_is_downloaded_where_the_host_answers(tmp_path, monkeypatch):
+    ratings, titles = tiny_movielens(monkeypatch)
+    with zipfile.ZipFile(tmp_path / 'ml-100k.zip', 'w') as z:
+        z.writestr('ml-100k/u.data', ratings)
+        z.writestr('ml-100k/u.item', titles)
+    (tmp_path / 'Beauty.txt').write_text('not the file')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    monkeypatch.setattr(handler.func, 'log_message', quiet)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            site = f'http://127.0.0.1:{server.server_port}'
+            monkeypatch.setattr(movielens, 'SITE', site)
+            monkeypatch.setattr(s3rec, 'DATA', site)
+            raw, used = movielens.ML_100K.read_checked('', quiet)
+            fails(lambda: s3rec.BEAUTY.read_checked('', quiet), 'not the published Beauty.txt')
+            fails(lambda: s3rec.YELP.read_checked('', quiet), 'cannot download', 'not found')
+            (tmp_path / 'ml-1m.zip').write_bytes(public.ZIP + b'cut')
+            fails(lambda: movielens.ML_1M.read_checked('', quiet), 'damaged or truncated')
+        finally:
+            server.shutdown()
+    assert used == f'{site}/ml-100k.zip'
+    h = events_lib.to_histories(raw, 'ml-100k')
+    assert events(h) == [(1, 4), (1, 5), (2, 4)] and h.title(1) == 'Café (1995)'
 
 
 def test_movielens_falls_back_to_the_wheel_and_says_so(tmp_path, monkeypatch):

@@ -127,6 +127,12 @@ def test_text_layouts_in_small_blocks(monkeypatch):
     assert [(u.decode(), str(i)) for u, i in zip(users, items, strict=True)] == expected
 
 
+def test_a_history_longer_than_the_sample(read):
+    items = np.arange(200_000) + 10**6
+    h = read('é ' + ' '.join(map(str, items)) + '\nb 5\n', 'x.txt')
+    np.testing.assert_array_equal(h.item_ids[h.history(1) - 1], items)
+
+
 def test_parquet_integers_text_and_dates(read_table):
     when = np.array(['2020-01-02', '2020-01-01', '2020-01-03'], 'datetime64[ns]')
     h = read_table({'user': ['b', 'b', 'a'], 'item': [30, 7, 7], 'timestamp': when})
@@ -299,6 +305,10 @@ def test_a_large_gzip_cut_short_is_an_error(read):
     fails(lambda: read(gzip.compress(text, 1)[:-100_000], 'x.txt'), 'truncated gzip')
     rows = b'user,item,timestamp\n' + text.replace(b' ', b',').replace(b'\n', b',1\n') + b',1\n'
     fails(lambda: read(gzip.compress(rows, 1)[:-100_000], 'x.csv'), 'truncated gzip')
+
+
+def test_a_parquet_file_cut_short_is_an_error(read):
+    fails(lambda: read(b'PAR1 and not much more', 'x.parquet'), 'cannot read x.parquet')
 
 
 def test_error_lines_of_parquet(read_table):

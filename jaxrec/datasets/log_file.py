@@ -77,9 +77,9 @@ def read(config: config_lib.Data) -> Events:
         return _read(path, name, config)
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f'{name} is a damaged or truncated gzip file; copy it again') from e
-    except (pa.ArrowInvalid, UnicodeDecodeError) as e:
-        reason = str(e)
-        if isinstance(e, UnicodeDecodeError) or 'UTF8' in reason.upper().replace('-', ''):
+    except pa.ArrowException as e:
+        reason = ' '.join(str(e).split())
+        if 'UTF8' in reason.upper().replace('-', ''):
             reason = 'it is not UTF-8 text; convert it, e.g. with iconv'
         raise UserError(f'cannot read {name}: {reason}') from e
     except OSError as e:
@@ -131,7 +131,8 @@ def _is_gzip(path: pathlib.Path) -> bool:
 
 def _layout(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str]:
     """Layout and delimiter of a text log (see the module's rule)."""
-    first = sample.removeprefix(b'\xef\xbb\xbf').lstrip().split(b'\n', 1)[0].decode().strip()
+    first = sample.removeprefix(b'\xef\xbb\xbf').lstrip().split(b'\n', 1)[0]
+    first = first.decode(errors='replace').strip()
     if config.layout in ('sequences', 'pairs'):
         return config.layout, ''
     headers = {d: tables.header_fields(first, d) for d in tables.DELIMITERS}
@@ -186,7 +187,7 @@ def _check_columns(header: list[str], name: str, config: config_lib.Data) -> Non
         if column not in header and any(field.strip().isdigit() for field in header):
             raise UserError(
                 f'{name} has no header line: its first line is {there}; a table needs one with the '
-                'column names, and --layout=sequences or pairs fields split at blanks'
+                'column names; text without one is split at blanks (--layout=sequences or pairs)'
             )
         if column not in header:
             hint = f'name it with --{flag}=COLUMN'

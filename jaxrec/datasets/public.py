@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import hashlib
+import http.client
 import io
 import pathlib
 import urllib.error
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from jaxrec.cli import UserError
 from jaxrec.datasets.events import Events
 
+ZIP = b'PK\x03\x04'  # first bytes
 TIMEOUT = 10  # seconds without an answer before a host counts as unreachable
 
 
@@ -72,27 +74,25 @@ def open_source(source: str, name: str) -> tuple[bytes, str]:
         if not found:
             raise UserError(f'{path} holds no {name} (plain, gzip or zip); see --source')
         path = found[0]
-    try:
-        return unpack(path.read_bytes(), name), str(path)
-    except KeyError as e:
-        raise UserError(f'{path} holds no {name}') from e
-    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as e:
-        raise UserError(f'{path} is damaged or truncated; copy it again') from e
+    return unpack(path.read_bytes(), name, str(path)), str(path)
 
 
-def unpack(data: bytes, name: str) -> bytes:
+def unpack(data: bytes, name: str, where: str) -> bytes:
     """Content of file `name` in `data`: a zip holding it, or the file itself, gzip'd or not.
 
     Raises:
-      KeyError: a zip without it.
+      UserError: `data`, which came from `where`, is a zip without it, or damaged.
     """
-    if data[:4] == b'PK\x03\x04':
+    try:
+        if data[:4] != ZIP:
+            return gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
         with zipfile.ZipFile(io.BytesIO(data)) as z:
             for member in z.namelist():
                 if member.rsplit('/', 1)[-1] == name:
                     return z.read(member)
-        raise KeyError(name)
-    return gzip.decompress(data) if data[:2] == b'\x1f\x8b' else data
+    except (EOFError, zlib.error, gzip.BadGzipFile, zipfile.BadZipFile) as e:
+        raise UserError(f'{where} is damaged or truncated; get it again') from e
+    raise UserError(f'{where} holds no {name}')
 
 
 def download(url: str, say: Callable) -> bytes:
@@ -101,7 +101,7 @@ def download(url: str, say: Callable) -> bytes:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
             return response.read()
-    except OSError as e:
+    except (OSError, http.client.HTTPException) as e:
         reason = e.reason if isinstance(e, urllib.error.URLError) else e
         raise UserError(
             f'cannot download {url} ({reason}); fetch it by other means and give --source=FILE'

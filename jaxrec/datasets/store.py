@@ -123,7 +123,10 @@ def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
     except OSError as e:
         raise _cannot_write(folder, e) from e
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as e:  # a file system without locks
+            raise _cannot_write(folder, e) from e
         yield
 
 

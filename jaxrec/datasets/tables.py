@@ -21,8 +21,11 @@ ID_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
 def header_fields(line: str, delimiter: str) -> list[str]:
-    """Column names in a header line; quotes are understood."""
-    return next(csv.reader(io.StringIO(line), delimiter=delimiter), [])
+    """Column names in a header line, quotes understood; [] if the line can be none."""
+    try:
+        return next(csv.reader(io.StringIO(line), delimiter=delimiter), [])
+    except csv.Error:  # e.g. a long history, which has no delimiter within 128 KiB
+        return []
 
 
 def read_csv(
