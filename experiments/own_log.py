@@ -1,0 +1,27 @@
+r"""Your own log of user,item,timestamp: SASRec with settings that do well on most logs.
+
+python -m jaxrec.train --config=experiments/own_log.py --config.data.log=events.csv \
+    --workdir=runs/mine
+python -m jaxrec.evaluate --workdir=runs/mine
+python -m jaxrec.recommend --workdir=runs/mine --users=all --output=recommendations.parquet
+
+Columns of other names: --config.data.user_col, .item_col, .time_col ('' if the file is in time
+order). A million items and more: --config.model.loss=sampled_softmax
+--config.model.negatives_per=batch --config.model.negatives=4096. An honest offline test for
+production: --config.data.split=temporal.
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+
+def get_config(arg: str = '') -> Experiment:
+    del arg
+    return Experiment(
+        model=sasrec.Config(
+            dim=128, blocks=2, max_len=100, dropout=0.2, embedding_dropout=0.3, table_dropout=0.1
+        ),
+        data=Data(),
+        optim=Optim(learning_rate=1e-3, ema=0.995),
+        train=Train(batch_rows=32, epochs=100, patience=5, eval_users=20_000),
+    )

@@ -1,0 +1,29 @@
+"""SASRec with the exact softmax on Amazon Beauty (S3-Rec's file), whole catalogue ranked.
+
+python -m jaxrec.train --config=experiments/sasrec_beauty.py --workdir=runs/beauty
+python -m jaxrec.evaluate --workdir=runs/beauty
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is the seed, 0 if empty."""
+    return Experiment(
+        model=sasrec.Config(
+            variant='2018',
+            dim=256,
+            blocks=1,
+            heads=1,
+            max_len=50,
+            dropout=0.2,
+            embedding_dropout=0.5,
+            table_dropout=0.2,
+            loss='softmax',
+            label_smoothing=0.1,
+        ),
+        data=Data(dataset='beauty'),
+        optim=Optim(learning_rate=1e-3, b2=0.98, ema=0.995),
+        train=Train(batch_rows=24, epochs=40, patience=3, eval_every=2, seed=int(arg or 0)),
+    )

@@ -1,0 +1,31 @@
+"""SASRec as published, MovieLens 1M (Kang & McAuley 2018, table III): BCE, 100 sampled negatives.
+
+python -m jaxrec.train --config=experiments/sasrec_ml1m_2018.py --workdir=runs/ml1m_2018
+python -m jaxrec.evaluate --workdir=runs/ml1m_2018
+"""
+
+from jaxrec.config import Data, Eval, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+
+def get_config(arg: str = '') -> Experiment:
+    del arg
+    return Experiment(
+        model=sasrec.Config(
+            variant='2018',
+            dim=50,
+            blocks=2,
+            heads=1,
+            max_len=200,
+            dropout=0.2,
+            embedding_dropout=0.2,
+            loss='bce',
+            negatives_per='data',
+            init='xavier_uniform',
+        ),
+        data=Data(dataset='ml-1m-sasrec', unseen_negatives=1),
+        optim=Optim(learning_rate=1e-3, b2=0.98),
+        # 70 rows hold about the 128 users of the paper's batch
+        train=Train(batch_rows=70, epochs=200, eval_every=2, patience=10),
+        eval=Eval(protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
+    )

@@ -1,0 +1,27 @@
+"""SASRec with the exact softmax on MovieLens 1M, full ranking (Klenitskiy & Vasilev 2023).
+
+python -m jaxrec.train --config=experiments/sasrec_ml1m_ce.py --workdir=runs/ml1m_ce
+python -m jaxrec.evaluate --workdir=runs/ml1m_ce
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+
+def get_config(arg: str = '') -> Experiment:
+    del arg
+    return Experiment(
+        model=sasrec.Config(
+            variant='2018',
+            dim=64,
+            blocks=2,
+            heads=1,
+            max_len=200,
+            dropout=0.1,
+            embedding_dropout=0.1,
+            loss='softmax',
+        ),
+        data=Data(dataset='ml-1m-sasrec'),
+        optim=Optim(learning_rate=1e-3, b2=0.98),
+        train=Train(batch_rows=64, epochs=100, patience=10),
+    )

@@ -1,0 +1,79 @@
+"""The shape of the package: imports point one way, and a bare install is enough."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / 'jaxrec'
+COMMANDS = {'train', 'evaluate', 'recommend', 'prepare'}
+OPTIONAL = ('matplotlib', 'tensorboardX', 'tensorflow', 'torch', 'pandas')
+ONLY_JAX = {'losses', 'layers'}  # and the mesh
+
+
+def imports_of(path):
+    """Names of jaxrec modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').split('.')[0] == 'jaxrec':
+            parts = node.module.split('.')[1:]
+            found |= {parts[0]} if parts else {alias.name for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split('.')[1] for a in node.names if a.name.startswith('jaxrec.')}
+    return found
+
+
+def modules():
+    return sorted(PACKAGE.rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path):
+    name = path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+    used = imports_of(path) - {name}
+    assert not used & COMMANDS, 'nothing imports a command'
+    if name in ONLY_JAX:
+        assert used <= {'sharding'}
+    if name == 'config':
+        assert not used
+    if name == 'datasets':
+        assert used <= {'config', 'cli', 'histories', 'datasets'}
+    if name == 'models':
+        assert used <= {'layers', 'losses', 'augment', 'sharding', 'cli'}
+
+
+@pytest.mark.parametrize('path', modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_pickle(path):
+    text = path.read_text()
+    assert 'import pickle' not in text and 'allow_pickle=True' not in text
+
+
+def test_commands_import_nothing_optional():
+    """With every optional package blocked, all commands still import."""
+    code = f"""
+import sys
+for name in {OPTIONAL!r}:
+    sys.modules[name] = None  # importing it now raises ImportError
+import jaxrec, jaxrec.train, jaxrec.evaluate, jaxrec.recommend, jaxrec.models.sasrec
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize('command', sorted(COMMANDS))
+def test_help_explains_itself(command):
+    done = subprocess.run(
+        [sys.executable, '-m', f'jaxrec.{command}', '--help'], capture_output=True, text=True
+    )
+    assert 'python -m jaxrec.' + command in done.stdout
+    assert '--' in done.stdout
+
+
+def test_lint_and_format():
+    ruff = [sys.executable, '-m', 'ruff']
+    for check in (['check'], ['format', '--check']):
+        done = subprocess.run([*ruff, *check, str(ROOT)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
