@@ -214,7 +214,7 @@ class Ranker:
             if self.task.protocol.candidates != 'all':
                 batch['candidates'] = np.pad(self.task.candidates(chosen), ((0, missing), (0, 0)))
                 del batch['seen']
-            yield chosen, _place(batch)
+            yield chosen, place_whole(batch)
 
 
 def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
@@ -237,8 +237,8 @@ def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
     return jax.tree.map(lambda x: jax.reshard(x, P()), (*counts, top))
 
 
-def _place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places a batch that every process holds whole on the mesh, split over 'data'."""
+def place_whole(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places a batch that every process holds whole on the current mesh, split over 'data'."""
     split = jax.NamedSharding(jax.sharding.get_mesh(), P('data'))
     return {
         name: jax.make_array_from_callback(value.shape, split, value.__getitem__)

@@ -1,0 +1,151 @@
+"""Lists for any number of users, written as Parquet; a killed run goes on where it stopped."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from jaxrec.cli import UserError, say
+from jaxrec.histories import Histories
+from jaxrec.logs import duration
+from jaxrec.recommender import Recommender
+
+
+def write_lists(
+    recommender: Recommender,
+    users: np.ndarray,
+    output: pathlib.Path,
+    part_users: int,
+    checkpoint: str = 'best',
+) -> None:
+    """Writes the lists of `users` as Parquet: user, rank, item, score, title if there are titles.
+
+    Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
+    same command computes only what is missing.
+
+    Raises:
+      UserError: the parts there belong to another command.
+    """
+    histories = recommender.trained.histories
+    folder = output.with_name(output.name + '.parts')
+    _claim(folder, _manifest(recommender, users, part_users, checkpoint))
+    starts = range(0, len(users), part_users)
+    parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
+    todo = [i for i, part in enumerate(parts) if not part.exists()]
+    if len(todo) < len(parts):
+        say(f'going on: {len(parts) - len(todo)} of {len(parts)} parts are there')
+    progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))
+    for i in todo:
+        chosen = users[starts[i] : starts[i] + part_users]
+        table = _table(histories, chosen, *recommender(histories, chosen))
+        if jax.process_index() == 0:
+            _write_atomically(parts[i], table.schema, [table])
+        progress.add(len(chosen))
+    progress.close()
+    if jax.process_index() == 0:
+        schema = parquet.read_schema(parts[0])
+        _write_atomically(output, schema, _row_groups(parts))
+        shutil.rmtree(folder)
+
+
+def _manifest(
+    recommender: Recommender, users: np.ndarray, part_users: int, checkpoint: str
+) -> dict:
+    """What the parts belong to."""
+    trained = recommender.trained
+    return {
+        'workdir': str(trained.workdir.resolve()),
+        'checkpoint': checkpoint,
+        'step': trained.step,
+        'data_hash': trained.data_hash,
+        'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
+        'k': recommender.k,
+        'keep_seen': recommender.keep_seen,
+        'part_users': part_users,
+    }
+
+
+def _claim(folder: pathlib.Path, manifest: dict) -> None:
+    """Makes the folder of parts for `manifest`, or checks that the one there is for it."""
+    path = folder / 'manifest.json'
+    if path.exists():
+        there = json.loads(path.read_text())
+        differs = [name for name in manifest if there.get(name) != manifest[name]]
+        if differs:
+            raise UserError(
+                f'{folder} holds parts of another command (its {", ".join(differs)} differ): '
+                'delete that folder, or finish with the same options'
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f'{folder} is in the way: it is where parts go, and holds something else')
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(manifest, indent=1) + '\n')
+    os.replace(partial, path)
+
+
+def _table(histories: Histories, users, scores, items) -> pa.Table:
+    """Long format, one row per recommended item."""
+    user, place = np.nonzero(items)
+    number = items[user, place] - 1
+    columns = {
+        'user': _raw(histories.user_ids, users[user]),
+        'rank': pa.array((place + 1).astype(np.int32)),
+        'item': _raw(histories.item_ids, number),
+        'score': pa.array(scores[user, place]),
+    }
+    if histories.titles is not None:
+        columns['title'] = _raw(histories.titles, number)
+    return pa.table(columns)
+
+
+def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
+    """ids[index] as int64 or text."""
+    chosen = pa.array(ids[index])
+    return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
+
+
+def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
+    for part in parts:
+        with parquet.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+
+def _write_atomically(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    partial = path.with_name(path.name + '.partial')
+    with parquet.ParquetWriter(partial, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+    os.replace(partial, path)
+
+
+class _Progress:
+    """Users per second and time left: one line that renews itself, or plain lines when piped."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._started = total, 0, time.monotonic()
+
+    def add(self, users: int) -> None:
+        self._done += users
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        left = duration((self._total - self._done) / rate)
+        text = f'{self._done:,}/{self._total:,} users  {rate:,.0f} users/s  {left} left'
+        if sys.stderr.isatty():
+            print('\r\x1b[K' + text, end='', file=sys.stderr, flush=True)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        if self._done and sys.stderr.isatty():
+            print(file=sys.stderr)

@@ -1,0 +1,180 @@
+r"""Evaluates a trained model beside the baselines, under a recorded protocol.
+
+python -m jaxrec.evaluate --workdir=runs/quickstart [--split=test] [--protocol=full] \
+    [--nofilter_seen] [--checkpoint=best] [--json]
+
+Writes evaluation_<split>_<protocol>.json into the work directory, and metric_at_k_... .png beside
+it if matplotlib is installed.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+from absl import flags
+
+from jaxrec import baselines, cli, protocols
+from jaxrec.cli import UserError, say
+from jaxrec.plots import plot_metric_at_k
+from jaxrec.ranking import Ranker
+from jaxrec.workdir import Trained, load_trained
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Not done on import, so that several commands can be imported together."""
+    flags.DEFINE_string('workdir', None, 'Folder of the run.')
+    flags.DEFINE_string('split', 'test', 'valid or test.')
+    flags.DEFINE_string(
+        'protocol', None, f"{', '.join(protocols.NAMES)}; by default the run's own."
+    )
+    flags.DEFINE_bool(
+        'filter_seen',
+        None,
+        "Protocol full: score seen items -inf; by default as in the run's config.",
+    )
+    flags.DEFINE_integer(
+        'negatives',
+        None,
+        "Candidates of the protocols uniform and popularity; by default the run's.",
+    )
+    flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
+    flags.DEFINE_bool(
+        'json', False, 'Print the result as one JSON object, the last line of stdout.'
+    )
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    del argv
+    if not FLAGS.workdir:
+        raise UserError('give --workdir=DIR, the folder of a run (see --help)')
+    if FLAGS.split not in ('valid', 'test'):
+        raise UserError(f"unknown --split={FLAGS.split}: use 'valid' or 'test'")
+    if FLAGS.protocol is not None and FLAGS.protocol not in protocols.NAMES:
+        raise UserError(
+            f'unknown --protocol={FLAGS.protocol}: use one of {", ".join(protocols.NAMES)}'
+        )
+    trained = load_trained(FLAGS.workdir, FLAGS.checkpoint)
+    given = {
+        'protocol': FLAGS.protocol,
+        'filter_seen': FLAGS.filter_seen,
+        'negatives': FLAGS.negatives,
+    }
+    settings = dataclasses.replace(
+        trained.experiment.eval, **{k: v for k, v in given.items() if v is not None}
+    )
+    protocol = protocols.protocol_of(settings)
+    result = evaluate(trained, FLAGS.split, protocol, FLAGS.checkpoint)
+    say(report(result))
+    if jax.process_index() == 0:
+        write(result, trained.workdir)
+    cli.emit(result)
+
+
+def evaluate(
+    trained: Trained, which: str, protocol: protocols.Protocol, checkpoint: str = 'best'
+) -> dict:
+    """Ranks the targets of split `which` with the model and with the baselines.
+
+    Returns:
+      JSON-ready: split, metrics and buckets of the model, baselines {name: metrics}, protocol,
+      users, unreachable, cold (see `ranking.Result`), data_hash, data_split, seed (of training),
+      checkpoint, step, workdir.
+    """
+    ranker = Ranker(
+        trained.graphdef,
+        trained.histories,
+        trained.split,
+        which,
+        protocol,
+        max_len=trained.experiment.model.max_len,
+        batch_users=trained.experiment.eval.batch_users,
+        coverage=True,
+    )
+    result = ranker(trained.params)
+    others = baselines.evaluate(ranker.task)
+    return {
+        'split': which,
+        'metrics': result.metrics,
+        'baselines': {name: other.metrics for name, other in others.items()},
+        'buckets': result.buckets,
+        'protocol': result.protocol,
+        'data_hash': trained.data_hash,
+        'data_split': trained.experiment.data.split,
+        'seed': trained.experiment.train.seed,
+        'users': result.users,
+        'unreachable': result.unreachable,
+        'cold': result.cold,
+        'checkpoint': checkpoint,
+        'step': trained.step,
+        'workdir': str(trained.workdir),
+    }
+
+
+def report(result: dict) -> str:
+    """The result as text: metrics by scorer, popularity buckets, and what they were taken under."""
+    scorers = {'model': result['metrics'], **result['baselines']}
+    names = [n for n in result['metrics'] if not n.startswith('Recall')]  # equal to HR
+    rows = [['', *(s.replace('_', ' ') for s in scorers)]]
+    rows += [[name, *(_number(values.get(name)) for values in scorers.values())] for name in names]
+
+    deepest = 10 if 10 in result['protocol']['cutoffs'] else max(result['protocol']['cutoffs'])
+    shown = (f'HR@{deepest}', f'NDCG@{deepest}')
+    buckets = [['target is', 'users', *shown]]
+    for name, values in result['buckets'].items():
+        buckets.append([name, f'{values["users"]:,}', *(_number(values.get(s)) for s in shown)])
+
+    protocol = ', '.join(f'{k}={_plain(v)}' for k, v in result['protocol'].items())
+    about = [
+        f'{result["workdir"]}: {result["checkpoint"]} checkpoint, step {result["step"]}, '
+        f'training seed {result["seed"]}',
+        f'{result["split"]} split ({result["data_split"]}), {result["users"]:,} users; '
+        f'unreachable targets {result["unreachable"]:.2%}, cold targets {result["cold"]:.2%}',
+        f'protocol: {protocol}',
+        f'data hash: {result["data_hash"]}',
+    ]
+    return '\n'.join([*about, '', *_aligned(rows), '', *_aligned(buckets)])
+
+
+def write(result: dict, workdir: pathlib.Path) -> None:
+    """Writes the result and, if matplotlib is there, its picture into `workdir`."""
+    kind = f'{result["split"]}_{result["protocol"]["name"]}'
+    path = workdir / f'evaluation_{kind}.json'
+    partial = path.with_suffix('.partial')
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + '\n')
+    os.replace(partial, path)
+    say(f'\nwritten: {path}')
+    picture = workdir / f'metric_at_k_{kind}.png'
+    if plot_metric_at_k(picture, {'model': result['metrics'], **result['baselines']}):
+        say(f'written: {picture}')
+    else:
+        say(f"no {picture.name}: matplotlib is not installed (pip install 'jaxrec[plots]')")
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    """First column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        '  '.join(
+            cell.rjust(width) if i else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def _number(value: float | None) -> str:
+    return '-' if value is None else f'{value:.4f}'
+
+
+def _plain(value) -> str:
+    return ','.join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+if __name__ == '__main__':
+    define_flags()
+    cli.run(main)
