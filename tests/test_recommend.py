@@ -1,0 +1,280 @@
+"""Lists against a full sort, raw ids in and out, and a bulk run that is killed."""
+
+import json
+import os
+import pathlib
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from pyarrow import parquet
+
+from jaxrec import bulk, recommend, sharding
+from jaxrec.cli import UserError
+from jaxrec.config import Experiment
+from jaxrec.histories import Histories
+from jaxrec.recommender import Recommender
+from jaxrec.splits import leave_one_out
+from jaxrec.workdir import Trained
+
+ITEMS, USERS = 40, 33
+
+
+class LastModel(nnx.Module):
+    """The query is the newest item's row."""
+
+    def __init__(self, table):
+        self.table = nnx.Param(table)
+
+    def queries(self, history):
+        return sharding.lookup(self.item_table(), history['items'][:, -1:])
+
+    def item_table(self):
+        return self.table[...]
+
+
+def make_table():
+    rng = np.random.default_rng(1)
+    return rng.integers(-3, 4, (sharding.table_rows(ITEMS), 5)).astype(np.float32)
+
+
+def make_trained(folder, text_ids=False, titles=True, table=None):
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 20, USERS)
+    user_ids, item_ids = np.arange(USERS) * 7 + 100, np.arange(ITEMS) * 3 + 5
+    if text_ids:
+        user_ids = np.sort(np.char.encode([f'ü{i}' for i in user_ids], 'utf-8'))
+        item_ids = np.sort(np.char.encode([f'i{i}' for i in item_ids], 'utf-8'))
+    histories = Histories(
+        items=rng.integers(1, ITEMS + 1, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        titles=np.char.encode([f'Title {i} é' for i in range(ITEMS)], 'utf-8') if titles else None,
+    )
+    spec = jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE)
+    table = make_table() if table is None else table
+    graphdef, state = nnx.split(LastModel(jax.device_put(table, spec)))
+    return Trained(
+        experiment=Experiment(model=types.SimpleNamespace(max_len=6)),
+        histories=histories,
+        split=leave_one_out(histories),
+        graphdef=graphdef,
+        params=nnx.to_pure_dict(state),
+        step=12,
+        data_hash='abc',
+        workdir=pathlib.Path(folder),
+    )
+
+
+def slow_list(history, k, keep_seen):
+    """Item numbers and scores, best first, equal scores by number."""
+    table = make_table().astype(np.float64)
+    scores = table @ table[history[-1]]
+    allowed = [i for i in range(1, ITEMS + 1) if keep_seen or i not in history]
+    best = sorted(allowed, key=lambda i: (-scores[i], i))[:k]
+    return best, [scores[i] for i in best]
+
+
+@pytest.mark.parametrize('keep_seen', [False, True])
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_lists(tmp_path, mesh, shape, keep_seen):
+    mesh(*shape)
+    trained = make_trained(tmp_path)
+    recommender = Recommender(trained, 35, keep_seen=keep_seen, batch_users=10)
+    users = np.array([3, 30, 3, 0, *range(10, 25)])
+    scores, items = recommender(trained.histories, users)
+    for row, user in enumerate(users):
+        want, want_scores = slow_list(trained.histories.history(user), 35, keep_seen)
+        left = [0] * (35 - len(want))
+        assert items[row].tolist() == want + left
+        np.testing.assert_array_equal(scores[row, : len(want)], want_scores)
+
+
+def flags(**given):
+    values = {
+        'workdir': 'run',
+        'history': None,
+        'user': None,
+        'users': None,
+        'output': None,
+        'k': 10,
+        'keep_seen': False,
+        'skip_unknown': False,
+        'checkpoint': 'best',
+        'batch_users': 16,
+        'part_users': 10,
+    }
+    return types.SimpleNamespace(**{**values, **given})
+
+
+def command(monkeypatch, trained, **given):
+    """Runs `main`; returns what --json would print."""
+    results = []
+    monkeypatch.setattr(recommend, 'FLAGS', flags(**given))
+    monkeypatch.setattr(recommend, 'load_trained', lambda *_: trained)
+    monkeypatch.setattr(recommend.cli, 'emit', results.append)
+    recommend.main([])
+    return json.loads(json.dumps(results[0], allow_nan=False))
+
+
+def test_history(tmp_path, mesh, monkeypatch, capsys):
+    """A history that no user has; raw ids 5, 8, 11 are items 1, 2, 3."""
+    mesh(1, 1)
+    trained = make_trained(tmp_path)
+    result = command(monkeypatch, trained, history='5, 8,11', k=4)
+    want, scores = slow_list([1, 2, 3], 4, False)
+    assert result['history'] == [5, 8, 11]
+    assert [row['item'] for row in result['items']] == [i * 3 + 2 for i in want]
+    assert [row['title'] for row in result['items']] == [f'Title {i - 1} é' for i in want]
+    assert [row['score'] for row in result['items']] == scores
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ['rank', 'item', 'score', 'title'] and len(lines) == 5
+    assert lines[1].split()[:2] == ['1', str(want[0] * 3 + 2)]
+
+
+@pytest.mark.parametrize('text_ids', [False, True])
+def test_user(tmp_path, mesh, monkeypatch, text_ids):
+    mesh(2, 1)
+    trained = make_trained(tmp_path, text_ids, titles=False)
+    raw = trained.histories.raw_user(8)
+    result = command(monkeypatch, trained, user=str(raw), k=100)
+    want, _ = slow_list(trained.histories.history(8), 100, False)
+    assert result['user'] == raw
+    assert [row['item'] for row in result['items']] == [trained.histories.raw_item(i) for i in want]
+
+
+@pytest.mark.parametrize(
+    'given, text',
+    [
+        ({}, 'exactly one of --history, --user and --users; here is none'),
+        ({'user': '1', 'history': '5'}, 'here is --history and --user'),
+        ({'users': 'all'}, '--users and --output'),
+        ({'user': '100', 'output': 'x'}, '--users and --output'),
+        ({'user': '100', 'k': 0}, 'at least 1'),
+        ({'user': '101'}, "user '101' is not in the data"),
+        ({'history': '5,6,x'}, "item '6' of --history"),
+        ({'history': '6,x', 'skip_unknown': True}, 'no item of the data'),
+        ({'history': ''}, 'no item of the data'),
+    ],
+)
+def test_errors(tmp_path, mesh, monkeypatch, given, text):
+    mesh(1, 1)
+    with pytest.raises(UserError, match=text):
+        command(monkeypatch, make_trained(tmp_path), **given)
+
+
+def test_scores_that_are_not_numbers(tmp_path, mesh):
+    mesh(1, 1)
+    trained = make_trained(tmp_path, table=np.full_like(make_table(), np.nan))
+    with pytest.raises(UserError, match='not numbers'):
+        Recommender(trained, 3).one(np.array([1]))
+
+
+def test_read_users(tmp_path, mesh, capsys):
+    mesh(1, 1)
+    histories = make_trained(tmp_path).histories
+    file = tmp_path / 'users.txt'
+    file.write_text('107\n\n 100 \n107\n')
+    assert recommend.read_users(histories, str(file), False).tolist() == [1, 0, 1]
+    assert len(recommend.read_users(histories, 'all', False)) == USERS
+    file.write_text('100\nnobody\n101\n')
+    with pytest.raises(UserError, match=r"2 of 3 users .* the first is 'nobody'"):
+        recommend.read_users(histories, str(file), False)
+    assert recommend.read_users(histories, str(file), True).tolist() == [0]
+    assert 'left out 2' in capsys.readouterr().out
+    file.write_text('nobody\n')
+    with pytest.raises(UserError, match='no user'):
+        recommend.read_users(histories, str(file), True)
+
+
+@pytest.mark.parametrize('text_ids', [False, True])
+def test_bulk(tmp_path, mesh, monkeypatch, text_ids, capsys):
+    mesh(2, 2)
+    trained = make_trained(tmp_path, text_ids)
+    output = tmp_path / 'lists.parquet'
+    result = command(monkeypatch, trained, users='all', output=str(output), k=30)
+    assert result['users'] == USERS
+    table = parquet.read_table(output)
+    rows = table.to_pylist()
+    assert str(table.schema.field('item').type) == ('string' if text_ids else 'int64')
+    known = trained.histories
+    at = 0
+    for user in range(USERS):
+        want, scores = slow_list(known.history(user), 30, False)
+        for rank, (item, score) in enumerate(zip(want, scores, strict=True), 1):
+            assert rows[at] == {
+                'user': known.raw_user(user),
+                'rank': rank,
+                'item': known.raw_item(item),
+                'score': score,
+                'title': known.title(item),
+            }
+            at += 1
+    assert at == len(rows)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['lists.parquet']
+    assert 'users/s' in capsys.readouterr().out
+
+
+def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
+    mesh(1, 1)
+    trained = make_trained(tmp_path)
+    users, output = np.arange(USERS), tmp_path / 'lists.parquet'
+    recommender = Recommender(trained, 5, batch_users=8)
+    bulk.write_lists(recommender, users, tmp_path / 'whole.parquet', 10)
+
+    calls = []
+
+    class Dies:
+        trained, k, keep_seen = recommender.trained, 5, False
+
+        def __call__(self, histories, chosen):
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            calls.append(chosen.tolist())
+            return recommender(histories, chosen)
+
+    with pytest.raises(KeyboardInterrupt):
+        bulk.write_lists(Dies(), users, output, 10)
+    folder = tmp_path / 'lists.parquet.parts'
+    (folder / 'part-000002.parquet.partial').write_bytes(b'torn')
+    done = {p: os.stat(p).st_mtime_ns for p in sorted(folder.glob('part-*.parquet'))}
+    assert [p.name for p in done] == ['part-000000.parquet', 'part-000001.parquet']
+    assert not output.exists()
+
+    other = Recommender(trained, 6, batch_users=8)
+    with pytest.raises(UserError, match=r'another command \(its k differ\): delete that folder'):
+        bulk.write_lists(other, users, output, 10)
+    with pytest.raises(UserError, match='its users differ'):
+        bulk.write_lists(recommender, users[:-1], output, 10)
+
+    kept = {}
+    merge = bulk._row_groups
+
+    def look_before_merging(parts):
+        kept.update({p: os.stat(p).st_mtime_ns for p in done})
+        return merge(parts)
+
+    class Counts(Dies):
+        def __call__(self, histories, chosen):
+            calls.append(chosen.tolist())
+            return recommender(histories, chosen)
+
+    monkeypatch.setattr(bulk, '_row_groups', look_before_merging)
+    calls.clear()
+    bulk.write_lists(Counts(), users, output, 10)
+    assert calls == [list(range(20, 30)), list(range(30, 33))]
+    assert kept == done  # finished parts were not written again
+    assert parquet.read_table(output).equals(parquet.read_table(tmp_path / 'whole.parquet'))
+    assert not folder.exists()
+
+
+def test_folder_of_someone_else(tmp_path, mesh):
+    mesh(1, 1)
+    (tmp_path / 'lists.parquet.parts').mkdir()
+    (tmp_path / 'lists.parquet.parts' / 'thesis.tex').write_text('precious')
+    recommender = Recommender(make_trained(tmp_path), 5)
+    with pytest.raises(UserError, match='in the way'):
+        bulk.write_lists(recommender, np.arange(3), tmp_path / 'lists.parquet', 10)
