@@ -129,6 +129,7 @@ class Negatives:
             weights = training_counts(histories, split).astype(np.float64)
         weights[0] = 0
         self._weights, self._cumulative = weights, np.cumsum(weights)
+        self._last = np.flatnonzero(weights)[-1]
         self._protocol, self._histories, self._split = protocol, histories, split
 
     def __call__(self, users: np.ndarray) -> np.ndarray:
@@ -176,7 +177,7 @@ class Negatives:
         """Items whose slice of the cumulative weights holds `uniform` in [0, 1)."""
         total = self._cumulative[-1]
         index = np.searchsorted(self._cumulative, uniform * total, side='right')
-        return np.minimum(index, np.flatnonzero(self._weights)[-1])
+        return np.minimum(index, self._last)  # rounding may reach beyond
 
     def _complete(self, out: np.ndarray, filled: int, user: int, forbidden: np.ndarray) -> None:
         """Fills out[filled:] from the allowed items that are left, in place."""

@@ -15,7 +15,8 @@ from jax import P
 from jaxrec import sharding
 from jaxrec.metrics import UNREACHABLE
 
-_SCORES_AT_ONCE = 1 << 26  # per device: users are taken in groups so that scores stay this small
+_SCORES_AT_ONCE = 1 << 26  # per device: users are taken in groups to keep scores this small
+_COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 
 
 def rank_counts(
@@ -130,8 +131,10 @@ def _over_users(local: Callable, out_specs, *by_user, table):
 
     def grouped(table, *by_user):
         users, vectors = by_user[0].shape[:2]
-        group = max(users, 1)
-        while group % 2 == 0 and group * vectors * table.shape[0] > _SCORES_AT_ONCE:
+        group = users
+        while group * vectors * table.shape[0] > _SCORES_AT_ONCE:
+            if group % 2 or group // 2 * vectors < _COLUMNS:
+                break  # a smaller group would only be padded again
             group //= 2
         if group == users:
             return local(*by_user, table)
@@ -153,11 +156,11 @@ def _local_scores(queries, table, num_items, seen) -> jax.Array:
 
     On a CPU the rounding of a product depends on its number of columns (another kernel takes the
     columns beyond a multiple of 64). Table rows are therefore the product's rows, and its columns,
-    the users' vectors, are padded to a multiple of 64: the scores are the same bits on every mesh.
+    the users' vectors, are padded to such a multiple: the scores are the same bits on every mesh.
     """
     (users, vectors, dim), rows = queries.shape, table.shape[0]
     columns = queries.astype(jnp.float32).reshape(users * vectors, dim)
-    columns = jnp.pad(columns, ((0, -len(columns) % 64), (0, 0)))
+    columns = jnp.pad(columns, ((0, -len(columns) % _COLUMNS), (0, 0)))
     scores = _product('rd,cd->rc', table.astype(jnp.float32), columns)
     scores = scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
     items = _local_items(table)

@@ -134,14 +134,17 @@ def test_same_bits_on_every_mesh(mesh):
 def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
     mesh(2, 2)
     queries, table, targets, seen = problem
-    args = *place(queries, targets, seen), place_table(table)
+    many = [np.tile(x, (8, *[1] * (x.ndim - 1))) for x in (queries, targets, seen)]
+    args = *place(*many), place_table(table)
 
     def run(q, t, s, e):
         return retrieval.rank_counts(q, e, ITEMS, t, s, True), retrieval.top_k(q, e, ITEMS, s, 9)
 
     whole = jax.jit(run)(*args)
     monkeypatch.setattr(retrieval, '_SCORES_AT_ONCE', 1000)
-    in_groups = jax.jit(lambda *a: run(*a))(*args)
+    lowered = jax.jit(lambda *a: run(*a)).lower(*args)
+    assert 'while' in lowered.as_text()
+    in_groups = lowered.compile()(*args)
     jax.tree.map(np.testing.assert_array_equal, whole, in_groups)
 
 
