@@ -5,7 +5,6 @@ leaves half of one behind.
 """
 
 import contextlib
-import logging
 import pathlib
 
 import jax
@@ -23,7 +22,6 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: pathlib.Path):
-        _quiet()
         folder = workdir.absolute() / 'checkpoints'
         with _one_line(folder):
             self._last, self._best = (
@@ -119,15 +117,3 @@ def _one_line(folder):
             f'cannot write checkpoints to {folder}: {reason}; '
             'free some space or choose another --workdir, and run the same command again'
         ) from e
-
-
-def _quiet():
-    """Drops orbax's dozens of INFO lines per save, which go through absl's logger."""
-
-    class NoOrbax(logging.Filter):
-        def filter(self, record):
-            return record.levelno >= logging.WARNING or 'orbax' not in record.pathname
-
-    logger = logging.getLogger('absl')
-    if not any(type(f).__name__ == 'NoOrbax' for f in logger.filters):
-        logger.addFilter(NoOrbax())

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from absl import app, flags
+from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
 
@@ -41,6 +41,8 @@ def _guarded(main):
     def wrapped(argv):
         if len(argv) > 1:
             _fail(f'unexpected argument {argv[1]!r}; every option starts with --')
+        if not FLAGS['verbosity'].present:  # libraries log dozens of INFO lines
+            logging.set_verbosity(logging.WARNING)
         try:
             main(argv)
         except UserError as e:
@@ -61,6 +63,8 @@ def _parse(argv):
         _fail(
             f'{e.args[0] if e.args else e}; see jaxrec/config.py and the model file for the fields'
         )
+    except BrokenPipeError:  # `--help | head`
+        raise SystemExit(1) from None
     except (AttributeError, TypeError, ValueError, OSError, ImportError, UserError) as e:
         _fail(f'bad --config: {e}')
 

@@ -29,19 +29,24 @@ from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
 from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
 
-config_flags.DEFINE_config_file(
-    'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
-)
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; an unfinished run goes on.')
-flags.DEFINE_bool('json', False, 'Print a JSON summary as the last line of standard output.')
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Not done on import, so that several commands can be imported together."""
+    config_flags.DEFINE_config_file(
+        'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
+    )
+    flags.DEFINE_string('workdir', None, 'Folder of the run; an unfinished run there goes on.')
+    flags.DEFINE_bool('json', False, 'Print a JSON summary as the last line of standard output.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    if flags.FLAGS.config is None or not _WORKDIR.value:
+    if FLAGS.config is None or not FLAGS.workdir:
         raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
-    cli.emit(train(flags.FLAGS.config, pathlib.Path(_WORKDIR.value)))
+    cli.emit(train(FLAGS.config, pathlib.Path(FLAGS.workdir)))
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
@@ -59,7 +64,12 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
     """
     histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(sharding.make_mesh(experiment.mesh))
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / '.writable').touch()
+        (folder / '.writable').unlink()
+    except OSError as e:
+        raise UserError(f'cannot write to --workdir={folder}: {e.strerror}') from e
     workdir.open_run(folder, experiment, meta['data_hash'])
     data, settings = experiment.data, experiment.train
     if settings.batch_rows < 1 or settings.batch_rows % jax.sharding.get_mesh().shape['data']:
@@ -274,4 +284,5 @@ def _finish(folder, step, stop_at, stopped, progress, metric):
 
 
 if __name__ == '__main__':
+    define_flags()
     cli.run(main)
