@@ -1,0 +1,102 @@
+r"""Measures speed and memory, alone or in turns with another library on the same machine.
+
+python -m jaxrec.benchmark --suite=train --config=experiments/quickstart.py [--json]
+python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
+    --config.model.dim=64 --peer=rectools --peer_python=OTHER_VENV/bin/python
+
+--suite=train      the training step: targets/s, share of the matrix-product rate
+--suite=eval       users/s of ranking all users of the test split, with their top-10 lists
+--suite=loss       the exact softmax by itself, value and gradients, up to 25k tokens x 1M items
+--suite=catalogue  step time and peak memory from 10k to 10M items, a sampled loss
+
+Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
+times a large matrix product. With --peer every turn also runs the peer on the same data with the
+same model size, loss and batch. --output=DIR gets benchmark_<suite>.json, .md and .png.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from jaxrec import cli
+from jaxrec.benchmarks import measure, report, training
+from jaxrec.cli import UserError, say
+
+FLAGS = flags.FLAGS
+_PLACES = ('data.source', 'data.data_dir')
+SUITES = ('train', 'eval', 'loss', 'catalogue')
+
+
+def define_flags() -> None:
+    """Not done on import, so that several commands can be imported together."""
+    config_flags.DEFINE_config_file(
+        'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
+    )
+    flags.DEFINE_string('suite', None, ', '.join(SUITES) + '.')
+    flags.DEFINE_integer('repeats', 5, 'Turns; the figures are medians over them.')
+    flags.DEFINE_integer('steps', 0, 'Steps of one turn; 0 = about two seconds of them.')
+    flags.DEFINE_integer(
+        'users_per_batch',
+        None,
+        'Suite train: as many rows as hold about so many users (128 with --peer); 0 = '
+        'train.batch_rows.',
+    )
+    flags.DEFINE_integer(
+        'matmul_size', 0, 'Rows of the square product; 0 = 2048 on a CPU, 8192 elsewhere.'
+    )
+    flags.DEFINE_string('output', None, 'Folder for a JSON file, a Markdown table and a PNG.')
+    flags.DEFINE_bool(
+        'json', False, 'Print the result as one JSON object, the last line of stdout.'
+    )
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    del argv
+    if FLAGS.suite not in SUITES:
+        given = f'unknown --suite={FLAGS.suite}' if FLAGS.suite else 'no --suite'
+        raise UserError(f'{given}: use one of {", ".join(SUITES)}')
+    if FLAGS.repeats < 1 or FLAGS.steps < 0:
+        raise UserError('--repeats must be at least 1 and --steps must not be negative')
+    if FLAGS.config is None and FLAGS.suite != 'loss':
+        raise UserError(f'--suite={FLAGS.suite} needs --config=experiments/X.py')
+    result = _run()
+    say(report.text(result))
+    if FLAGS.output:
+        report.write(result, pathlib.Path(FLAGS.output))
+    cli.emit(result)
+
+
+def _run() -> dict:
+    if FLAGS.suite == 'train':
+        measured = training.measure_training(
+            FLAGS.config,
+            repeats=FLAGS.repeats,
+            steps=FLAGS.steps,
+            users_per_batch=FLAGS.users_per_batch or 0,
+            matmul_size=FLAGS.matmul_size,
+        )
+    return {
+        'suite': FLAGS.suite,
+        **_configuration(),
+        **measured,
+        'device': measure.device(),
+        'versions': measure.versions(),
+    }
+
+
+def _configuration() -> dict:
+    """The experiment file and what the command line changes in it, but for where files are."""
+    if FLAGS.config is None:
+        return {'config': None, 'overrides': {}}
+    overrides = config_flags.get_override_values(FLAGS['config'])
+    return {
+        'config': config_flags.get_config_filename(FLAGS['config']),
+        'overrides': {k: v for k, v in overrides.items() if k not in _PLACES},
+    }
+
+
+if __name__ == '__main__':
+    define_flags()
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""Yardsticks: the rate of a large matrix product, peak memory, and what the machine is."""
+
+import importlib.metadata
+import os
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+MIB = 1 << 20
+
+# Dense peaks of the data sheets, TFLOP/s, by a part of the device kind (the first that fits).
+PEAKS = {
+    'H100 PCIe': {'bfloat16': 756, 'float32': 378},
+    'H100': {'bfloat16': 989, 'float32': 495},
+    'H200': {'bfloat16': 989, 'float32': 495},
+    'A100': {'bfloat16': 312, 'float32': 156},
+}
+
+
+class Matmul:
+    """The rate of a square product, sampled between the other measurements of a run.
+
+    Args:
+      size: rows of the square; 0 takes 2048 on a CPU and 8192 elsewhere.
+      dtype: of the operands; float32 runs at JAX's default precision (TF32 on a GPU).
+    """
+
+    def __init__(self, size: int = 0, dtype: str = 'float32'):
+        self.size = size or (2048 if jax.default_backend() == 'cpu' else 8192)
+        self.dtype = dtype
+        key = jax.random.key(0)
+        self._square = jax.random.normal(key, (self.size, self.size), jnp.float32).astype(dtype)
+        self._product = jax.jit(jnp.matmul)
+        self.samples: list[float] = []
+        seconds(self._once)  # compiles
+        self._times = max(1, int(0.1 / seconds(self._once)))
+
+    def sample(self) -> float:
+        """One measurement, in GFLOP/s; kept in `samples`."""
+
+        def several():
+            out = [self._product(self._square, self._square) for _ in range(self._times)]
+            jax.block_until_ready(out)
+
+        self.samples.append(self._times * 2 * self.size**3 / seconds(several) / 1e9)
+        return self.samples[-1]
+
+    @property
+    def gflops(self) -> float:
+        """Median of the samples, GFLOP/s."""
+        return statistics.median(self.samples)
+
+    def _once(self):
+        jax.block_until_ready(self._product(self._square, self._square))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call; the call itself waits for the device."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def peak_memory() -> float:
+    """Most memory held so far, MiB: of this process on a CPU, of the first device elsewhere."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+        return stats['peak_bytes_in_use'] / MIB
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == 'darwin' else peak / 1024
+
+
+def free_memory() -> float:
+    """Memory that a new process could take, MiB (of the host); infinite where unknown."""
+    try:
+        with open('/proc/meminfo') as lines:
+            found = dict(line.split(':') for line in lines)
+        return int(found['MemAvailable'].split()[0]) / 1024
+    except (OSError, KeyError):
+        return float('inf')
+
+
+def model_flops_utilisation(flops_per_second: float, dtype: str) -> float | None:
+    """Share of the data sheet's dense peak, None for an unknown device."""
+    kind = jax.devices()[0].device_kind
+    peak = next((PEAKS[name][dtype] for name in PEAKS if name in kind), None)
+    return peak and flops_per_second / (peak * 1e12 * jax.device_count())
+
+
+def device() -> str:
+    """The machine in words."""
+    if jax.default_backend() != 'cpu':
+        return f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    name = platform.processor() or platform.machine()
+    try:
+        with open('/proc/cpuinfo') as lines:
+            name = next(
+                (line.split(':')[1].strip() for line in lines if line.startswith('model name')),
+                name,
+            )
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return f'CPU {name}, {cores} cores'
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that make the speed."""
+    found = {'python': platform.python_version()}
+    for name in ('jaxrec', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = 'not installed'
+    return found

@@ -1,0 +1,197 @@
+"""Suite train: the real training step, fed by the real pipeline."""
+
+import math
+import statistics
+import time
+
+import jax
+
+from jaxrec import config, datasets, sharding, splits
+from jaxrec.batches import TrainBatches, prefetch
+from jaxrec.benchmarks import measure
+from jaxrec.benchmarks.flops import tokens_and_pairs, train_flops
+from jaxrec.cli import say
+from jaxrec.histories import Histories
+from jaxrec.optim import make_optimizer
+from jaxrec.state import init_state, split_model, train_step
+
+_WARM_UP = 3  # steps after the one that compiles
+_SECONDS = 2.0  # of one measurement, where the number of steps is not given
+
+
+class Loop:
+    """The loop of `jaxrec.train` without checkpoints and validation, in parts to be timed.
+
+    Attributes:
+      batches: the batches.
+      compile_seconds: wall time of the first step.
+      state: the train state.
+    """
+
+    def __init__(
+        self,
+        experiment: config.Experiment,
+        histories: Histories,
+        split: splits.Split,
+        users_per_batch: int = 0,
+    ):
+        """Builds the state and compiles; `users_per_batch` > 0 replaces train.batch_rows."""
+        model, data, settings = experiment.model, experiment.data, experiment.train
+        self._model, self._num_items = model, histories.num_items
+        self._negatives = data.unseen_negatives or getattr(model, 'negatives', 0)
+        if getattr(model, 'negatives_per', '') != 'data':
+            self._negatives = getattr(model, 'negatives', 0)
+
+        def batches(rows):
+            return TrainBatches(
+                histories,
+                split.train_ends,
+                max_len=model.max_len,
+                rows=rows,
+                seed=settings.seed,
+                windows=data.windows,
+                unseen_negatives=data.unseen_negatives,
+            )
+
+        self.batches = batches(settings.batch_rows)
+        if users_per_batch:
+            share = users_per_batch / self.batches.windows_per_epoch
+            multiple = jax.sharding.get_mesh().shape['data']
+            rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
+            self.batches = batches(rows)
+        tx = make_optimizer(
+            experiment.optim, math.ceil(settings.epochs * self.batches.steps_per_epoch)
+        )
+        graphdef, _ = split_model(model, histories.num_items)
+        self.state = init_state(model, histories.num_items, experiment.optim, tx, settings.seed)
+        self._step = train_step(graphdef, experiment.optim, tx, settings.seed)
+        self._counts: dict[int, tuple[int, float]] = {}
+        self._feed, self._done = prefetch(self._counted, 0), 0
+        self.compile_seconds = measure.seconds(lambda: self.run(1))
+        self.run(_WARM_UP)
+
+    def run(self, steps: int) -> dict:
+        """Runs `steps` steps; seconds, real targets, tokens of the batches, useful FLOPs."""
+        first, start = self._done, time.perf_counter()
+        for _ in range(steps):
+            self.state, _ = self._step(self.state, sharding.put_batch(next(self._feed)))
+        jax.block_until_ready(self.state)
+        seconds = time.perf_counter() - start
+        self._done += steps
+        counts = [self._counts.pop(step) for step in range(first, self._done)]
+        return {
+            'steps': steps,
+            'seconds': seconds,
+            'targets': sum(targets for targets, _ in counts),
+            'tokens': steps * self.batches.rows * self._model.max_len,
+            'flops': sum(flops for _, flops in counts),
+        }
+
+    def close(self) -> None:
+        """Stops the thread that makes batches."""
+        self._feed.close()
+
+    def _counted(self, step: int) -> dict:
+        batch = self.batches(step)
+        flops = train_flops(self._model, self._num_items, self._negatives, batch)
+        self._counts[step] = (tokens_and_pairs(batch['segments'])[0], flops)
+        return batch
+
+
+def measure_training(
+    experiment: config.Experiment,
+    *,
+    repeats: int,
+    steps: int,
+    users_per_batch: int,
+    matmul_size: int,
+    peer=None,
+) -> dict:
+    """Targets per second of the training step, in turns with the matrix product and the peer.
+
+    Args:
+      experiment: what to train.
+      repeats: number of turns.
+      steps: steps of one turn; 0 takes about two seconds of them.
+      users_per_batch: rows per batch that hold about so many users; 0 = train.batch_rows.
+      matmul_size: see `measure.Matmul`.
+      peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
+    """
+    histories, meta = datasets.load(experiment.data, say=say)
+    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    data = experiment.data
+    split = splits.split(histories, data.split, data.valid_share, data.test_share)
+    loop = Loop(experiment, histories, split, users_per_batch)
+    other = peer(experiment, histories, split) if peer else None
+    dtype = 'bfloat16' if getattr(experiment.model, 'bf16', False) else 'float32'
+    matmul = measure.Matmul(matmul_size, dtype)
+    steps = steps or max(1, round(_SECONDS * _WARM_UP / loop.run(_WARM_UP)['seconds']))
+    turns = []
+    for number in range(repeats):
+        rate = matmul.sample()
+        ours = loop.run(steps)
+        turns.append(turn(ours, rate, other.measure() if other else None))
+        say(f'{number + 1}/{repeats}  {turn_line(turns[-1])}')
+    memory = measure.peak_memory()
+    loop.close()
+    if other:
+        other.close()
+    median = {name: _median(turns, name) for name in turns[0]}
+    return {
+        'unit': 'targets/s',
+        'ours': median['ours'],
+        'peer': median['peer'],
+        'ratio': median['ratio'],
+        'turns': turns,
+        'step_ms': median['step_ms'],
+        'tokens_per_second': median['tokens_per_second'],
+        'gflops': median['gflops'],
+        'of_matmul': median['of_matmul'],
+        'mfu': measure.model_flops_utilisation(median['gflops'] * 1e9, dtype),
+        'matmul_gflops': matmul.gflops,
+        'compile_seconds': loop.compile_seconds,
+        'peak_memory_mib': memory,
+        'batch_rows': loop.batches.rows,
+        'users_per_batch': loop.batches.windows_per_epoch / loop.batches.steps_per_epoch,
+        'fill': loop.batches.fill,
+        'steps_per_turn': steps,
+        'peer_about': other.about if other else None,
+        'data_hash': meta['data_hash'],
+    }
+
+
+def turn(ours: dict, matmul_gflops: float, theirs: dict | None) -> dict:
+    """One turn: rates of ours and of the peer, which saw the same machine within seconds."""
+    seconds = ours['seconds']
+    gflops = ours['flops'] / seconds / 1e9
+    rates = {
+        'ours': ours['targets'] / seconds,
+        'peer': theirs['count'] / theirs['seconds'] if theirs else None,
+        'ratio': None,
+        'step_ms': 1e3 * seconds / ours['steps'],
+        'tokens_per_second': ours['tokens'] / seconds,
+        'gflops': None if math.isnan(gflops) else gflops,
+        'matmul_gflops': matmul_gflops,
+        'of_matmul': None if math.isnan(gflops) else gflops / matmul_gflops,
+    }
+    if theirs:
+        rates['ratio'] = rates['ours'] / rates['peer']
+    return rates
+
+
+def turn_line(turn: dict) -> str:
+    """One turn as text."""
+    text = f'{turn["step_ms"]:.1f} ms/step  {turn["ours"]:,.0f} targets/s'
+    if turn['gflops'] is not None:
+        text += (
+            f'  {turn["gflops"]:.1f} of {turn["matmul_gflops"]:.1f} GFLOP/s '
+            f'({turn["of_matmul"]:.0%})'
+        )
+    if turn['peer'] is not None:
+        text += f'  peer {turn["peer"]:,.0f} targets/s  ratio {turn["ratio"]:.1f}'
+    return text
+
+
+def _median(turns: list[dict], name: str) -> float | None:
+    values = [turn[name] for turn in turns]
+    return None if None in values else statistics.median(values)
