@@ -13,6 +13,8 @@ from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 from jaxrec.splits import Targets
 
+SEEN_ENTRIES = 1 << 24  # of `seen` in one batch of histories, unless a single user needs more
+
 
 class TrainBatches:
     """Packed batches: every training window exactly once an epoch, in a new order each epoch.
@@ -227,29 +229,37 @@ def history_batch(
 
 
 def history_batches(
-    histories: Histories, targets: Targets, *, max_len: int, batch_users: int
+    histories: Histories, targets: Targets, *, max_len: int, batch_users: int, multiple: int = 1
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
     Rows are grouped by history length rounded up to a power of two (8 at least), so short users
-    cost little and only a handful of shapes is ever compiled.
+    cost little and only a handful of shapes is ever compiled, one per length.
+
+    Args:
+      histories: the events.
+      targets: the users, and where their input ends.
+      max_len: window of the model.
+      batch_users: most rows of a batch; users of very long histories come in smaller batches.
+      multiple: of which the number of rows is one, as `batch_users` must be.
 
     Yields:
-      (chosen, batch): `chosen` int64 [n <= batch_users] indexes `targets`; `batch` as
-      `history_batch` gives it, plus `seen`: int32 [batch_users, S], the whole input history
-      padded with 0. Rows from n on are padding.
+      (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`
+      gives it, plus `seen`: int32 [rows, S], the whole input history padded with 0. Rows from n
+      on are padding.
     """
     starts = histories.offsets[targets.users]
     key = np.maximum(8, 1 << np.ceil(np.log2(np.maximum(targets.ends - starts, 1))).astype(int))
     order = np.argsort(key, kind='stable')
-    for size in np.unique(key):
+    for size in np.unique(key).tolist():
         group = order[key[order] == size]
-        for at in range(0, len(group), batch_users):
-            chosen = group[at : at + batch_users]
-            missing = batch_users - len(chosen)
+        affordable = SEEN_ENTRIES // size // multiple * multiple
+        rows = min(batch_users, max(affordable, multiple))
+        for at in range(0, len(group), rows):
+            chosen = group[at : at + rows]
+            missing = rows - len(chosen)
             first = np.pad(starts[chosen], (0, missing))
             end = np.pad(targets.ends[chosen], (0, missing))
-            size = int(size)
             batch = history_batch(histories.items, first, end, min(size, max_len), max_len)
             seen = history_batch(histories.items, first, end, size, size)['items']
             yield chosen, {**batch, 'seen': seen}

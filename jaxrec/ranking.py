@@ -157,7 +157,7 @@ class Ranker:
         data = jax.sharding.get_mesh().shape['data']
         self.task = task = Task(histories, split, which, protocol, max_users=max_users)
         self._max_len = max_len
-        self._batch_users = -(-batch_users // data) * data
+        self._rows = {'batch_users': -(-batch_users // data) * data, 'multiple': data}
         depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
         self._depth = min(depth, task.histories.num_items)
         self._score = jax.jit(
@@ -204,12 +204,9 @@ class Ranker:
 
     def _batches(self):
         for chosen, batch in history_batches(
-            self.task.histories,
-            self.task.targets,
-            max_len=self._max_len,
-            batch_users=self._batch_users,
+            self.task.histories, self.task.targets, max_len=self._max_len, **self._rows
         ):
-            missing = self._batch_users - len(chosen)
+            missing = len(batch['items']) - len(chosen)
             batch['targets'] = np.pad(self.task.items[chosen], (0, missing))
             if self.task.protocol.candidates != 'all':
                 batch['candidates'] = np.pad(self.task.candidates(chosen), ((0, missing), (0, 0)))

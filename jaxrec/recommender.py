@@ -35,7 +35,7 @@ class Recommender:
         data = jax.sharding.get_mesh().shape['data']
         self.trained, self.keep_seen = trained, keep_seen
         self.k = min(k, trained.histories.num_items)
-        self._batch_users = -(-batch_users // data) * data
+        self._rows = {'batch_users': -(-batch_users // data) * data, 'multiple': data}
         self._top_k = jax.jit(
             functools.partial(
                 _top_k, trained.graphdef, trained.histories.num_items, self.k, keep_seen
@@ -80,12 +80,8 @@ class Recommender:
 
     def _batches(self, histories, users):
         whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
-        for chosen, batch in history_batches(
-            histories,
-            whole,
-            max_len=self.trained.experiment.model.max_len,
-            batch_users=self._batch_users,
-        ):
+        max_len = self.trained.experiment.model.max_len
+        for chosen, batch in history_batches(histories, whole, max_len=max_len, **self._rows):
             yield chosen, place_whole(batch)
 
 

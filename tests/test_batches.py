@@ -169,6 +169,22 @@ def test_history_batches_cover_each_target_once():
     assert len(shapes) <= 5
 
 
+@pytest.mark.parametrize('multiple, rows', [(1, 7), (4, 4)])
+def test_batches_of_long_histories_are_small(monkeypatch, multiple, rows):
+    monkeypatch.setattr(batches, 'SEEN_ENTRIES', 7 * 64)
+    histories = make_histories([6] * 20 + [60] * 9 + [1000])
+    targets = leave_one_out(histories).test
+    found, shapes = [], set()
+    for chosen, batch in batches.history_batches(
+        histories, targets, max_len=20, batch_users=12, multiple=multiple
+    ):
+        found += chosen.tolist()
+        shapes.add(batch['seen'].shape)
+        assert len(batch['items']) == len(batch['seen'])
+    assert sorted(found) == list(range(30))
+    assert shapes == {(12, 8), (rows, 64), (multiple, 1024)}
+
+
 def test_history_batch_empty_history():
     batch = batches.history_batch(
         np.zeros(0, np.int32), np.zeros(2, int), np.zeros(2, int), width=8, max_len=8
