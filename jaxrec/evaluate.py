@@ -149,10 +149,8 @@ def write(result: dict, workdir: pathlib.Path) -> None:
     os.replace(partial, path)
     say(f'\nwritten: {path}')
     picture = workdir / f'metric_at_k_{kind}.png'
-    if plot_metric_at_k(picture, {'model': result['metrics'], **result['baselines']}):
-        say(f'written: {picture}')
-    else:
-        say(f"no {picture.name}: matplotlib is not installed (pip install 'jaxrec[plots]')")
+    missing = plot_metric_at_k(picture, {'model': result['metrics'], **result['baselines']})
+    say(f'no {picture.name}: {missing}' if missing else f'written: {picture}')
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -5,10 +5,13 @@ import os
 import pathlib
 from collections.abc import Mapping
 
+from jaxrec import files
+
+NO_MATPLOTLIB = "matplotlib is not installed (pip install 'jaxrec[plots]')"
 _METRICS_AT_K = ('HR', 'NDCG')
 
 
-def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> bool:
+def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> str:
     """Draws the training loss and a validation metric of a run into workdir/curves.png.
 
     Args:
@@ -16,11 +19,11 @@ def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> bool:
       metric: validation metric to draw; the first one measured where this one is not.
 
     Returns:
-      False, and no picture, if matplotlib is not installed or nothing has been logged yet.
+      '' if the picture was written, else why not, in a few words.
     """
     pyplot = _pyplot()
     if pyplot is None:
-        return False
+        return NO_MATPLOTLIB
     workdir = pathlib.Path(workdir)
     series = read_series(workdir / 'metrics.jsonl')
     measured = [name for name in series if name.startswith('valid/')]
@@ -28,7 +31,7 @@ def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> bool:
         metric = measured[0].removeprefix('valid/')
     shown = [name for name in ('loss', f'valid/{metric}') if name in series]
     if not shown:
-        return False
+        return 'nothing has been logged yet'
     figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 3.5), squeeze=False)
     for axis, name in zip(axes[0], shown, strict=True):
         steps, values = zip(*series[name], strict=True)
@@ -36,10 +39,10 @@ def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> bool:
         axis.set(xlabel='step', title=name)
         axis.grid(alpha=0.3)
     _save(pyplot, figure, workdir / 'curves.png')
-    return True
+    return ''
 
 
-def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str, float]]) -> bool:
+def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str, float]]) -> str:
     """Draws HR@k and NDCG@k against k, one line per scorer.
 
     Args:
@@ -47,11 +50,11 @@ def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str,
       metrics: by name of the scorer (model or baseline), values by name ('HR@10').
 
     Returns:
-      False, and no picture, if matplotlib is not installed.
+      '' if the picture was written, else why not, in a few words.
     """
     pyplot = _pyplot()
     if pyplot is None:
-        return False
+        return NO_MATPLOTLIB
     figure, axes = pyplot.subplots(1, len(_METRICS_AT_K), figsize=(10, 3.5))
     for axis, metric in zip(axes, _METRICS_AT_K, strict=True):
         for scorer, values in metrics.items():
@@ -65,18 +68,23 @@ def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str,
         axis.grid(alpha=0.3)
     axes[0].legend()
     _save(pyplot, figure, pathlib.Path(path))
-    return True
+    return ''
 
 
 def read_series(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) pairs by name from a metrics.jsonl; {} if there is none."""
+    """(step, value) pairs by name from a metrics.jsonl; {} if there is none.
+
+    A last line that is torn, by a kill or because it is being written, is left out.
+    """
     series = {}
-    if path.exists():
-        for line in path.read_text().splitlines():
-            values = json.loads(line)
-            step = values.pop('step')
-            for name, value in values.items():
-                series.setdefault(name, []).append((step, value))
+    if not path.exists():
+        return series
+    *lines, _ = path.read_text(encoding='utf-8').split('\n')  # what follows the last \n
+    for line in lines:
+        values = json.loads(line)
+        step = values.pop('step')
+        for name, value in values.items():
+            series.setdefault(name, []).append((step, value))
     return series
 
 
@@ -93,7 +101,6 @@ def _pyplot():
 
 def _save(pyplot, figure, path: pathlib.Path) -> None:
     figure.tight_layout()
-    partial = path.with_name(path.name + '.partial')
-    figure.savefig(partial, dpi=120, format='png')
+    with files.replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format='png')
     pyplot.close(figure)
-    os.replace(partial, path)

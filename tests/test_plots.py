@@ -19,10 +19,10 @@ def write_log(folder):
 def test_curves(tmp_path):
     pytest.importorskip('matplotlib')
     write_log(tmp_path)
-    assert plots.plot_curves(tmp_path)
+    assert plots.plot_curves(tmp_path) == ''
     assert (tmp_path / 'curves.png').read_bytes().startswith(PNG)
-    assert plots.plot_curves(tmp_path, 'MRR')  # not measured: another one is shown
-    assert not list(tmp_path.glob('*.partial'))
+    assert plots.plot_curves(tmp_path, 'MRR') == ''  # not measured: another one is shown
+    assert not list(tmp_path.glob('*.partial*'))
 
 
 def test_series(tmp_path):
@@ -32,21 +32,29 @@ def test_series(tmp_path):
     assert len(series['loss']) == 8
 
 
+def test_series_of_a_torn_log(tmp_path):
+    write_log(tmp_path)
+    with open(tmp_path / 'metrics.jsonl', 'a') as file:
+        file.write('{"step": 9, "lo')
+    assert len(plots.read_series(tmp_path / 'metrics.jsonl')['loss']) == 8
+
+
 def test_no_curves_without_a_log(tmp_path):
-    assert not plots.plot_curves(tmp_path)
+    pytest.importorskip('matplotlib')
+    assert plots.plot_curves(tmp_path) == 'nothing has been logged yet'
     assert not (tmp_path / 'curves.png').exists()
 
 
 def test_metric_at_k(tmp_path):
     pytest.importorskip('matplotlib')
     values = {'HR@1': 0.1, 'HR@10': 0.3, 'NDCG@1': 0.1, 'NDCG@10': 0.2, 'MRR': 0.15}
-    assert plots.plot_metric_at_k(tmp_path / 'k.png', {'model': values, 'markov': values})
+    assert plots.plot_metric_at_k(tmp_path / 'k.png', {'model': values, 'markov': values}) == ''
     assert (tmp_path / 'k.png').read_bytes().startswith(PNG)
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
     write_log(tmp_path)
-    assert not plots.plot_curves(tmp_path)
-    assert not plots.plot_metric_at_k(tmp_path / 'k.png', {})
+    assert 'matplotlib is not installed' in plots.plot_curves(tmp_path)
+    assert 'matplotlib is not installed' in plots.plot_metric_at_k(tmp_path / 'k.png', {})
     assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
