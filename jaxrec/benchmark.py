@@ -20,7 +20,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec import cli
-from jaxrec.benchmarks import measure, report, training
+from jaxrec.benchmarks import evaluation, measure, report, training
+from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
 
 FLAGS = flags.FLAGS
@@ -44,6 +45,16 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer(
         'matmul_size', 0, 'Rows of the square product; 0 = 2048 on a CPU, 8192 elsewhere.'
+    )
+    flags.DEFINE_string(
+        'peer', None, f'Run in turns with this library: {", ".join(peer_lib.PEERS)}.'
+    )
+    flags.DEFINE_string('peer_python', None, 'Python of an environment that has the peer.')
+    flags.DEFINE_integer(
+        'peer_batches', 0, "Suite train: cut the peer's turn after so many batches; 0 = an epoch."
+    )
+    flags.DEFINE_integer(
+        'peer_users', 0, 'Suite eval: the peer serves the first so many users only; 0 = all.'
     )
     flags.DEFINE_string('output', None, 'Folder for a JSON file, a Markdown table and a PNG.')
     flags.DEFINE_bool(
@@ -69,14 +80,21 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> dict:
+    peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
+    settings = {
+        'repeats': FLAGS.repeats,
+        'matmul_size': FLAGS.matmul_size,
+        'peer': _peer if FLAGS.peer else None,
+    }
     if FLAGS.suite == 'train':
+        users = FLAGS.users_per_batch
+        if users is None:
+            users = peer_lib.BATCH_USERS if FLAGS.peer else 0
         measured = training.measure_training(
-            FLAGS.config,
-            repeats=FLAGS.repeats,
-            steps=FLAGS.steps,
-            users_per_batch=FLAGS.users_per_batch or 0,
-            matmul_size=FLAGS.matmul_size,
+            FLAGS.config, steps=FLAGS.steps, users_per_batch=users, **settings
         )
+    else:
+        measured = evaluation.measure_evaluation(FLAGS.config, **settings)
     return {
         'suite': FLAGS.suite,
         **_configuration(),
@@ -84,6 +102,17 @@ def _run() -> dict:
         'device': measure.device(),
         'versions': measure.versions(),
     }
+
+
+def _peer(experiment, histories, split) -> peer_lib.Peer:
+    """Starts the peer on the data of the suite."""
+    if FLAGS.suite == 'train':
+        spec = peer_lib.train_spec(experiment, FLAGS.peer_batches)
+        columns = peer_lib.train_columns(histories, split)
+    else:
+        spec = peer_lib.eval_spec(experiment)
+        columns = peer_lib.eval_columns(histories, split, FLAGS.peer_users)
+    return peer_lib.Peer(FLAGS.peer, FLAGS.peer_python, spec, columns)
 
 
 def _configuration() -> dict:

@@ -1,0 +1,90 @@
+"""Suite eval: ranking all users of the test split, with their top-10 lists."""
+
+import dataclasses
+import statistics
+
+import jax
+
+from jaxrec import config, datasets, sharding, splits
+from jaxrec.benchmarks import measure
+from jaxrec.benchmarks.peer import K
+from jaxrec.cli import say
+from jaxrec.optim import make_optimizer
+from jaxrec.protocols import protocol_of
+from jaxrec.ranking import Ranker
+from jaxrec.state import init_state, split_model
+
+
+def measure_evaluation(
+    experiment: config.Experiment, *, repeats: int, matmul_size: int, peer=None
+) -> dict:
+    """Users per second: encode, filter seen items, rank the target, top 10, metrics.
+
+    The parameters are the initial ones: time does not depend on them. A turn takes the whole test
+    split, batches made anew; its peer makes lists of 10 and two metrics for the same users.
+
+    Args:
+      experiment: model and data; its protocol is replaced by the full catalogue, seen items out.
+      repeats: number of turns.
+      matmul_size: see `measure.Matmul`.
+      peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
+    """
+    histories, meta = datasets.load(experiment.data, say=say)
+    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    model, data = experiment.model, experiment.data
+    split = splits.split(histories, data.split, data.valid_share, data.test_share)
+    full = dataclasses.replace(
+        experiment.eval, protocol='full', filter_seen=True, cutoffs=(1, 5, K)
+    )
+    graphdef, _ = split_model(model, histories.num_items)
+    tx = make_optimizer(experiment.optim, 1)
+    params = init_state(model, histories.num_items, experiment.optim, tx, experiment.train.seed)[
+        'params'
+    ]
+    ranker = Ranker(
+        graphdef,
+        histories,
+        split,
+        'test',
+        protocol_of(full),
+        max_len=model.max_len,
+        batch_users=experiment.eval.batch_users,
+        coverage=True,
+    )
+    first = measure.seconds(lambda: ranker(params))
+    other = peer(experiment, histories, split) if peer else None
+    matmul = measure.Matmul(matmul_size)
+    turns, users = [], len(split.test)
+    for number in range(repeats):
+        rate = matmul.sample()
+        seconds = measure.seconds(lambda: ranker(params))
+        turn = {'ours': users / seconds, 'peer': None, 'ratio': None, 'matmul_gflops': rate}
+        text = f'{number + 1}/{repeats}  {seconds:.2f} s  {turn["ours"]:,.0f} users/s'
+        if other:
+            theirs = other.measure()
+            turn['peer'] = theirs['count'] / theirs['seconds']
+            turn['ratio'] = turn['ours'] / turn['peer']
+            text += f'  peer {turn["peer"]:,.0f} users/s  ratio {turn["ratio"]:.1f}'
+        turns.append(turn)
+        say(f'{text}  (matrix product {rate:.0f} GFLOP/s)')
+    memory = measure.peak_memory()
+    if other:
+        other.close()
+
+    def median(name):
+        return statistics.median(turn[name] for turn in turns)
+
+    return {
+        'unit': 'users/s',
+        'ours': median('ours'),
+        'peer': median('peer') if other else None,
+        'ratio': median('ratio') if other else None,
+        'turns': turns,
+        'users': users,
+        'seconds': users / median('ours'),
+        'matmul_gflops': matmul.gflops,
+        'first_pass_seconds': first,
+        'peak_memory_mib': memory,
+        'peer_about': other.about if other else None,
+        'data_hash': meta['data_hash'],
+    }

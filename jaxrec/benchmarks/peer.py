@@ -1,0 +1,190 @@
+"""Runs a peer library in its own process, by its own Python, one turn at a time."""
+
+import json
+import pathlib
+import subprocess
+import tempfile
+
+import jax
+import numpy as np
+
+from jaxrec import config
+from jaxrec.batches import ranges
+from jaxrec.cli import UserError, say
+from jaxrec.histories import Histories
+from jaxrec.splits import Split
+
+PEERS = {'rectools': 'rectools_peer.py'}
+BATCH_USERS = 128  # of the peer, which gives every user one row
+K = 10  # length of the lists of suite eval
+
+_LOSSES = {
+    'softmax': 'softmax',
+    'sampled_softmax': 'sampled_softmax',
+    'bce': 'BCE',
+    'gbce': 'gBCE',
+}
+
+
+class Peer:
+    """A peer that is warm and waits: `measure()` runs one turn of it.
+
+    Args:
+      name: of PEERS.
+      python: interpreter of an environment in which the peer is installed.
+      spec: what the peer's script reads, see `train_spec` and `eval_spec`.
+      columns: arrays the script finds as npz: users, items (and test_users, test_items).
+
+    Attributes:
+      about: versions, parameters, items and threads, as the peer gives them.
+
+    Raises:
+      UserError: no such peer or interpreter, or the peer fails.
+    """
+
+    def __init__(self, name: str, python: str, spec: dict, columns: dict[str, np.ndarray]):
+        self._name = name
+        self._folder = tempfile.TemporaryDirectory(prefix='jaxrec-peer-')
+        folder = pathlib.Path(self._folder.name)
+        np.savez(folder / 'data.npz', **columns)
+        spec = {**spec, 'data': str(folder / 'data.npz')}
+        (folder / 'spec.json').write_text(json.dumps(spec))
+        script = pathlib.Path(__file__).with_name(PEERS[name])
+        self._errors = open(folder / 'stderr', 'w+')
+        say(f'warming up {name} on {len(columns["users"]):,} events')
+        try:
+            self._process = subprocess.Popen(
+                [python, str(script), str(folder / 'spec.json')],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                cwd=folder,  # not the caller's: no package there may shadow the peer's
+            )
+        except OSError as e:
+            raise UserError(f'--peer_python={python} cannot be run: {e.strerror}') from e
+        self.about = self._answer()
+
+    def measure(self) -> dict:
+        """One turn: {'seconds': s, 'count': targets or users}."""
+        try:
+            self._process.stdin.write('turn\n')
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # `_answer` says why
+        return self._answer()
+
+    def close(self) -> None:
+        """Ends the peer's process."""
+        self._process.kill()  # Lightning takes SIGTERM for a wish
+        self._process.wait()
+        self._process.stdout.close()
+        try:
+            self._process.stdin.close()
+        except BrokenPipeError:
+            pass
+        self._errors.close()
+        self._folder.cleanup()
+
+    def _answer(self) -> dict:
+        line = self._process.stdout.readline()
+        if line:
+            return json.loads(line)
+        code = self._process.wait()
+        self._errors.seek(0)
+        last = [text for text in self._errors.read().splitlines() if text.strip()][-1:]
+        self.close()
+        raise UserError(
+            f'the peer {self._name} ended with code {code}: {"".join(last) or "no message"} '
+            '(is it installed for --peer_python?)'
+        )
+
+
+def check(name: str | None, python: str | None, suite: str) -> None:
+    """UserError unless the peer's flags fit together."""
+    if name is None:
+        if python is not None:
+            raise UserError('--peer_python goes with --peer=' + '|'.join(PEERS))
+        return
+    if name not in PEERS:
+        raise UserError(f'unknown --peer={name}: use one of {", ".join(PEERS)}')
+    if suite not in ('train', 'eval'):
+        raise UserError(f'--peer goes with --suite=train or eval, not {suite}')
+    if not python:
+        raise UserError(f'--peer={name} needs --peer_python=PATH, a Python that has it installed')
+
+
+def train_spec(experiment: config.Experiment, batches: int) -> dict:
+    """Spec of suite train; `batches` > 0 cuts a turn, otherwise one epoch, after so many."""
+    if experiment.data.windows != 'last':
+        raise UserError(
+            "the peer trains on each user's last window: use --config.data.windows=last"
+        )
+    return {
+        'suite': 'train',
+        'model': _model(experiment),
+        'batches': batches,
+        'accelerator': _accelerator(),
+    }
+
+
+def eval_spec(experiment: config.Experiment) -> dict:
+    """Spec of suite eval."""
+    return {
+        'suite': 'eval',
+        'model': _model(experiment),
+        'k': K,
+        'accelerator': _accelerator(),
+    }
+
+
+def train_columns(histories: Histories, split: Split) -> dict[str, np.ndarray]:
+    """Every training event: user numbers and items, in order."""
+    starts = np.asarray(histories.offsets[:-1])
+    lengths = split.train_ends - starts
+    return {
+        'users': np.repeat(np.arange(histories.num_users), lengths),
+        'items': histories.items[ranges(starts, lengths)],
+    }
+
+
+def eval_columns(histories: Histories, split: Split, users: int) -> dict[str, np.ndarray]:
+    """Input histories of the test split, and its targets; `users` > 0 serves the first so many."""
+    targets = split.test
+    starts = histories.offsets[targets.users]
+    lengths = targets.ends - starts
+    served = slice(users or None)
+    return {
+        'users': np.repeat(targets.users, lengths),
+        'items': histories.items[ranges(starts, lengths)],
+        'test_users': targets.users[served],
+        'test_items': histories.items[targets.ends[served]],
+    }
+
+
+def _model(experiment: config.Experiment) -> dict:
+    """The experiment's model in RecTools' words."""
+    model = experiment.model
+    if getattr(model, 'variant', None) not in ('2018', 'pre_ln', 'ligr'):
+        raise UserError(f'the peer has no counterpart of {type(model).__module__}')
+    if model.variant == '2018' and model.ffn != 1:
+        raise UserError("the peer's block of variant 2018 has model.ffn=1")
+    from_data = model.negatives_per == 'data'
+    return {
+        'variant': model.variant,
+        'ffn': model.ffn,
+        'n_factors': model.dim,
+        'n_blocks': model.blocks,
+        'n_heads': model.heads,
+        'session_max_len': model.max_len,
+        'dropout_rate': model.dropout,
+        'loss': _LOSSES[model.loss],
+        'n_negatives': experiment.data.unseen_negatives if from_data else model.negatives,
+        'gbce_t': model.gbce_t,
+        'lr': experiment.optim.learning_rate,
+        'batch_size': BATCH_USERS,
+    }
+
+
+def _accelerator() -> str:
+    return 'cpu' if jax.default_backend() == 'cpu' else 'gpu'
