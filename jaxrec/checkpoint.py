@@ -34,6 +34,8 @@ class Checkpoints:
 
     def save_last(self, step: int, state: dict, host: dict) -> None:
         """Saves the whole train state and `host` (JSON-able), in the background."""
+        with _one_line(self._folder):  # `host` may speak of a best that must not be lost
+            self._best.wait_until_finished()
         self._save(self._last, step, state, host)
 
     def save_best(self, step: int, params: dict, host: dict) -> None:
@@ -62,13 +64,22 @@ class Checkpoints:
             self._best.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._last.close()
-        self._best.close()
+        """Waits for the disk and ends the background threads."""
+        try:
+            self.wait()
+        finally:
+            self._last.close()
+            self._best.close()
 
     def _save(self, manager, step, tree, host):
-        if manager.latest_step() == step:  # resumed just before it and came here again
+        newest = manager.latest_step()
+        if newest == step:  # resumed just before it and came here again
             return
+        if newest is not None and newest > step:
+            raise UserError(
+                f'{manager.directory} holds step {newest}, later than this run is ({step}): '
+                'checkpoints were removed by hand; use another --workdir'
+            )
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':
@@ -83,6 +94,8 @@ class Checkpoints:
 
     def _restore(self, manager, abstract):
         step = manager.latest_step()
+        if step is None:
+            raise UserError(f'{manager.directory} holds no checkpoint')
         args = ocp.args.Composite(
             tree=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore()
         )

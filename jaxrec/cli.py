@@ -2,8 +2,9 @@
 
 import json
 import sys
+import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from absl import app, flags, logging
 
@@ -22,9 +23,14 @@ def run(main: Callable[[list[str]], None]) -> None:
         _fail('interrupted')
 
 
+def people() -> TextIO:
+    """Where text for people goes: standard output, or standard error when --json owns that."""
+    return sys.stderr if _json_wanted() else sys.stdout
+
+
 def say(*text: Any) -> None:
-    """Prints for people: standard output, or standard error when --json owns the former."""
-    print(*text, file=sys.stderr if _json_wanted() else sys.stdout, flush=True)
+    """Prints a line for people."""
+    print(*text, file=people(), flush=True)
 
 
 def emit(result: dict) -> None:
@@ -57,16 +63,27 @@ def _guarded(main):
 def _parse(argv):
     try:
         return FLAGS(argv)
-    except flags.Error as e:
-        _fail(str(e))
-    except KeyError as e:  # ml_collections: unknown field of the config
-        _fail(
-            f'{e.args[0] if e.args else e}; see jaxrec/config.py and the model file for the fields'
-        )
     except BrokenPipeError:  # `--help | head`
         raise SystemExit(1) from None
-    except (AttributeError, TypeError, ValueError, OSError, ImportError, UserError) as e:
-        _fail(f'bad --config: {e}')
+    except Exception as e:  # the --config file is the user's program: anything may come out of it
+        _fail(_config_error(e))
+
+
+def _config_error(e: BaseException) -> str:
+    """One line for whatever went wrong while the flags, and the config file, were read."""
+    if isinstance(e, flags.Error) and 'Traceback' not in str(e) and 'failure' not in str(e):
+        return str(e)
+    while not isinstance(e, SyntaxError) and (e.__cause__ or e.__context__):
+        e = e.__cause__ or e.__context__
+    if isinstance(e, KeyError) and 'not found on' in str(e):  # ml_collections: unknown field
+        return f'{e.args[0]}; `python -m jaxrec.train --help` lists the fields'
+    if isinstance(e, SyntaxError):
+        return f'{e.filename}, line {e.lineno}: {e.msg}'
+    where = ''
+    if e.__traceback__ is not None:
+        last = traceback.extract_tb(e.__traceback__)[-1]
+        where = f' ({last.filename}, line {last.lineno})'
+    return f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
 
 
 def _fail(message: str) -> None:

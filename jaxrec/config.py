@@ -40,7 +40,7 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float = 0.0  # 0 = no clipping by global norm
-    schedule: str = 'constant'  # constant | linear | cosine (decay to 0 over train.epochs/steps)
+    schedule: str = 'constant'  # constant | linear | cosine (decay to 0 over train.epochs)
     warmup_steps: int = 0
     ema: float = 0.0  # decay of the averaged parameters that are evaluated; 0 = no averaging
 
@@ -57,7 +57,7 @@ class Train:
     patience: int = 0  # validations without a new best before stopping; 0 = never
     metric: str = 'NDCG@10'  # validation metric for the best checkpoint and early stopping
     eval_users: int = 0  # validate on at most this many users during training; 0 = all
-    save_every: float = 0.0  # minutes between 'last' checkpoints besides validations; 0 = none
+    save_every: float = 10.0  # minutes between 'last' checkpoints besides validations; 0 = none
     log_every: int = 50  # steps between lines in metrics.jsonl
 
 

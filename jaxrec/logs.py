@@ -1,11 +1,11 @@
 """What a run writes down while it goes: metrics.jsonl, TensorBoard if installed, progress lines."""
 
 import json
-import os
 import pathlib
-import sys
 import time
-from collections.abc import Callable
+
+from jaxrec import files
+from jaxrec.cli import people, say
 
 
 class Logs:
@@ -15,11 +15,10 @@ class Logs:
       workdir: folder of the run; metrics go to workdir/metrics.jsonl and workdir/tensorboard.
       first_step: lines beyond this step, left by a killed run, are dropped.
       active: False makes every method do nothing.
-      say: prints a line for people.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool, say: Callable = print):
-        self._active, self._say, self._open_line = active, say, False
+    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool):
+        self._active, self._open_line = active, False
         self._started = time.monotonic()
         self._tensorboard = None
         if not active:
@@ -47,26 +46,26 @@ class Logs:
         """A line that the next one overwrites on a terminal, a plain line elsewhere."""
         if not self._active:
             return
-        if sys.stdout.isatty():
-            print('\r\x1b[K' + text, end='', flush=True)
+        if people().isatty():
+            print('\r\x1b[K' + text, end='', file=people(), flush=True)
             self._open_line = True
         else:
-            self._say(text)
+            say(text)
 
     def line(self, text: str) -> None:
         """A line that stays."""
         if not self._active:
             return
         if self._open_line:
-            print('\r\x1b[K', end='')
+            print('\r\x1b[K', end='', file=people())
             self._open_line = False
-        self._say(text)
+        say(text)
 
     def close(self) -> None:
         if not self._active:
             return
         if self._open_line:
-            print()
+            say()
         self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
@@ -93,6 +92,4 @@ def _drop_after(path: pathlib.Path, step: int) -> None:
                 kept.append(line + '\n')
         except (ValueError, KeyError):
             continue
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(kept))
-    os.replace(partial, path)
+    files.write_text(path, ''.join(kept))

@@ -3,22 +3,26 @@ r"""Trains an experiment; run again with the same --workdir, it goes on where it
 python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickstart \
     [--config.model.dim=128 --config.train.steps=1000 --config.data.log=events.csv ...]
 
-Every field of the experiment (jaxrec/config.py, and the model's Config) is a flag. The work
-directory gets config.json, run.json, metrics.jsonl, checkpoints/last and checkpoints/best, and
-curves.png if matplotlib is installed.
+The work directory gets config.json, run.json, metrics.jsonl, checkpoints/last, checkpoints/best,
+and curves.png if matplotlib is installed. Every field of the experiment is a flag, with these
+defaults where the experiment file says nothing (the model's own fields are in jaxrec/models/):
+
+FIELDS
 """
 
+import contextlib
 import dataclasses
 import math
 import pathlib
 import signal
+import sys
 import time
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import cli, config, datasets, sharding, splits, workdir
+from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
 from jaxrec.batches import TrainBatches, prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -46,118 +50,139 @@ def main(argv: list[str]) -> None:
     del argv
     if FLAGS.config is None or not FLAGS.workdir:
         raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
+    file = config_flags.get_config_filename(FLAGS['config'])
+    if not pathlib.Path(file).is_file():  # ml_collections is silent about it
+        raise UserError(f'no such experiment file: {file} (--config)')
     cli.emit(train(FLAGS.config, pathlib.Path(FLAGS.workdir)))
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
-    """Trains until the experiment's end, early stopping, or SIGTERM.
+    """Trains until the experiment's end, early stopping, or a signal.
 
     Args:
       experiment: what to train.
       folder: work directory; a run there is continued bit by bit.
 
     Returns:
-      A summary: steps, the best validation and its step, and why it stopped.
+      A summary: why and at which step it stopped, and the best validation.
 
     Raises:
       UserError: anything the user can put right, a non-finite loss among them.
     """
+    stop = StopSignal()
+    checks.check(experiment)
     histories, meta = datasets.load(experiment.data, say=say)
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / '.writable').touch()
-        (folder / '.writable').unlink()
-    except OSError as e:
-        raise UserError(f'cannot write to --workdir={folder}: {e.strerror}') from e
-    workdir.open_run(folder, experiment, meta['data_hash'])
-    data, settings = experiment.data, experiment.train
-    if settings.batch_rows < 1 or settings.batch_rows % jax.sharding.get_mesh().shape['data']:
+    mesh = sharding.make_mesh(experiment.mesh)
+    if experiment.train.batch_rows % mesh.shape['data']:
         raise UserError(
-            f'train.batch_rows={settings.batch_rows} must be a positive multiple of mesh.data='
-            f'{jax.sharding.get_mesh().shape["data"]}'
+            f'train.batch_rows={experiment.train.batch_rows} is not a multiple of the '
+            f'{mesh.shape["data"]} devices of the data axis'
         )
+    jax.set_mesh(mesh)
+    with workdir.claimed(folder):
+        workdir.compare(folder, experiment, meta)
+        summary = _train(experiment, folder, histories, meta, stop)
+    why_not = plot_curves(folder, experiment.train.metric)
+    say(f'no curves.png: {why_not}' if why_not else f'training curves: {folder / "curves.png"}')
+    return summary
+
+
+def _train(experiment, folder, histories, meta, stop) -> dict:
+    data, settings, model = experiment.data, experiment.train, experiment.model
+    graphdef, abstract = split_model(model, histories.num_items)  # checks the model's settings
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    if data.split == 'leave-one-out':
-        say(splits.LEAK_WARNING)
     batches = TrainBatches(
         histories,
         split.train_ends,
-        max_len=experiment.model.max_len,
+        max_len=model.max_len,
         rows=settings.batch_rows,
         seed=settings.seed,
         windows=data.windows,
         unseen_negatives=data.unseen_negatives,
         process=(jax.process_index(), jax.process_count()),
     )
-    horizon = max(math.ceil(settings.epochs * batches.steps_per_epoch), 1)
-    stop_at = min(settings.steps or horizon, horizon)
+    horizon = settings.epochs * batches.steps_per_epoch
+    stop_at = settings.steps or horizon
     tx = make_optimizer(experiment.optim, horizon)
-    graphdef, abstract = split_model(experiment.model, histories.num_items)
     ranker = Ranker(
         graphdef,
         histories,
         split,
         'valid',
         protocol_of(experiment.eval),
-        max_len=experiment.model.max_len,
+        max_len=model.max_len,
         batch_users=experiment.eval.batch_users,
         max_users=settings.eval_users,
     )
-
-    checkpoints = Checkpoints(folder)
-    first = checkpoints.last_step()
-    if first is None:
-        first, host = 0, dataclasses.asdict(Progress())
-        state = init_state(
-            experiment.model, histories.num_items, experiment.optim, tx, settings.seed
-        )
-    else:
-        state, host = checkpoints.restore_last(abstract_state(abstract, experiment.optim, tx))
-        say(f'going on from step {first} of {stop_at}')
-    progress = Progress(**host)
-    logs = Logs(folder, first, active=jax.process_index() == 0, say=say)
-    logs.line(
-        f'{histories.name or "data"}: {histories.num_users:,} users, {histories.num_items:,} items,'
-        f' {batches.targets_per_epoch:,} targets an epoch in {batches.steps_per_epoch:,} steps of'
-        f' {batches.rows} rows ({batches.fill:.1%} full); {parameters(abstract):,} parameters on'
-        f' {jax.device_count()} {jax.default_backend()} device(s)'
-    )
-
     step_fn = train_step(graphdef, experiment.optim, tx, settings.seed)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
-    watch = Watch(logs, batches, first, stop_at)
-    saved_at, stop = time.monotonic(), StopSignal()
-    stopped = 'finished' if not progress.done(settings.patience) else 'early stopping'
-    feed = prefetch(batches, first)
-    step = first
-    while step < stop_at and stopped == 'finished':
-        state, metrics = step_fn(state, sharding.put_batch(next(feed)))
-        step += 1
-        watch.add(step, metrics)
-        evaluate = step % evaluate_every == 0 or step == stop_at
-        late = settings.save_every and time.monotonic() - saved_at > 60 * settings.save_every
-        if evaluate or late or stop.received or step % settings.log_every == 0:
-            watch.read()  # waits for the device; raises if a loss was not finite
-        if evaluate:
-            result = ranker(evaluated(state))
+
+    with contextlib.ExitStack() as closing:
+        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(folder)))
+        if checkpoints.last_step() is None:
+            step, progress = 0, Progress()
+            state = init_state(model, histories.num_items, experiment.optim, tx, settings.seed)
+            checkpoints.save_last(0, state, dataclasses.asdict(progress))
+        else:
+            step = checkpoints.last_step()
+            target = abstract_state(abstract, experiment.optim, tx)
+            state, host = checkpoints.restore_last(target)
+            progress = Progress(**host)
+            say(f'going on from step {step} of {stop_at}')
+        workdir.record(folder, experiment, meta, step)
+        logs = closing.enter_context(
+            contextlib.closing(Logs(folder, step, active=jax.process_index() == 0))
+        )
+        if data.split == 'leave-one-out':
+            logs.line(splits.LEAK_WARNING)
+        logs.line(_about(histories, batches, abstract))
+        feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
+        watch = Watch(logs, batches, checkpoints, step, stop_at)
+        saved_at = time.monotonic()
+
+        def validate():
+            with watch.naming(step):
+                result = ranker(evaluated(state))
             logs.write(step, {f'valid/{name}': v for name, v in result.metrics.items()})
-            is_best = progress.update(step, _metric(result.metrics, settings.metric))
-            logs.line(_valid_line(step, batches, result, settings.metric, is_best))
+            is_best = progress.update(step, result.metrics[settings.metric])
+            logs.line(_valid_line(step, batches, result.metrics, settings.metric, is_best))
             if is_best:
                 checkpoints.save_best(step, evaluated(state), dataclasses.asdict(progress))
-            if progress.done(settings.patience):
-                stopped = 'early stopping'
-        if stop.received:
-            stopped = 'signal'
-        if evaluate or late or stop.received:
-            checkpoints.save_last(step, state, dataclasses.asdict(progress))
-            saved_at = time.monotonic()
-            watch.restart_clock()
-    feed.close()
-    checkpoints.close()
-    logs.close()
-    return _finish(folder, step, stop_at, stopped, progress, settings.metric)
+
+        def due():
+            return step > 0 and (step % evaluate_every == 0 or step >= stop_at)
+
+        if due() and progress.validated < step:  # the signal came before this validation
+            validate()
+        while step < stop_at and not stop.received and not progress.done(settings.patience):
+            state, metrics = step_fn(state, sharding.put_batch(next(feed)))
+            step += 1
+            watch.add(step, metrics)
+            late = settings.save_every and time.monotonic() - saved_at > 60 * settings.save_every
+            pause = due() or late or stop.received
+            if pause or step % settings.log_every == 0:
+                watch.read()  # waits for the device; raises if a loss was not finite
+            if due() and not stop.received:
+                validate()
+            if pause:
+                checkpoints.save_last(step, state, dataclasses.asdict(progress))
+                saved_at = time.monotonic()
+                watch.restart_clock()
+
+    stopped = 'finished'
+    if progress.done(settings.patience):
+        stopped = 'early stopping'
+    elif stop.received and (step < stop_at or progress.validated < step):
+        stopped = 'signal'
+    _say_end(stopped, step, stop_at, progress, settings.metric)
+    return {
+        'workdir': str(folder),
+        'stopped': stopped,
+        'step': step,
+        'best_step': progress.best_step,
+        'metric': settings.metric,
+        'best': progress.best,
+    }
 
 
 @dataclasses.dataclass
@@ -167,9 +192,11 @@ class Progress:
     best: float | None = None
     best_step: int = 0
     validations_since_best: int = 0
+    validated: int = 0  # step of the last validation
 
     def update(self, step: int, value: float) -> bool:
         """Takes in a validation; True if it is the best so far."""
+        self.validated = step
         if self.best is None or value > self.best:
             self.best, self.best_step, self.validations_since_best = value, step, 0
             return True
@@ -195,14 +222,30 @@ class StopSignal:
 
 
 class Watch:
-    """Reads the metrics of past steps, long after they were dispatched; watches for non-finite."""
+    """Reads the metrics of past steps, long after they were dispatched; watches for divergence."""
 
-    def __init__(self, logs: Logs, batches: TrainBatches, first: int, stop_at: int):
-        self._logs, self._batches, self._stop_at = logs, batches, stop_at
-        self._waiting, self._since, self._clock = [], first, time.monotonic()
+    def __init__(self, logs, batches: TrainBatches, checkpoints, first: int, stop_at: int):
+        self._logs, self._batches, self._checkpoints = logs, batches, checkpoints
+        self._stop_at, self._since, self._clock = stop_at, first, time.monotonic()
+        self._waiting = []
 
     def add(self, step: int, metrics: dict) -> None:
         self._waiting.append((step, metrics))
+
+    @contextlib.contextmanager
+    def naming(self, step: int):
+        """Adds step, checkpoint and advice to the complaint of a diverged model's validation."""
+        try:
+            yield
+        except UserError as e:
+            raise self._diverged(f'{e} at step {step}') from e
+
+    def _diverged(self, what: str) -> UserError:
+        return UserError(
+            f'{what}; the checkpoint before it, of step {self._checkpoints.last_step()}, is kept. '
+            'In another --workdir, try a lower --config.optim.learning_rate or '
+            '--config.optim.clip_norm=1'
+        )
 
     def read(self) -> None:
         """Logs the mean of the waiting metrics; UserError at the first that is not finite."""
@@ -213,11 +256,9 @@ class Watch:
         self._waiting = []
         for step, value in zip(steps, values, strict=True):
             if not all(math.isfinite(value[name]) for name in ('loss', 'grad_norm')):
-                self._logs.close()
-                raise UserError(
+                raise self._diverged(
                     f'the loss is not finite at step {step} (loss {value["loss"]}, gradient norm '
-                    f'{value["grad_norm"]}); the last checkpoint is from before it. Try a lower '
-                    '--config.optim.learning_rate or --config.optim.clip_norm=1'
+                    f'{value["grad_norm"]})'
                 )
         now, step = time.monotonic(), steps[-1]
         rate = (step - self._since) / max(now - self._clock, 1e-9)
@@ -242,47 +283,46 @@ class Watch:
         self._clock = time.monotonic()
 
 
-def parameters(abstract: dict) -> int:
-    """Number of parameters."""
-    return sum(math.prod(x.shape) for x in jax.tree.leaves(abstract))
+def _about(histories, batches, abstract) -> str:
+    parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(abstract))
+    mesh = jax.sharding.get_mesh()
+    return (
+        f'{histories.name or "data"}: {histories.num_users:,} users, {histories.num_items:,} items,'
+        f' {batches.targets_per_epoch:,} targets an epoch in {batches.steps_per_epoch:,} steps of'
+        f' {batches.rows} rows ({batches.fill:.1%} full); {parameters:,} parameters on'
+        f' {mesh.size} {jax.default_backend()} device{"s" if mesh.size > 1 else ""}'
+    )
 
 
-def _metric(metrics: dict, name: str) -> float:
-    if name not in metrics:
-        raise UserError(f'train.metric={name!r} is not measured; there is {", ".join(metrics)}')
-    return metrics[name]
-
-
-def _valid_line(step, batches, result, metric, is_best):
-    shown = {metric: result.metrics[metric], 'HR@10': result.metrics.get('HR@10')}
-    text = '  '.join(f'{name} {value:.4f}' for name, value in shown.items() if value is not None)
+def _valid_line(step, batches, metrics, metric, is_best) -> str:
+    shown = dict.fromkeys((metric, 'NDCG@10', 'HR@10'))
+    text = '  '.join(f'{name} {metrics[name]:.4f}' for name in shown if name in metrics)
     epoch = step / batches.steps_per_epoch
     return f'step {step}  epoch {epoch:.2f}  valid {text}{"  best" if is_best else ""}'
 
 
-def _finish(folder, step, stop_at, stopped, progress, metric):
+def _say_end(stopped, step, stop_at, progress, metric) -> None:
     if stopped == 'signal':
-        say(f'stopped by a signal at step {step} of {stop_at}; all is saved, and the same command')
-        say('goes on from here')
-    elif progress.best is not None:
-        say(
-            f'{stopped} at step {step}: best valid {metric} {progress.best:.4f}, step '
-            f'{progress.best_step}'
-        )
-    if plot_curves(folder):
-        say(f'training curves: {folder / "curves.png"}')
+        say(f'stopped by a signal at step {step} of {stop_at}; all is saved: the same command goes')
+        say('on from here')
+    elif progress.best is None:
+        say(f'{stopped} at step {step}')
     else:
-        say("no curves.png: matplotlib is not installed (pip install 'jaxrec[plots]')")
-    return {
-        'workdir': str(folder),
-        'stopped': stopped,
-        'step': step,
-        'best_step': progress.best_step,
-        'metric': metric,
-        'best': progress.best,
-    }
+        best = f'best valid {metric} {progress.best:.4f} at step {progress.best_step}'
+        say(f'{stopped} at step {step}: {best}')
+
+
+def fields() -> str:
+    """The flags of an experiment's fields and their defaults, for --help."""
+    lines = []
+    for section in dataclasses.fields(config.Experiment):
+        if section.name != 'model':
+            for field in dataclasses.fields(section.type):
+                lines.append(f'  --config.{section.name}.{field.name}={field.default}')
+    return '\n'.join(lines)
 
 
 if __name__ == '__main__':
+    sys.modules['__main__'].__doc__ = __doc__.replace('FIELDS', fields())
     define_flags()
     cli.run(main)

@@ -1,21 +1,25 @@
 """The work directory of a run: what it records, and how a trained model is opened from it."""
 
+import contextlib
 import dataclasses
+import datetime
 import importlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
 import subprocess
 import sys
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 
 from jaxrec import config as config_lib
-from jaxrec import datasets, sharding
+from jaxrec import datasets, files, sharding
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
 from jaxrec.histories import Histories
@@ -23,14 +27,14 @@ from jaxrec.optim import make_optimizer
 from jaxrec.splits import Split, split
 from jaxrec.state import abstract_state, evaluated, split_model
 
-# A run may go on although these differ: they change how long and how it is watched, not its steps.
-MAY_DIFFER = (
-    'train.epochs',
+# A run may go on although these differ: they do not change its steps.
+_MAY_DIFFER = (
     'train.steps',
     'train.log_every',
     'train.save_every',
-    'eval.',
+    'eval.batch_users',
     'mesh.',
+    'data.log',  # the content hash is compared instead
     'data.source',
     'data.data_dir',
 )
@@ -65,19 +69,14 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
         raise UserError(f"unknown checkpoint {which!r}: use 'best' or 'last'")
     if not (workdir / 'config.json').exists():
         raise UserError(f'{workdir} holds no run: train one with --workdir={workdir} first')
-    experiment = from_record(json.loads((workdir / 'config.json').read_text()))
+    experiment = from_record(files.read_json(workdir / 'config.json'))
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
     if step is None:
         raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
-    histories, meta = datasets.load(experiment.data, say=say)
-    recorded = json.loads((workdir / 'run.json').read_text())['data_hash']
-    if meta['data_hash'] != recorded:
-        raise UserError(
-            f'the data set has changed since {workdir} was trained (hash {meta["data_hash"][:12]}, '
-            f'trained on {recorded[:12]}): train again in another --workdir'
-        )
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    histories, data_hash = _open_data(workdir, experiment)
+    model_axis = math.gcd(experiment.mesh.model, jax.device_count())
+    jax.set_mesh(sharding.make_mesh(config_lib.Mesh(model=model_axis)))
     graphdef, params = split_model(experiment.model, histories.num_items)
     if which == 'best':
         params, _ = checkpoints.restore_best(params)
@@ -88,42 +87,83 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
     checkpoints.close()
     data = experiment.data
     parts = split(histories, data.split, data.valid_share, data.test_share)
-    return Trained(experiment, histories, parts, graphdef, params, step, meta['data_hash'], workdir)
+    return Trained(experiment, histories, parts, graphdef, params, step, data_hash, workdir)
 
 
-def open_run(workdir: pathlib.Path, experiment: config_lib.Experiment, data_hash: str) -> None:
-    """Records a new run in `workdir`, or checks that the run there is this experiment.
+def _open_data(workdir: pathlib.Path, experiment: config_lib.Experiment) -> tuple[Histories, str]:
+    """The data set of a run: the prepared folder it used, else what its config names."""
+    run = files.read_json(workdir / 'run.json')
+    prepared = pathlib.Path(run['data_path'])
+    named = config_lib.Data(log=str(prepared)) if prepared.exists() else experiment.data
+    histories, meta = datasets.load(named, say=say)
+    if meta['data_hash'] != run['data_hash']:
+        raise UserError(
+            f'the data set has changed since {workdir} was trained (hash {meta["data_hash"][:12]}, '
+            f'trained on {run["data_hash"][:12]}): train again in another --workdir'
+        )
+    return histories, meta['data_hash']
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps other training processes of this machine out of it."""
+    busy = f'another process is training in {workdir}; wait for it or use another --workdir'
+    with contextlib.ExitStack() as held:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_count() == 1:  # the processes of one run share the folder
+                held.enter_context(files.lock(workdir / '.lock', busy))
+        except OSError as e:
+            raise UserError(f'cannot write to --workdir={workdir}: {e.strerror}') from e
+        yield
+
+
+def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict) -> None:
+    """Checks that the run in `workdir`, if there is one, is of this experiment and these data.
 
     Raises:
-      UserError: the folder holds a run of another experiment or other data.
+      UserError: it is not.
     """
-    record = to_record(experiment)
-    path = workdir / 'config.json'
-    if path.exists():
-        there = json.loads((workdir / 'run.json').read_text())['data_hash']
-        if there != data_hash:
+    if not (workdir / 'config.json').exists():
+        return
+    there, here = files.read_json(workdir / 'run.json')['data_hash'], meta['data_hash']
+    if there != here:
+        raise UserError(
+            f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
+            'use another --workdir'
+        )
+    old, new = _flat(files.read_json(workdir / 'config.json')), _flat(to_record(experiment))
+    may_differ = _MAY_DIFFER
+    if experiment.optim.schedule == 'constant':  # else the decay depends on the length
+        may_differ += ('train.epochs',)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(may_differ):
             raise UserError(
-                f'{workdir} was trained on other data (hash {there[:12]}, now {data_hash[:12]}); '
-                'use another --workdir'
+                f'{workdir} holds a run with {name}={old.get(name)!r}, this command has '
+                f'{new.get(name)!r}; use another --workdir or the same setting'
             )
-        old, new = _flat(json.loads(path.read_text())), _flat(record)
-        for name in sorted(old.keys() | new.keys()):
-            if old.get(name) != new.get(name) and not name.startswith(MAY_DIFFER):
-                raise UserError(
-                    f'{workdir} holds a run with {name}={old.get(name)!r}, this command has '
-                    f'{new.get(name)!r}; use another --workdir or the same setting'
-                )
-    run = {
-        'command': [sys.executable, *sys.orig_argv[1:]],
-        'versions': _versions(),
-        'git': _git(),
-        'data_hash': data_hash,
-        'devices': [str(d.device_kind) for d in jax.devices()],
-        'platform': jax.default_backend(),
-        'host': platform.platform(),
-    }
-    _write_json(workdir / 'run.json', run)
-    _write_json(path, record)
+
+
+def record(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict, step: int) -> None:
+    """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
+    path = workdir / 'run.json'
+    sessions = files.read_json(path)['sessions'] if path.exists() else []
+    sessions.append(
+        {
+            'from_step': step,
+            'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': [sys.executable, *sys.orig_argv[1:]],
+            'versions': _versions(),
+            'git': _git(),
+            'devices': [str(d.device_kind) for d in jax.sharding.get_mesh().devices.flat],
+            'platform': jax.default_backend(),
+            'host': platform.platform(),
+        }
+    )
+    run = {'data_hash': meta['data_hash'], 'data_path': meta['path'], 'sessions': sessions}
+    if jax.process_index() == 0:
+        files.write_json(path, run)
+        files.write_json(workdir / 'config.json', to_record(experiment))
 
 
 def to_record(experiment: config_lib.Experiment) -> dict:
@@ -190,12 +230,7 @@ def _git() -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # not merely a venv inside a checkout
         return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain'))}
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(value, indent=1) + '\n')
-    os.replace(partial, path)

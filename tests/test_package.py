@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'evaluate', 'recommend', 'prepare'}
+COMMANDS = {'train', 'evaluate', 'recommend', 'prepare', 'benchmark'}
 OPTIONAL = ('matplotlib', 'tensorboardX', 'tensorflow', 'torch', 'pandas')
 ONLY_JAX = {'losses', 'layers'}  # and the mesh
 
@@ -51,16 +51,27 @@ def test_no_pickle(path):
     assert 'import pickle' not in text and 'allow_pickle=True' not in text
 
 
-def test_commands_import_nothing_optional():
-    """With every optional package blocked, all commands still import."""
+def test_a_bare_install_trains(tmp_path):
+    """With every optional package blocked, all commands import and a model trains."""
     code = f"""
 import sys
 for name in {OPTIONAL!r}:
     sys.modules[name] = None  # importing it now raises ImportError
-import jaxrec, jaxrec.train, jaxrec.evaluate, jaxrec.recommend, jaxrec.models.sasrec
+import pathlib
+import jaxrec.benchmark, jaxrec.evaluate, jaxrec.prepare, jaxrec.recommend, jaxrec.train
+from jaxrec.config import Data, Experiment, Train
+from jaxrec.models import sasrec
+experiment = Experiment(
+    model=sasrec.Config(dim=8, blocks=1, max_len=8),
+    data=Data(dataset='synthetic:users=50,items=40,length=6', data_dir=sys.argv[1]),
+    train=Train(batch_rows=8, steps=2),
+)
+print(jaxrec.train.train(experiment, pathlib.Path(sys.argv[2])))
 """
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    words = [sys.executable, '-c', code, str(tmp_path / 'data'), str(tmp_path / 'run')]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "'step': 2" in done.stdout and 'matplotlib' in done.stdout
 
 
 @pytest.mark.parametrize('command', sorted(COMMANDS))

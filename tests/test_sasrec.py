@@ -52,20 +52,22 @@ def encoder(graphdef, params):
     return encode
 
 
-def packed_batch(seed=0, rows=B):
-    """Rows of two users (6 and 3 events) and one place of padding."""
+def packed_batch(name='', seed=0, rows=B):
+    """Rows of two users (6 and 3 events), one place of padding; negatives if CONFIGS[name] asks."""
     rng = np.random.default_rng(seed)
     segments = np.repeat([[1] * 6 + [2] * 3 + [0]], rows, 0).astype(np.int32)
     items = rng.integers(1, ITEMS + 1, (rows, L + 1)).astype(np.int32)
     positions = np.r_[L - 6 : L, L - 3 : L, 0].astype(np.int32)
-    return {
+    batch = {
         'items': items[:, :-1] * (segments > 0),
         'targets': items[:, 1:] * (segments > 0),
         'segments': segments,
         'positions': np.repeat(positions[None], rows, 0),
         'weights': (segments > 0).astype(np.float32),
-        'negatives': rng.integers(1, ITEMS + 1, (rows, L, 2)).astype(np.int32),
     }
+    if CONFIGS.get(name, {}).get('negatives_per') == 'data':
+        batch['negatives'] = rng.integers(1, ITEMS + 1, (rows, L, 2)).astype(np.int32)
+    return batch
 
 
 def forward_2018(params, items, heads, blocks):
@@ -169,7 +171,7 @@ def test_same_loss_and_gradients_on_any_mesh(mesh, name):
     for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
         mesh(*shape)
         graphdef, params = make(**CONFIGS[name])
-        batch = sharding.put_batch(packed_batch())
+        batch = sharding.put_batch(packed_batch(name))
 
         def loss(params, batch, graphdef=graphdef):
             return nnx.merge(graphdef, params).loss(batch, jax.random.key(5))[0]
@@ -205,8 +207,9 @@ def test_data_parallel_step_equals_pmap(mesh):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_overfits_one_batch(name):
     graphdef, params = make(**(CONFIGS[name] | NO_DROPOUT))
-    batch = packed_batch(rows=2)
-    batch['negatives'] = batch['targets'][..., None] % ITEMS + 1
+    batch = packed_batch(name, rows=2)
+    if 'negatives' in batch:
+        batch['negatives'] = batch['targets'][..., None] % ITEMS + 1
     tx = optax.adam(1e-2)
 
     @jax.jit
@@ -277,9 +280,11 @@ def test_bad_settings(options, message):
         make(**options)
 
 
-def test_missing_negatives():
+def test_missing_and_unused_negatives():
     graphdef, params = make(loss='bce', negatives_per='data')
-    batch = packed_batch()
-    del batch['negatives']
-    with pytest.raises(UserError, match='data.unseen_negatives'):
-        nnx.merge(graphdef, params).loss(batch, jax.random.key(0))
+    with pytest.raises(UserError, match='needs data.unseen_negatives'):
+        nnx.merge(graphdef, params).loss(packed_batch(), jax.random.key(0))
+    for options in ({}, {'loss': 'bce', 'negatives_per': 'row'}):
+        graphdef, params = make(**options)
+        with pytest.raises(UserError, match='goes with a sampled loss'):
+            nnx.merge(graphdef, params).loss(packed_batch('2018-bce'), jax.random.key(0))

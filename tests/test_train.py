@@ -10,12 +10,16 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxrec import workdir as workdir_lib
+from jaxrec.checkpoint import Checkpoints
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
 from jaxrec.models import sasrec
+from jaxrec.optim import make_optimizer
+from jaxrec.state import abstract_state, split_model
 
 EXPERIMENT = """
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
@@ -84,10 +88,11 @@ def one_error_line(done):
 def test_a_run_records_itself(setting):
     workdir = setting[1]
     run = json.loads((workdir / 'run.json').read_text())
-    assert run['versions']['jax'] == jax.__version__
     assert len(run['data_hash']) == 64
-    assert any('jaxrec.train' in word for word in run['command'])
-    assert 'devices' in run and 'git' in run
+    (session,) = run['sessions']
+    assert session['versions']['jax'] == jax.__version__ and session['from_step'] == 0
+    assert any('jaxrec.train' in word for word in session['command'])
+    assert 'devices' in session and 'git' in session
     record = json.loads((workdir / 'config.json').read_text())
     assert record['model']['type'] == 'jaxrec.models.sasrec:Config'
     assert (workdir / 'curves.png').stat().st_size > 1000
@@ -161,6 +166,77 @@ def test_sigterm_saves_and_says_how_to_go_on(setting, tmp_path):
     assert same(params_of(workdir)[1], params_of(whole)[1])
 
 
+def test_sigterm_before_the_first_step_leaves_in_order(setting, tmp_path):
+    config, _ = setting
+    process = subprocess.Popen(
+        arguments(config, tmp_path / 'early'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    output = ''
+    for line in process.stdout:
+        output += line
+        if 'targets an epoch' in line:
+            process.send_signal(signal.SIGTERM)
+            break
+    output += process.stdout.read()
+    assert process.wait() == 0, output
+    assert 'stopped by a signal' in output
+    assert params_of(tmp_path / 'early')[0] < 20
+
+
+def test_two_trainings_in_one_workdir(setting, tmp_path):
+    config, _ = setting
+    first = subprocess.Popen(
+        arguments(config, tmp_path / 'shared', '--config.train.epochs=1000'),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    for line in first.stdout:
+        if line.startswith('step '):
+            break
+    error = one_error_line(command(config, tmp_path / 'shared'))
+    first.kill()
+    first.stdout.close()
+    first.wait()
+    assert 'another process is training' in error
+
+
+def test_a_run_outlives_its_log_and_its_directory(tmp_path):
+    """Evaluating needs the prepared data, not the raw log, and works from anywhere."""
+    rng = np.random.default_rng(0)
+    rows = [f'u{u},i{rng.integers(9)},{t}' for u in range(30) for t in range(6)]
+    (tmp_path / 'log.csv').write_text('user,item,timestamp\n' + '\n'.join(rows))
+    (tmp_path / 'x.py').write_text(EXPERIMENT.format(data_dir='data'))
+    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent.parent)}
+    flags = ('--config.data.log=log.csv', '--config.data.dataset=', '--config.train.steps=2')
+    run = lambda where, *words: subprocess.run(  # noqa: E731
+        [sys.executable, '-m', *words], cwd=where, env=environment, capture_output=True, text=True
+    )
+    done = run(tmp_path, 'jaxrec.train', '--config=x.py', '--workdir=run', *flags)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / 'log.csv').unlink()
+    done = run('/', 'jaxrec.evaluate', f'--workdir={tmp_path / "run"}')
+    assert done.returncode == 0, done.stderr
+
+
+def test_trained_on_several_devices_used_on_one(setting, tmp_path):
+    config, _ = setting
+    flags = ('--config.mesh.data=2', '--config.mesh.model=2', '--config.train.steps=2')
+    done = subprocess.run(
+        arguments(config, tmp_path / 'four', *flags),
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '4'},
+    )
+    assert done.returncode == 0, done.stderr
+    words = [sys.executable, '-m', 'jaxrec.recommend', f'--workdir={tmp_path / "four"}', '--user=3']
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_cut_short_then_longer(setting, tmp_path):
     config, whole = setting
     workdir = tmp_path / 'short'
@@ -177,15 +253,34 @@ def test_cut_short_then_longer(setting, tmp_path):
 def test_non_finite_loss_stops_with_a_checkpoint_before_it(setting, tmp_path):
     config, _ = setting
     workdir = tmp_path / 'nan'
-    # finite at first, then beyond float32: a rate of 1e38 after a warm-up
+    # a linear warm-up to 1e38: the steps up to the first validation are small enough to survive
     flags = ('--config.optim.learning_rate=1e38', '--config.optim.warmup_steps=1000')
     error = one_error_line(command(config, workdir, *flags))
-    assert 'not finite at step' in error and 'learning_rate' in error
-    at = int(error.split('not finite at step ')[1].split()[0])
-    if list((workdir / 'checkpoints' / 'last').glob('[0-9]*')):
-        step, params = params_of(workdir)
-        assert step < at
-        assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    assert 'not finite' in error and 'learning_rate' in error and '--workdir' in error
+    at = int(error.split(' at step ')[1].split()[0].strip(';'))
+    step, params = params_of(workdir)
+    assert f'of step {step}' in error and step < at
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(setting, tmp_path):
+    config, _ = setting
+    workdir = tmp_path / 'nan_later'
+    assert command(config, workdir, '--config.train.steps=10').returncode == 0
+    step, params = params_of(workdir)
+    # spoil the saved parameters: the very next loss is not finite
+    trained = workdir_lib.load_trained(workdir, 'last')
+    checkpoints = Checkpoints(workdir)
+    tx = make_optimizer(trained.experiment.optim, 1)
+    _, abstract = split_model(trained.experiment.model, trained.histories.num_items)
+    state, host = checkpoints.restore_last(abstract_state(abstract, trained.experiment.optim, tx))
+    state = {**state, 'params': jax.tree.map(lambda x: x * jnp.nan, state['params'])}
+    checkpoints.save_last(step + 1, {**state, 'step': state['step'] + 1}, host)
+    checkpoints.close()
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+    error = one_error_line(command(config, workdir))
+    assert f'not finite at step {step + 2}' in error and f'of step {step + 1}' in error
+    assert np.isfinite(params['table']).all()
 
 
 def test_early_stopping(setting, tmp_path):
@@ -223,28 +318,56 @@ def test_same_losses_on_any_mesh(setting, tmp_path):
         np.testing.assert_allclose(other, losses[0], atol=1.01e-5)
 
 
-def test_wrong_workdir_and_wrong_flags(setting, tmp_path):
+def test_wrong_workdir(setting):
     config, whole = setting
+    before = (whole / 'config.json').read_text(), (whole / 'run.json').read_text()
     error = one_error_line(command(config, whole, '--config.model.dim=16'))
     assert 'model.dim=8' in error and '16' in error and '--workdir' in error
-    error = one_error_line(
-        command(config, whole, '--config.data.dataset=synthetic:users=20,items=60,length=12,seed=5')
+    other = '--config.data.dataset=synthetic:users=20,items=60,length=12,seed=5'
+    assert 'other data' in one_error_line(command(config, whole, other))
+    assert 'eval.protocol' in one_error_line(
+        command(config, whole, '--config.eval.protocol=s3rec-99')
     )
-    assert 'other data' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--config.model.dimm=16'))
-    assert 'dimm' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--config.model.dim=wide'))
-    assert 'dim' in error and 'wide' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--no_such_flag=1'))
-    assert 'no_such_flag' in error
-    error = one_error_line(command(tmp_path / 'missing.py', tmp_path / 'a'))
-    assert 'missing.py' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--config.mesh.model=3'))
-    assert 'mesh' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--config.train.metric=NDCG@7'))
-    assert 'NDCG@7' in error and 'HR@10' in error
-    error = one_error_line(command(config, tmp_path / 'a', '--config.data.dataset=netflix'))
-    assert 'netflix' in error
+    assert before == ((whole / 'config.json').read_text(), (whole / 'run.json').read_text())
+
+
+@pytest.mark.parametrize(
+    ('flag', 'words'),
+    [
+        ('--config.model.dimm=16', ['dimm']),
+        ('--config.model.dim=wide', ['dim', 'wide']),
+        ('--config.model.heads=0', ['model.heads=0']),
+        ('--config.model.max_len=0', ['model.max_len=0']),
+        ('--no_such_flag=1', ['no_such_flag']),
+        ('--config.mesh.model=3', ['mesh']),
+        ('--config.data.dataset=netflix', ['netflix', 'ml-100k']),
+        ('--config.train.batch_rows=0', ['train.batch_rows=0']),
+    ],
+)
+def test_wrong_flags_are_one_line_and_do_not_claim_the_workdir(setting, tmp_path, flag, words):
+    config, _ = setting
+    error = one_error_line(command(config, tmp_path / 'new', flag))
+    assert all(word in error for word in words)
+    assert not (tmp_path / 'new' / 'config.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('text', 'words'),
+    [
+        ('def get_config(arg=""):\n    return (', ['x.py, line 2', 'never closed']),
+        ('def get_config(arg=""):\n    return undefined', ['undefined', 'line 2']),
+        ('def get_config(arg=""):\n    return int(arg)', ['ValueError', 'line 2']),
+        ('x = 1', ['get_config']),
+        ('from ml_collections import ConfigDict as get_config', ['config.Experiment']),
+        (None, ['x.py']),
+    ],
+)
+def test_wrong_experiment_files_are_one_line(tmp_path, text, words):
+    path = tmp_path / 'x.py'
+    if text is not None:
+        path.write_text(text)
+    error = one_error_line(command(path, tmp_path / 'run'))
+    assert all(word in error for word in words), error
 
 
 def test_workdir_that_cannot_be_written(setting, tmp_path):

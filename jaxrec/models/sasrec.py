@@ -40,14 +40,16 @@ class Config:
         _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce'))
         _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
         _one_of('init', self.init, _INITS)
-        if self.dim % self.heads:
-            raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         for name in ('dim', 'blocks', 'heads', 'ffn', 'max_len', 'negatives'):
             if getattr(self, name) < (0 if name == 'blocks' else 1):
                 raise UserError(f'model.{name}={getattr(self, name)} is too small')
         for name in ('dropout', 'embedding_dropout', 'table_dropout', 'label_smoothing'):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
+        if self.dim % self.heads:
+            raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
+        if not 0 <= self.gbce_t <= 1:
+            raise UserError(f'model.gbce_t={self.gbce_t} is not in [0, 1]')
         return SASRec(self, num_items, rngs=rngs)
 
 
@@ -114,6 +116,10 @@ class SASRec(nnx.Module):
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Next-item loss at every position of packed rows, and its named terms."""
         config = self.config
+        if 'negatives' in batch and (config.loss == 'softmax' or config.negatives_per != 'data'):
+            raise UserError(
+                "data.unseen_negatives goes with a sampled loss and negatives_per='data'"
+            )
         encode_key, table_key, negative_key = jax.random.split(key, 3)
         table = layers.dropout(self.item_table(), config.table_dropout, table_key)
         hidden = self.encode(batch, table, encode_key)
@@ -136,7 +142,7 @@ class SASRec(nnx.Module):
         elif config.loss == 'gbce':
             loss = losses.gbce(positive, scores, weights, num_items=self.num_items, t=config.gbce_t)
         else:
-            expected = config.negatives / self.num_items
+            expected = negatives.shape[-1] / self.num_items  # draws of each item
             loss = losses.sampled_softmax(
                 positive,
                 scores,

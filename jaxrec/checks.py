@@ -1,0 +1,91 @@
+"""Refuses experiments that cannot mean what they say, before anything is read or written."""
+
+import dataclasses
+import math
+import types
+import typing
+
+from jaxrec import metrics, protocols
+from jaxrec.cli import UserError
+from jaxrec.config import Experiment
+
+_AT_LEAST = {
+    'data.min_user': 0,
+    'data.min_item': 0,
+    'data.unseen_negatives': 0,
+    'optim.weight_decay': 0,
+    'optim.clip_norm': 0,
+    'optim.warmup_steps': 0,
+    'train.batch_rows': 1,
+    'train.epochs': 1,
+    'train.steps': 0,
+    'train.seed': 0,
+    'train.patience': 0,
+    'train.eval_users': 0,
+    'train.save_every': 0,
+    'train.log_every': 1,
+    'eval.batch_users': 1,
+    'mesh.data': 0,
+    'mesh.model': 1,
+}
+_ABOVE_ZERO = ('optim.learning_rate', 'optim.eps', 'train.eval_every')
+_DECAYS = ('optim.b1', 'optim.b2', 'optim.ema')  # in [0, 1)
+
+
+def check(experiment: Experiment) -> None:
+    """Raises UserError, naming the field, for a value of a wrong type or out of range."""
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            'get_config() of the --config file must return a jaxrec.config.Experiment, '
+            f'not a {type(experiment).__name__}'
+        )
+    if not hasattr(experiment.model, 'make'):
+        raise UserError('the experiment has no model: set model=, e.g. sasrec.Config()')
+    for section in ('data', 'optim', 'train', 'eval', 'mesh', 'model'):
+        check_types(getattr(experiment, section), section)
+
+    def value(name):
+        section, field = name.split('.')
+        return getattr(getattr(experiment, section), field)
+
+    for name, least in _AT_LEAST.items():
+        if not value(name) >= least:
+            raise UserError(f'{name}={value(name)} must be at least {least}')
+    for name in _ABOVE_ZERO:
+        if not 0 < value(name) < math.inf:
+            raise UserError(f'{name}={value(name)} must be above 0')
+    for name in _DECAYS:
+        if not 0 <= value(name) < 1:
+            raise UserError(f'{name}={value(name)} must be in [0, 1)')
+    protocol = protocols.protocol_of(experiment.eval)
+    known = metrics.names(protocol.cutoffs)
+    if experiment.train.metric not in known:
+        raise UserError(
+            f'train.metric={experiment.train.metric!r} is not measured: with eval.cutoffs='
+            f'{protocol.cutoffs} there is {", ".join(known)}'
+        )
+
+
+def check_types(settings: typing.Any, section: str) -> None:
+    """Raises UserError for a field of a dataclass that is not of its declared type."""
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        hint, value = hints[field.name], getattr(settings, field.name)
+        if not _fits(value, hint):
+            raise UserError(
+                f'{section}.{field.name}={value!r} is not {getattr(hint, "__name__", hint)}'
+            )
+
+
+def _fits(value, hint) -> bool:
+    if hint is typing.Any:
+        return True
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(v, typing.get_args(hint)[0]) for v in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
