@@ -1,7 +1,7 @@
 """Lists for any number of users, written as Parquet; a killed run goes on where it stopped."""
 
+import contextlib
 import hashlib
-import json
 import os
 import pathlib
 import shutil
@@ -12,8 +12,10 @@ from collections.abc import Iterable, Iterator
 import jax
 import numpy as np
 import pyarrow as pa
+from jax.experimental import multihost_utils
 from pyarrow import parquet
 
+from jaxrec import files
 from jaxrec.cli import UserError, say
 from jaxrec.histories import Histories
 from jaxrec.logs import duration
@@ -33,11 +35,20 @@ def write_lists(
     same command computes only what is missing.
 
     Raises:
-      UserError: the parts there belong to another command.
+      UserError: the parts there belong to another command, or one is writing them now.
     """
-    histories = recommender.trained.histories
+    if output.is_dir():
+        raise UserError(f'{output} is a folder; --output is the file to write')
+    manifest = _manifest(recommender, users, part_users, checkpoint)
+    with _only_writer(output):
+        _write_lists(recommender, users, output, manifest)
+
+
+def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest: dict) -> None:
+    histories, part_users = recommender.trained.histories, manifest['part_users']
     folder = output.with_name(output.name + '.parts')
-    _claim(folder, _manifest(recommender, users, part_users, checkpoint))
+    if jax.process_index() == 0:
+        _claim(folder, manifest)
     starts = range(0, len(users), part_users)
     parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
     todo = [i for i, part in enumerate(parts) if not part.exists()]
@@ -48,13 +59,28 @@ def write_lists(
         chosen = users[starts[i] : starts[i] + part_users]
         table = _table(histories, chosen, *recommender(histories, chosen))
         if jax.process_index() == 0:
-            _write_atomically(parts[i], table.schema, [table])
+            _write(parts[i], table.schema, [table])
         progress.add(len(chosen))
     progress.close()
     if jax.process_index() == 0:
-        schema = parquet.read_schema(parts[0])
-        _write_atomically(output, schema, _row_groups(parts))
+        whole = folder / 'whole.parquet'
+        _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
+        os.replace(whole, output)
         shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _only_writer(output: pathlib.Path) -> Iterator[None]:
+    """Of several commands with one output, all but the first end with UserError."""
+    if jax.process_index():
+        yield
+        return
+    path = output.with_name(output.name + '.lock')
+    with files.lock(path, busy=f'{output} is being written by another process'):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # nobody waits for it
 
 
 def _manifest(
@@ -66,6 +92,7 @@ def _manifest(
         'workdir': str(trained.workdir.resolve()),
         'checkpoint': checkpoint,
         'step': trained.step,
+        'parameters': _digest(trained.params),
         'data_hash': trained.data_hash,
         'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
         'k': recommender.k,
@@ -74,11 +101,23 @@ def _manifest(
     }
 
 
+def _digest(params) -> str:
+    """sha256 over all parameters: a run trained anew in the same folder is another model."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        value = np.ascontiguousarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {value.dtype} {value.shape}'.encode())
+        digest.update(value.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
 def _claim(folder: pathlib.Path, manifest: dict) -> None:
     """Makes the folder of parts for `manifest`, or checks that the one there is for it."""
     path = folder / 'manifest.json'
     if path.exists():
-        there = json.loads(path.read_text())
+        there = files.read_json(path)
         differs = [name for name in manifest if there.get(name) != manifest[name]]
         if differs:
             raise UserError(
@@ -89,9 +128,7 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f'{folder} is in the way: it is where parts go, and holds something else')
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(manifest, indent=1) + '\n')
-    os.replace(partial, path)
+    files.write_json(path, manifest)
 
 
 def _table(histories: Histories, users, scores, items) -> pa.Table:
@@ -122,12 +159,10 @@ def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
                 yield file.read_row_group(group)
 
 
-def _write_atomically(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    partial = path.with_name(path.name + '.partial')
-    with parquet.ParquetWriter(partial, schema) as writer:
+def _write(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    with files.replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
         for table in tables:
             writer.write_table(table)
-    os.replace(partial, path)
 
 
 class _Progress:

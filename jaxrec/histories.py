@@ -5,11 +5,13 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
 
 FORMAT = 1  # of the folder written by `save`
+_INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
 
 
 @dataclasses.dataclass
@@ -167,12 +169,11 @@ def read_meta(folder: str | os.PathLike) -> dict:
 
 def _find(ids: np.ndarray, raw) -> int | None:
     if ids.dtype.kind == 'S':
-        raw = str(raw).encode()
+        raw = str(raw).encode(errors='surrogateescape')  # of a command line that is not utf-8
+    elif _INTEGER.fullmatch(str(raw)) and abs(int(raw)) < 2**63:
+        raw = int(raw)
     else:
-        try:
-            raw = int(raw)
-        except ValueError:
-            return None
+        return None
     index = int(np.searchsorted(ids, raw))
     return index if index < len(ids) and ids[index] == raw else None
 

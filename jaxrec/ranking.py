@@ -154,6 +154,8 @@ class Ranker:
         max_users: int = 0,
         coverage: bool = False,
     ):
+        if batch_users < 1:
+            raise UserError(f'eval.batch_users={batch_users} must be at least 1')
         data = jax.sharding.get_mesh().shape['data']
         self.task = task = Task(histories, split, which, protocol, max_users=max_users)
         self._max_len = max_len

@@ -77,13 +77,20 @@ def _single(trained: Trained) -> dict:
         about = {'history': [known.raw_item(item) for item in items]}
     recommender = Recommender(trained, FLAGS.k, keep_seen=FLAGS.keep_seen, batch_users=1)
     listed = recommender.one(items)
-    width = max([len(str(row['item'])) for row in listed], default=4)
-    title = '' if known.titles is None else 'title'
+    _print(listed, titles=known.titles is not None)
+    return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
+
+
+def _print(listed: list[dict], *, titles: bool) -> None:
+    if not listed:
+        say('nothing left to recommend: the history holds every item (see --keep_seen)')
+        return
+    width = max(4, *(len(str(row['item'])) for row in listed))
+    title = 'title' if titles else ''
     say(f'{"rank":>4}  {"item":<{width}}  {"score":>9}  {title}'.rstrip())
     for rank, row in enumerate(listed, 1):
         line = f'{rank:>4}  {row["item"]!s:<{width}}  {row["score"]:9.4f}  {row["title"]}'
         say(line.rstrip())
-    return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
 
 
 def parse_history(histories: Histories, text: str, skip_unknown: bool) -> np.ndarray:
@@ -119,12 +126,15 @@ def read_users(histories: Histories, source: str, skip_unknown: bool) -> np.ndar
     """0-based numbers int64 of the users in file `source` (one raw id per line), or of 'all'.
 
     Raises:
-      UserError: unknown users (unless `skip_unknown`), or no known one.
+      UserError: not a text file, unknown users (unless `skip_unknown`), or no known one.
     """
     if source == 'all':
         return np.arange(histories.num_users)
-    lines = pathlib.Path(source).read_text(encoding='utf-8').splitlines()
-    raw = [line.strip() for line in lines if line.strip()]
+    try:
+        text = pathlib.Path(source).read_text(encoding='utf-8-sig')
+    except UnicodeDecodeError as e:
+        raise UserError(f'{source} is not UTF-8 text; give one user id per line') from e
+    raw = [line.strip() for line in text.splitlines() if line.strip()]
     numbers = [histories.find_user(line) for line in raw]
     unknown = [line for line, number in zip(raw, numbers, strict=True) if number is None]
     if unknown and not skip_unknown:

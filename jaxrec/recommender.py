@@ -32,6 +32,8 @@ class Recommender:
     def __init__(
         self, trained: Trained, k: int, *, keep_seen: bool = False, batch_users: int = 256
     ):
+        if min(k, batch_users) < 1:
+            raise UserError('k and batch_users must be at least 1')
         data = jax.sharding.get_mesh().shape['data']
         self.trained, self.keep_seen = trained, keep_seen
         self.k = min(k, trained.histories.num_items)

@@ -220,6 +220,8 @@ def test_errors(histories, mesh):
     run = ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN)
     with pytest.raises(UserError, match='not finite'):
         run(params)
+    with pytest.raises(UserError, match='eval.batch_users=0 must be at least 1'):
+        ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN, batch_users=0)
     short = Histories(np.array([1, 2], np.int32), np.array([0, 2]), np.arange(1), np.arange(2))
     with pytest.raises(UserError, match='no targets'):
         ranking.Task(short, leave_one_out(short), 'test', protocol)

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 from pyarrow import parquet
 
-from jaxrec import bulk, recommend, sharding
+from jaxrec import bulk, files, recommend, sharding
 from jaxrec.cli import UserError
 from jaxrec.config import Experiment
 from jaxrec.histories import Histories
@@ -166,6 +166,37 @@ def test_errors(tmp_path, mesh, monkeypatch, given, text):
         command(monkeypatch, make_trained(tmp_path), **given)
 
 
+@pytest.mark.parametrize('text', ['0_5', '1_1', '+5', '٥', '05', '-0', '5.0', '1' * 40])
+def test_only_plain_integers_are_integer_ids(tmp_path, mesh, text):
+    mesh(1, 1)
+    histories = make_trained(tmp_path).histories
+    assert histories.find_item(text) is None
+    assert histories.find_item('5') == histories.find_item(5) == 1
+    assert histories.find_item(np.int64(5)) == 1
+
+
+def test_an_id_that_is_not_utf8_is_unknown(tmp_path, mesh):
+    mesh(1, 1)
+    assert make_trained(tmp_path, text_ids=True).histories.find_item('i\udcff') is None
+
+
+def test_nothing_left_to_recommend(tmp_path, mesh, monkeypatch, capsys):
+    mesh(1, 1)
+    trained = make_trained(tmp_path)
+    everything = ','.join(str(trained.histories.raw_item(i + 1)) for i in range(ITEMS))
+    assert command(monkeypatch, trained, history=everything)['items'] == []
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) == 1 and 'holds every item (see --keep_seen)' in text
+    assert len(command(monkeypatch, trained, history=everything, keep_seen=True)['items']) == 10
+
+
+def test_sizes_must_be_positive(tmp_path, mesh):
+    mesh(1, 1)
+    for k, batch_users in ((0, 8), (5, 0), (5, -1)):
+        with pytest.raises(UserError, match='at least 1'):
+            Recommender(make_trained(tmp_path), k, batch_users=batch_users)
+
+
 def test_scores_that_are_not_numbers(tmp_path, mesh):
     mesh(1, 1)
     trained = make_trained(tmp_path, table=np.full_like(make_table(), np.nan))
@@ -185,6 +216,11 @@ def test_read_users(tmp_path, mesh, capsys):
         recommend.read_users(histories, str(file), False)
     assert recommend.read_users(histories, str(file), True).tolist() == [0]
     assert 'left out 2' in capsys.readouterr().out
+    file.write_bytes('107\r\n'.encode('utf-8-sig'))
+    assert recommend.read_users(histories, str(file), False).tolist() == [1]
+    file.write_bytes(b'107\n\xff\xfe\n')
+    with pytest.raises(UserError, match='users.txt is not UTF-8 text'):
+        recommend.read_users(histories, str(file), False)
     file.write_text('nobody\n')
     with pytest.raises(UserError, match='no user'):
         recommend.read_users(histories, str(file), True)
@@ -249,6 +285,9 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
         bulk.write_lists(other, users, output, 10)
     with pytest.raises(UserError, match='its users differ'):
         bulk.write_lists(recommender, users[:-1], output, 10)
+    retrained = Recommender(make_trained(tmp_path, table=make_table() + 1), 5, batch_users=8)
+    with pytest.raises(UserError, match='its parameters differ'):
+        bulk.write_lists(retrained, users, output, 10)
 
     kept = {}
     merge = bulk._row_groups
@@ -269,6 +308,36 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
     assert kept == done  # finished parts were not written again
     assert parquet.read_table(output).equals(parquet.read_table(tmp_path / 'whole.parquet'))
     assert not folder.exists()
+
+
+def test_digest_does_not_depend_on_the_mesh(tmp_path, mesh):
+    found = set()
+    for shape in ((1, 1), (2, 4), (4, 2)):
+        mesh(*shape)
+        found.add(bulk._digest(make_trained(tmp_path).params))
+    assert len(found) == 1
+
+
+def test_one_output_has_one_writer(tmp_path, mesh):
+    mesh(1, 1)
+    recommender = Recommender(make_trained(tmp_path), 5)
+    output = tmp_path / 'lists.parquet'
+    with files.lock(tmp_path / 'lists.parquet.lock'):
+        with pytest.raises(UserError, match='is being written by another process'):
+            bulk.write_lists(recommender, np.arange(3), output, 10)
+    bulk.write_lists(recommender, np.arange(3), output, 10)
+    assert [p.name for p in tmp_path.iterdir()] == ['lists.parquet']
+    with pytest.raises(UserError, match='is a folder'):
+        bulk.write_lists(recommender, np.arange(3), tmp_path, 10)
+
+
+def test_damaged_manifest(tmp_path, mesh):
+    mesh(1, 1)
+    (tmp_path / 'lists.parquet.parts').mkdir()
+    (tmp_path / 'lists.parquet.parts' / 'manifest.json').write_text('{"k"')
+    recommender = Recommender(make_trained(tmp_path), 5)
+    with pytest.raises(UserError, match='manifest.json is damaged'):
+        bulk.write_lists(recommender, np.arange(3), tmp_path / 'lists.parquet', 10)
 
 
 def test_folder_of_someone_else(tmp_path, mesh):
