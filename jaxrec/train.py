@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
     del argv
     if FLAGS.config is None or not FLAGS.workdir:
         raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
-    file = config_flags.get_config_filename(FLAGS['config'])
+    file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     if not pathlib.Path(file).is_file():  # ml_collections is silent about it
         raise UserError(f'no such experiment file: {file} (--config)')
     cli.emit(train(FLAGS.config, pathlib.Path(FLAGS.workdir)))

@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
 COMMANDS = {'train', 'evaluate', 'recommend', 'prepare', 'benchmark'}
-OPTIONAL = ('matplotlib', 'tensorboardX', 'tensorflow', 'torch', 'pandas')
+OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas')
 ONLY_JAX = {'losses', 'layers'}  # and the mesh
 
 
@@ -67,6 +67,7 @@ experiment = Experiment(
     train=Train(batch_rows=8, steps=2),
 )
 print(jaxrec.train.train(experiment, pathlib.Path(sys.argv[2])))
+assert 'tensorflow' not in sys.modules
 """
     words = [sys.executable, '-c', code, str(tmp_path / 'data'), str(tmp_path / 'run')]
     done = subprocess.run(words, capture_output=True, text=True)

@@ -240,7 +240,7 @@ def test_trained_on_several_devices_used_on_one(setting, tmp_path):
 def test_cut_short_then_longer(setting, tmp_path):
     config, whole = setting
     workdir = tmp_path / 'short'
-    done = command(config, workdir, '--config.train.steps=7', '--json')
+    done = command(f'{config}:argument', workdir, '--config.train.steps=7', '--json')
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary['step'] == 7 and summary['stopped'] == 'finished'
