@@ -18,7 +18,7 @@ from jaxrec.cli import UserError
 from jaxrec.config import Data
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import movielens, public, s3rec, store, synthetic
-from jaxrec.histories import Histories
+from jaxrec.histories import FORMAT, Histories
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
 
@@ -173,6 +173,50 @@ def test_second_call_does_not_read_and_a_changed_log_or_option_does(tmp_path):
     log.write_text(CSV)
     os.utime(log, ns=(1, 1))
     assert load()[0] == first[0] and said
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Folder of a small prepared data set."""
+    config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
+    return pathlib.Path(datasets.load(config, say=quiet)[1]['path'])
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda columns: cut(columns / 'items.npy'),
+        lambda columns: (columns / 'offsets.npy').write_bytes(b''),
+        lambda columns: (columns / 'user_ids.npy').write_bytes(b'something else'),
+        lambda columns: (columns / 'items.npy').unlink(),
+        lambda columns: cut(columns / 'meta.json'),
+        lambda columns: (columns / 'meta.json').write_text('[]'),
+        lambda columns: (columns / 'meta.json').write_text(f'{{"format": {FORMAT}}}'),
+    ],
+)
+def test_a_damaged_set_is_one_line(prepared, damage):
+    damage(prepared / store.COLUMNS)
+    fails(
+        lambda: datasets.load(Data(log=str(prepared)), say=quiet),
+        f'the prepared data set {prepared} is damaged (',
+        'delete that folder and prepare again',
+    )
+
+
+def test_a_prepared_set_is_taken_as_it_is(prepared):
+    assert datasets.load(Data(log=str(prepared)), say=quiet)[0].num_users == 9
+    changed = {'layout': 'pairs', 'user_col': 'u', 'item_col': 'i', 'time_col': '', 'features': 'x'}
+    for option, value in {**changed, 'min_user': 5, 'min_item': 2}.items():
+        config = Data(log=str(prepared), **{option: value})
+        fails(
+            lambda config=config: datasets.load(config, say=quiet),
+            str(prepared),
+            f'leave out --config.data.{option},',
+        )
 
 
 def test_a_killed_build_is_never_taken_for_finished(tmp_path, monkeypatch):
@@ -331,6 +375,12 @@ def test_movielens_falls_back_to_the_wheel_and_says_so(tmp_path, monkeypatch):
     assert 'recbole' in used and any('timed out' in line for line in said)
     assert h.title(1) == 'Heat (1995)' and h.title(2) == 'unknown'
     fails(lambda: movielens.ML_1M.read_checked('', quiet), 'cannot download', '--source=FILE')
+
+    def hangs(command, timeout, **_):
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(movielens.subprocess, 'run', hangs)
+    fails(lambda: movielens.ML_100K.read_checked('', quiet), 'PyPI (no answer within 300 seconds)')
 
 
 @pytest.mark.parametrize('name', datasets.KNOWN)

@@ -267,6 +267,8 @@ def test_k_core_renumbers_what_is_left(read):
         ('uid\titem\tts\n1\t2\t3\n', {}, ["no column 'user'", '--user_col']),
         ('1,2,3\n1,3,4\n', {}, ['no header line', '1, 2, 3', '--layout']),
         (CSV, {'features': 'stars'}, ["no column 'stars'", '--features']),
+        (CSV, {'item_col': 'user'}, ["--user_col and --item_col both name column 'user'"]),
+        (CSV, {'time_col': 'item'}, ["--item_col and --time_col both name column 'item'"]),
         (CSV, {'features': 'a/b'}, ["'a/b' must be renamed"]),
         ('user,user,item,timestamp\n1,1,2,3\n', {}, ["2 columns called 'user'"]),
         ('user,item,timestamp\n1,2,3\n1,2,soon\n', {}, ['row 2', "'soon'", "'timestamp'"]),

@@ -27,6 +27,7 @@ KNOWN = {
     'yelp': ('s3rec', 'YELP', 'Yelp 2019, the 5-core of S3-Rec'),
 }
 SYNTHETIC = 'synthetic'
+OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'features')  # options
 NAMES = (*KNOWN, SYNTHETIC)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
@@ -60,12 +61,11 @@ def _load(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
     if config.log:
         path = pathlib.Path(config.log).expanduser()
         if path.is_dir():
-            return _open_folder(path)
+            return _open_folder(path, config)
         recipe = _log(config, path, say)
         return store.find_or_build(recipe, config.data_dir, say)
-    for option in ('layout', 'user_col', 'item_col', 'time_col', 'features'):
-        if getattr(config, option) != getattr(config_lib.Data, option):
-            raise UserError(f'--{option} describes your own file: it goes with --log')
+    for option in _set(config, OF_A_LOG):
+        raise UserError(f'--{option} describes your own file: it goes with --log')
     if not config.dataset:
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
     if config.dataset.partition(':')[0] == SYNTHETIC:
@@ -77,7 +77,17 @@ def _load(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
     return store.find_or_build(recipe, config.data_dir, say)
 
 
-def _open_folder(path: pathlib.Path) -> tuple[Histories, dict]:
+def _set(config: config_lib.Data, options: tuple[str, ...]) -> list[str]:
+    """Those of `options` that are not at their default."""
+    return [o for o in options if getattr(config, o) != getattr(config_lib.Data, o)]
+
+
+def _open_folder(path: pathlib.Path, config: config_lib.Data) -> tuple[Histories, dict]:
+    for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
+        raise UserError(
+            f'--log={path} is a folder, so a prepared data set, which is taken as it is: leave out '
+            f'--{option}, or give the file it was made from'
+        )
     for folder in (path, path / store.VERSION, path.parent if path.name == store.COLUMNS else path):
         found = store.find(folder)
         if found:

@@ -25,6 +25,7 @@ microseconds since 1970 in UTC (nanoseconds if a date needs them). Sorting uses 
 
 import gzip
 import hashlib
+import itertools
 import pathlib
 import re
 import zlib
@@ -181,6 +182,9 @@ def _check_columns(header: list[str], name: str, config: config_lib.Data) -> Non
     wanted = [('user_col', config.user_col), ('item_col', config.item_col)]
     if config.time_col:
         wanted.append(('time_col', config.time_col))
+    for (flag, column), (other, same) in itertools.combinations(wanted, 2):
+        if column == same:
+            raise UserError(f'--{flag} and --{other} both name column {column!r}')
     wanted += [('features', c) for c in columns(config)]
     there = ', '.join(header[:30])
     for flag, column in wanted:

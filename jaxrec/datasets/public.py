@@ -77,6 +77,25 @@ def open_source(source: str, name: str) -> tuple[bytes, str]:
     return unpack(path.read_bytes(), name, str(path)), str(path)
 
 
+def read_file(source: str, say: Callable, url: str, sha256: str) -> tuple[bytes, str]:
+    """Content of the published file at `url`, and which source was used.
+
+    Args:
+      source: see `open_source`; '' downloads it.
+      say: called with lines for people.
+      url: where it is published; its last part is the file's name.
+      sha256: of the published file, '' if not known.
+
+    Raises:
+      UserError: not to be had, or another file.
+    """
+    name = url.rsplit('/', 1)[-1]
+    data, used = open_source(source, name) if source else (download(url, say), url)
+    if sha256:
+        check_sha256(data, sha256, used, name)
+    return data, used
+
+
 def unpack(data: bytes, name: str, where: str) -> bytes:
     """Content of file `name` in `data`: a zip holding it, or the file itself, gzip'd or not.
 

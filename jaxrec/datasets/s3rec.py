@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from jaxrec.datasets import text_layouts
 from jaxrec.datasets.events import Events
-from jaxrec.datasets.public import DataSet, check_sha256, download, open_source
+from jaxrec.datasets.public import DataSet, read_file
 
 HOMEPAGE = 'https://github.com/RUCAIBox/CIKM2020-S3Rec'
 DATA = 'https://raw.githubusercontent.com/RUCAIBox/CIKM2020-S3Rec/master/data'
@@ -26,13 +26,7 @@ YELP_TERMS = "derived from the Yelp Open Dataset, which has its owner's terms of
 
 def _data_set(name: str, file: str, what: str, size, sha256: str, licence: str) -> DataSet:
     def read(source: str, say: Callable) -> tuple[Events, str]:
-        if source:
-            data, used = open_source(source, file)
-        else:
-            used = f'{DATA}/{file}'
-            data = download(used, say)
-        if sha256:
-            check_sha256(data, sha256, used, file)
+        data, used = read_file(source, say, f'{DATA}/{file}', sha256)
         return text_layouts.read_sequences(io.BytesIO(data), file), used
 
     return DataSet(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from jaxrec.datasets import text_layouts
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.movielens import LICENCE as MOVIELENS_LICENCE
-from jaxrec.datasets.public import DataSet, check_sha256, download, open_source
+from jaxrec.datasets.public import DataSet, read_file
 
 HOMEPAGE = 'https://github.com/kang205/SASRec'
 DATA = 'https://raw.githubusercontent.com/kang205/SASRec/master/data'
@@ -19,12 +19,7 @@ CITATION = 'Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 201
 
 def _data_set(name, file, description, size, sha256, licence) -> DataSet:
     def read(source: str, say: Callable) -> tuple[Events, str]:
-        if source:
-            data, used = open_source(source, file)
-        else:
-            used = f'{DATA}/{file}'
-            data = download(used, say)
-        check_sha256(data, sha256, used, file)
+        data, used = read_file(source, say, f'{DATA}/{file}', sha256)
         return text_layouts.read_pairs(io.BytesIO(data), file), used
 
     return DataSet(name, description, CITATION, HOMEPAGE, licence, size, read)

@@ -9,12 +9,12 @@ The columns are written last and appear by a rename, so a folder that has them i
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import os
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
 
+from jaxrec import files
 from jaxrec.cli import UserError
 from jaxrec.histories import FORMAT, Histories, read_meta
 
@@ -49,15 +49,24 @@ class Recipe:
 
 
 def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
-    """The finished data set in `folder`, or None. Only meta.json and numpy files are read."""
+    """The finished data set in `folder`, or None. Only meta.json and numpy files are read.
+
+    Raises:
+      UserError: a file of it is missing or damaged.
+    """
     columns = folder / COLUMNS
+    if not (columns / 'meta.json').exists():
+        return None
     try:
         meta = read_meta(columns)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if meta.get('format') != FORMAT:
-        return None
-    return Histories.load(columns), {**meta, 'path': str(folder)}
+        if meta['format'] != FORMAT:
+            return None
+        histories = Histories.load(columns)
+        return histories, {**meta, 'path': str(folder)}
+    except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError) as e:
+        raise UserError(
+            f'the prepared data set {folder} is damaged ({e}): delete that folder and prepare again'
+        ) from e
 
 
 def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histories, dict]:
@@ -117,15 +126,10 @@ def _check_space(h: Histories, folder: pathlib.Path) -> None:
 def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
     """Holds the lock of `folder`, so that of several processes one builds and the others wait."""
     name = '-'.join(folder.relative_to(root).parts)
-    try:
-        (root / '.locks').mkdir(parents=True, exist_ok=True)
-        lock = open(root / '.locks' / name, 'w')  # never deleted: a waiter may hold it open
-    except OSError as e:
-        raise _cannot_write(folder, e) from e
-    with lock:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as e:  # a file system without locks
+            held.enter_context(files.lock(root / '.locks' / name))
+        except OSError as e:
             raise _cannot_write(folder, e) from e
         yield
 
