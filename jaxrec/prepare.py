@@ -33,53 +33,50 @@ __doc__ = (__doc__ or '').format(known='\n'.join(_LINES))
 DEFAULT = config_lib.Data()
 TIES = 'sorted by user and time; equal times keep the order of the source'
 
-DATASET = flags.DEFINE_string(
-    'dataset', DEFAULT.dataset, f'Public data set: {", ".join(datasets.NAMES)}.'
-)
-SOURCE = flags.DEFINE_string(
-    'source',
-    DEFAULT.source,
-    'File, zip or folder to read --dataset from instead of downloading it.',
-)
-LOG = flags.DEFINE_string('log', DEFAULT.log, 'Your own interaction log, instead of --dataset.')
-LAYOUT = flags.DEFINE_enum(
-    'layout', DEFAULT.layout, ['auto', 'table', 'sequences', 'pairs'], 'Layout of --log.'
-)
-USER_COL = flags.DEFINE_string('user_col', DEFAULT.user_col, 'Column of user ids in a table.')
-ITEM_COL = flags.DEFINE_string('item_col', DEFAULT.item_col, 'Column of item ids in a table.')
-TIME_COL = flags.DEFINE_string(
-    'time_col',
-    DEFAULT.time_col,
-    'Column of times in a table: numbers or ISO dates; --time_col= if the file is in time order.',
-)
-FEATURES = flags.DEFINE_string(
-    'features', DEFAULT.features, 'COL,COL: numeric columns of a table to keep with every event.'
-)
-MIN_USER = flags.DEFINE_integer(
-    'min_user', DEFAULT.min_user, 'k-core: least events of a user, iterated with --min_item.'
-)
-MIN_ITEM = flags.DEFINE_integer('min_item', DEFAULT.min_item, 'k-core: least events of an item.')
-DATA_DIR = flags.DEFINE_string('data_dir', DEFAULT.data_dir, 'Where prepared data sets are kept.')
-JSON = flags.DEFINE_bool('json', False, 'Print the result as JSON, the last line of stdout.')
+FLAGS = flags.FLAGS
+FIELDS = (*datasets.OF_A_LOG, 'dataset', 'source', 'log', 'min_user', 'min_item', 'data_dir')
+
+
+def define_flags() -> None:
+    """Not done on import, so that several commands can be imported together."""
+    names = ', '.join(datasets.NAMES)
+    flags.DEFINE_string('dataset', DEFAULT.dataset, f'Public data set: {names}.')
+    flags.DEFINE_string(
+        'source',
+        DEFAULT.source,
+        'File, zip or folder to read --dataset from instead of downloading it.',
+    )
+    flags.DEFINE_string('log', DEFAULT.log, 'Your own interaction log, instead of --dataset.')
+    flags.DEFINE_enum(
+        'layout', DEFAULT.layout, ['auto', 'table', 'sequences', 'pairs'], 'Layout of --log.'
+    )
+    flags.DEFINE_string('user_col', DEFAULT.user_col, 'Column of user ids in a table.')
+    flags.DEFINE_string('item_col', DEFAULT.item_col, 'Column of item ids in a table.')
+    flags.DEFINE_string(
+        'time_col',
+        DEFAULT.time_col,
+        'Column of times in a table: numbers or ISO dates; --time_col= if the file is in time '
+        'order.',
+    )
+    flags.DEFINE_string(
+        'features',
+        DEFAULT.features,
+        'COL,COL: numeric columns of a table to keep with every event.',
+    )
+    flags.DEFINE_integer(
+        'min_user', DEFAULT.min_user, 'k-core: least events of a user, iterated with --min_item.'
+    )
+    flags.DEFINE_integer('min_item', DEFAULT.min_item, 'k-core: least events of an item.')
+    flags.DEFINE_string('data_dir', DEFAULT.data_dir, 'Where prepared data sets are kept.')
+    flags.DEFINE_bool('json', False, 'Print the result as JSON, the last line of stdout.')
 
 
 def main(argv: list[str]) -> None:
+    """The command."""
     del argv
-    if LOG.value and (DATASET.value or SOURCE.value):
+    if FLAGS.log and (FLAGS.dataset or FLAGS.source):
         raise cli.UserError('--log is your own file, --dataset and --source a public set: not both')
-    config = config_lib.Data(
-        dataset=DATASET.value,
-        source=SOURCE.value,
-        log=LOG.value,
-        layout=LAYOUT.value,
-        user_col=USER_COL.value,
-        item_col=ITEM_COL.value,
-        time_col=TIME_COL.value,
-        features=FEATURES.value,
-        min_user=MIN_USER.value,
-        min_item=MIN_ITEM.value,
-        data_dir=DATA_DIR.value,
-    )
+    config = config_lib.Data(**{name: FLAGS[name].value for name in FIELDS})
     built = []
 
     def say(line: str) -> None:
@@ -118,4 +115,5 @@ def report(meta: dict, *, timed: bool, found: bool) -> None:
 
 if __name__ == '__main__':
     sys.modules['__main__'].__doc__ = __doc__  # absl prints it for --help
+    define_flags()
     cli.run(main)

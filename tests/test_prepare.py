@@ -69,6 +69,7 @@ def test_data_dir_may_begin_with_a_tilde(tmp_path):
         (['--log=nowhere.csv'], ['no such file: nowhere.csv (--log)']),
         (['--dataset=ml-100'], ["unknown data set 'ml-100'; known, nearest first: ml-100k"]),
         (['--dataset=beauty', '--log=x.csv'], ['not both']),
+        (['--log=log.csv', '--user_col=item'], ['--user_col and --item_col both name']),
         (['--dataset=beauty', '--min_user=few'], ['--min_user', 'few']),
         (['--log=log.csv'], ["log.csv has no column 'user'", 'who, item', '--user_col=COLUMN']),
         (['--dataset=synthetic', '--data_dir=log.csv/x'], ['cannot write', '--data_dir']),
@@ -83,6 +84,18 @@ def test_mistakes_end_in_one_line(tmp_path, args, phrases):
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('error: ')
     for phrase in phrases:
         assert phrase in done.stderr
+
+
+def test_commands_can_be_imported_together():
+    code = (
+        'from absl import flags\n'
+        'from jaxrec import evaluate, prepare, recommend\n'
+        'assert not {"dataset", "workdir"} & set(flags.FLAGS)\n'
+        'prepare.define_flags()\n'
+        'assert set(prepare.FIELDS) <= set(flags.FLAGS)\n'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_help_lists_the_data_sets():
