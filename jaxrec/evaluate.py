@@ -4,18 +4,17 @@ python -m jaxrec.evaluate --workdir=runs/quickstart [--split=test] [--protocol=f
     [--nofilter_seen] [--checkpoint=best] [--json]
 
 Writes evaluation_<split>_<protocol>.json into the work directory, and metric_at_k_... .png beside
-it if matplotlib is installed.
+it if matplotlib is installed; what differs from the defaults is added to both names
+(evaluation_test_full_keep-seen_last.json).
 """
 
 import dataclasses
-import json
-import os
 import pathlib
 
 import jax
 from absl import flags
 
-from jaxrec import baselines, cli, protocols
+from jaxrec import baselines, cli, config, files, protocols
 from jaxrec.cli import UserError, say
 from jaxrec.plots import plot_metric_at_k
 from jaxrec.ranking import Ranker
@@ -68,6 +67,12 @@ def main(argv: list[str]) -> None:
         trained.experiment.eval, **{k: v for k, v in given.items() if v is not None}
     )
     protocol = protocols.protocol_of(settings)
+    if FLAGS.negatives is not None and protocol.name not in protocols.SIZED:
+        raise UserError(
+            f'--negatives goes with --protocol={" or ".join(protocols.SIZED)}, not {protocol.name}'
+        )
+    if FLAGS.filter_seen is not None and protocol.candidates != 'all':
+        raise UserError(f'--filter_seen goes with --protocol=full, not {protocol.name}')
     result = evaluate(trained, FLAGS.split, protocol, FLAGS.checkpoint)
     say(report(result))
     if jax.process_index() == 0:
@@ -82,8 +87,8 @@ def evaluate(
 
     Returns:
       JSON-ready: split, metrics and buckets of the model, baselines {name: metrics}, protocol,
-      users, unreachable, cold (see `ranking.Result`), data_hash, data_split, seed (of training),
-      checkpoint, step, workdir.
+      users, unreachable, cold (see `ranking.Result`), too_few_candidates (users), data_hash,
+      data_split, seed (of training), checkpoint, step, workdir.
     """
     ranker = Ranker(
         trained.graphdef,
@@ -109,6 +114,7 @@ def evaluate(
         'users': result.users,
         'unreachable': result.unreachable,
         'cold': result.cold,
+        'too_few_candidates': ranker.task.too_few_candidates(),
         'checkpoint': checkpoint,
         'step': trained.step,
         'workdir': str(trained.workdir),
@@ -137,20 +143,36 @@ def report(result: dict) -> str:
         f'protocol: {protocol}',
         f'data hash: {result["data_hash"]}',
     ]
+    if result['too_few_candidates']:
+        about.append(
+            f'warning: for {result["too_few_candidates"]:,} users the catalogue has fewer than '
+            f'{result["protocol"]["negatives"]} candidates: they are ranked against what there is'
+        )
     return '\n'.join([*about, '', *_aligned(rows), '', *_aligned(buckets)])
 
 
 def write(result: dict, workdir: pathlib.Path) -> None:
     """Writes the result and, if matplotlib is there, its picture into `workdir`."""
-    kind = f'{result["split"]}_{result["protocol"]["name"]}'
+    kind = _kind(result)
     path = workdir / f'evaluation_{kind}.json'
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + '\n')
-    os.replace(partial, path)
+    files.write_json(path, result)
     say(f'\nwritten: {path}')
     picture = workdir / f'metric_at_k_{kind}.png'
     missing = plot_metric_at_k(picture, {'model': result['metrics'], **result['baselines']})
     say(f'no {picture.name}: {missing}' if missing else f'written: {picture}')
+
+
+def _kind(result: dict) -> str:
+    """Part of the file names: the split, the protocol, and what differs from the defaults."""
+    protocol = result['protocol']
+    parts = [result['split'], protocol['name']]
+    if protocol['name'] == 'full' and not protocol['filter_seen']:
+        parts.append('keep-seen')
+    if protocol['name'] in protocols.SIZED and protocol['negatives'] != config.Eval.negatives:
+        parts.append(f'{protocol["negatives"]}-negatives')
+    if result['checkpoint'] != 'best':
+        parts.append(result['checkpoint'])
+    return '_'.join(parts)
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -49,6 +49,8 @@ class Protocol:
 
 
 NAMES = ('full', 'sasrec-2018', 's3rec-99', 'uniform', 'popularity')
+_USERS_AT_ONCE = 1 << 16
+SIZED = ('uniform', 'popularity')  # those with `settings.negatives` candidates
 
 
 def protocol_of(settings: config.Eval) -> Protocol:
@@ -81,10 +83,9 @@ def protocol_of(settings: config.Eval) -> Protocol:
     }
     if settings.protocol not in presets:
         raise UserError(f'unknown protocol {settings.protocol!r}: use one of {", ".join(NAMES)}')
-    protocol = Protocol(name=settings.protocol, cutoffs=cutoffs, **presets[settings.protocol])
-    if protocol.candidates != 'all' and protocol.negatives < 1:
-        raise UserError('eval.negatives must be at least 1')
-    return protocol
+    if settings.negatives < 1:
+        raise UserError(f'eval.negatives={settings.negatives} must be at least 1')
+    return Protocol(name=settings.protocol, cutoffs=cutoffs, **presets[settings.protocol])
 
 
 def asdict(protocol: Protocol) -> dict:
@@ -163,6 +164,19 @@ class Negatives:
             own = own[own < (row + 1) * items] - row * items
             self._complete(out[row], int(filled[row]), int(users[row]), own)
         return out
+
+    def too_few(self, users: np.ndarray) -> int:
+        """For how many of `users` fewer candidates are allowed than the protocol asks for."""
+        items = self._histories.num_items + 1
+        drawable = self._weights > 0
+        asked = 1 if self._protocol.duplicates else self._protocol.negatives
+        few = 0
+        for start in range(0, len(users), _USERS_AT_ONCE):
+            chosen = users[start : start + _USERS_AT_ONCE]
+            row, item = np.divmod(self._forbidden(chosen), items)
+            taken = np.bincount(row[drawable[item]], minlength=len(chosen))
+            few += int((drawable.sum() - taken < asked).sum())
+        return few
 
     def _forbidden(self, users: np.ndarray) -> np.ndarray:
         """Sorted keys row * (num_items + 1) + item of what each user's candidates avoid."""

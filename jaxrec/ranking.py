@@ -103,6 +103,10 @@ class Task:
         """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
         return self._negatives(self.targets.users[chosen])
 
+    def too_few_candidates(self) -> int:
+        """Users for whom the catalogue has fewer candidates than the protocol asks for."""
+        return self._negatives.too_few(self.targets.users) if self._negatives else 0
+
     def result(self, greater: np.ndarray, ties: np.ndarray) -> Result:
         """Metrics of all examples from their counts, int [E]."""
         values = metrics.per_example(greater, ties, self.protocol.cutoffs)

@@ -84,13 +84,45 @@ def test_other_protocol_without_matplotlib(run, mesh, capsys, monkeypatch):
     protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=20))
     result = evaluate.evaluate(trained, 'valid', protocol, 'last')
     evaluate.write(result, trained.workdir)
-    written = json.loads((run / 'evaluation_valid_uniform.json').read_text())
+    written = json.loads((run / 'evaluation_valid_uniform_20-negatives_last.json').read_text())
     assert written['protocol']['negatives'] == 20 and written['checkpoint'] == 'last'
     assert not any(name.startswith('Coverage') for name in written['metrics'])
     text = evaluate.report(result)
-    assert 'negatives=20' in text and 'last checkpoint' in text
+    assert 'negatives=20' in text and 'last checkpoint' in text and 'warning' not in text
     assert 'matplotlib is not installed' in capsys.readouterr().out
-    assert not (run / 'metric_at_k_valid_uniform.png').exists()
+    assert not (run / 'metric_at_k_valid_uniform_20-negatives_last.png').exists()
+
+
+def test_names_of_files():
+    def kind(which='test', checkpoint='best', **settings):
+        protocol = protocols.asdict(protocols.protocol_of(config.Eval(**settings)))
+        return evaluate._kind({'split': which, 'protocol': protocol, 'checkpoint': checkpoint})
+
+    assert kind() == 'test_full'
+    assert kind(filter_seen=False, checkpoint='last') == 'test_full_keep-seen_last'
+    assert kind('valid', protocol='uniform') == 'valid_uniform'
+    assert kind(protocol='popularity', negatives=7) == 'test_popularity_7-negatives'
+    assert kind(protocol='s3rec-99', negatives=7) == 'test_s3rec-99'
+
+
+def test_too_few_candidates(run, mesh):
+    mesh(1, 1)
+    trained = load_trained(run)
+    protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=500))
+    result = evaluate.evaluate(trained, 'test', protocol)
+    assert result['too_few_candidates'] == 200
+    assert 'warning: for 200 users the catalogue has fewer than 500' in evaluate.report(result)
+
+
+def test_options_that_a_protocol_ignores_are_errors(run):
+    for flags, text in (
+        (('--negatives=20',), '--negatives goes with --protocol=uniform or popularity, not full'),
+        (('--protocol=uniform', '--nofilter_seen'), '--filter_seen goes with --protocol=full'),
+        (('--protocol=uniform', '--negatives=0'), 'must be at least 1'),
+    ):
+        done = command('evaluate', f'--workdir={run}', *flags)
+        assert done.returncode == 2
+        assert text in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def test_presets():
     [
         (config.Eval(protocol='sasrec'), 'full, sasrec-2018, s3rec-99, uniform, popularity'),
         (config.Eval(protocol='uniform', negatives=0), 'eval.negatives'),
+        (config.Eval(negatives=-4), 'eval.negatives=-4 must be at least 1'),
         (config.Eval(cutoffs=()), 'eval.cutoffs'),
         (config.Eval(cutoffs=(0, 5)), 'eval.cutoffs'),
     ],
@@ -163,3 +164,15 @@ def test_training_counts():
     )
     counts = protocols.training_counts(histories, leave_one_out(histories))
     assert counts.tolist() == [0, 1, 3, 0]
+
+
+@pytest.mark.parametrize('name', ['uniform', 'popularity'])
+def test_too_few_is_the_number_of_short_lists(name, monkeypatch):
+    monkeypatch.setattr(protocols, '_USERS_AT_ONCE', 7)
+    histories = make_histories()
+    protocol = protocols.protocol_of(config.Eval(protocol=name, negatives=48))
+    sampler = protocols.Negatives(protocol, histories, leave_one_out(histories))
+    users = np.arange(histories.num_users)
+    short = int((sampler(users) == 0).any(1).sum())
+    assert 0 < short < len(users)
+    assert sampler.too_few(users) == short
