@@ -20,7 +20,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec import cli
-from jaxrec.benchmarks import evaluation, measure, report, training
+from jaxrec.benchmarks import evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
 
@@ -56,6 +56,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         'peer_users', 0, 'Suite eval: the peer serves the first so many users only; 0 = all.'
     )
+    sizes.define_flags()
     flags.DEFINE_string('output', None, 'Folder for a JSON file, a Markdown table and a PNG.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
@@ -72,6 +73,10 @@ def main(argv: list[str]) -> None:
         raise UserError('--repeats must be at least 1 and --steps must not be negative')
     if FLAGS.config is None and FLAGS.suite != 'loss':
         raise UserError(f'--suite={FLAGS.suite} needs --config=experiments/X.py')
+    peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
+    if FLAGS.suite in ('loss', 'catalogue') and FLAGS.one_case:
+        cli.emit(sizes.measure_sizes(FLAGS.suite))
+        return
     result = _run()
     say(report.text(result))
     if FLAGS.output:
@@ -80,7 +85,6 @@ def main(argv: list[str]) -> None:
 
 
 def _run() -> dict:
-    peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
     settings = {
         'repeats': FLAGS.repeats,
         'matmul_size': FLAGS.matmul_size,
@@ -93,6 +97,8 @@ def _run() -> dict:
         measured = training.measure_training(
             FLAGS.config, steps=FLAGS.steps, users_per_batch=users, **settings
         )
+    elif FLAGS.suite in ('loss', 'catalogue'):
+        measured = sizes.measure_sizes(FLAGS.suite)
     else:
         measured = evaluation.measure_evaluation(FLAGS.config, **settings)
     return {

@@ -67,6 +67,8 @@ def measure_evaluation(
             text += f'  peer {turn["peer"]:,.0f} users/s  ratio {turn["ratio"]:.1f}'
         turns.append(turn)
         say(f'{text}  (matrix product {rate:.0f} GFLOP/s)')
+    if warning := matmul.warning():
+        say(warning)
     memory = measure.peak_memory()
     if other:
         other.close()
@@ -83,6 +85,7 @@ def measure_evaluation(
         'users': users,
         'seconds': users / median('ours'),
         'matmul_gflops': matmul.gflops,
+        'matmul_range': [min(matmul.samples), max(matmul.samples)],
         'first_pass_seconds': first,
         'peak_memory_mib': memory,
         'peer_about': other.about if other else None,

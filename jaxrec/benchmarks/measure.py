@@ -56,6 +56,16 @@ class Matmul:
         """Median of the samples, GFLOP/s."""
         return statistics.median(self.samples)
 
+    def warning(self) -> str:
+        """A line for people if other work disturbed the run, else ''."""
+        low, high = min(self.samples), max(self.samples)
+        if high < 1.3 * low:
+            return ''
+        return (
+            f'note: the matrix product ran at {low:.0f} to {high:.0f} GFLOP/s: other work on this '
+            'machine disturbs the figures'
+        )
+
     def _once(self):
         jax.block_until_ready(self._product(self._square, self._square))
 
@@ -76,14 +86,17 @@ def peak_memory() -> float:
     return peak / MIB if sys.platform == 'darwin' else peak / 1024
 
 
-def free_memory() -> float:
-    """Memory that a new process could take, MiB (of the host); infinite where unknown."""
+def memory_limit() -> float:
+    """Memory that there is for a run, MiB: free on the host for a CPU, else the device's share."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'bytes_limit' in stats:
+        return stats['bytes_limit'] / MIB
     try:
         with open('/proc/meminfo') as lines:
             found = dict(line.split(':') for line in lines)
         return int(found['MemAvailable'].split()[0]) / 1024
     except (OSError, KeyError):
-        return float('inf')
+        return float(1 << 40)
 
 
 def model_flops_utilisation(flops_per_second: float, dtype: str) -> float | None:

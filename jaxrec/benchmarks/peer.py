@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import tempfile
 
@@ -49,7 +50,7 @@ class Peer:
         np.savez(folder / 'data.npz', **columns)
         spec = {**spec, 'data': str(folder / 'data.npz')}
         (folder / 'spec.json').write_text(json.dumps(spec))
-        script = pathlib.Path(__file__).with_name(PEERS[name])
+        script = pathlib.Path(__file__).parent / PEERS[name]
         self._errors = open(folder / 'stderr', 'w+')
         say(f'warming up {name} on {len(columns["users"]):,} events')
         try:
@@ -112,6 +113,8 @@ def check(name: str | None, python: str | None, suite: str) -> None:
         raise UserError(f'--peer goes with --suite=train or eval, not {suite}')
     if not python:
         raise UserError(f'--peer={name} needs --peer_python=PATH, a Python that has it installed')
+    if shutil.which(python) is None:
+        raise UserError(f'--peer_python={python} cannot be run: no such program')
 
 
 def train_spec(experiment: config.Experiment, batches: int) -> dict:

@@ -38,9 +38,8 @@ class Loop:
         """Builds the state and compiles; `users_per_batch` > 0 replaces train.batch_rows."""
         model, data, settings = experiment.model, experiment.data, experiment.train
         self._model, self._num_items = model, histories.num_items
-        self._negatives = data.unseen_negatives or getattr(model, 'negatives', 0)
-        if getattr(model, 'negatives_per', '') != 'data':
-            self._negatives = getattr(model, 'negatives', 0)
+        from_data = getattr(model, 'negatives_per', '') == 'data'
+        self._negatives = data.unseen_negatives if from_data else getattr(model, 'negatives', 0)
 
         def batches(rows):
             return TrainBatches(
@@ -128,10 +127,12 @@ def measure_training(
     steps = steps or max(1, round(_SECONDS * _WARM_UP / loop.run(_WARM_UP)['seconds']))
     turns = []
     for number in range(repeats):
-        rate = matmul.sample()
-        ours = loop.run(steps)
+        before, ours, after = matmul.sample(), loop.run(steps), matmul.sample()
+        rate = statistics.mean((before, after))
         turns.append(turn(ours, rate, other.measure() if other else None))
         say(f'{number + 1}/{repeats}  {turn_line(turns[-1])}')
+    if warning := matmul.warning():
+        say(warning)
     memory = measure.peak_memory()
     loop.close()
     if other:
@@ -149,6 +150,7 @@ def measure_training(
         'of_matmul': median['of_matmul'],
         'mfu': measure.model_flops_utilisation(median['gflops'] * 1e9, dtype),
         'matmul_gflops': matmul.gflops,
+        'matmul_range': [min(matmul.samples), max(matmul.samples)],
         'compile_seconds': loop.compile_seconds,
         'peak_memory_mib': memory,
         'batch_rows': loop.batches.rows,
