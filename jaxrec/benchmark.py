@@ -56,7 +56,19 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         'peer_users', 0, 'Suite eval: the peer serves the first so many users only; 0 = all.'
     )
-    sizes.define_flags()
+    flags.DEFINE_list(
+        'cases',
+        None,
+        'Suites loss and catalogue: sizes instead of the usual ones, ascending: 6400x12000x64 '
+        '(tokens x items x dim) or 100000 (items).',
+    )
+    flags.DEFINE_integer('max_items', 10_000_000, 'Suites loss and catalogue: largest catalogue.')
+    flags.DEFINE_float(
+        'max_seconds',
+        30.0,
+        'Suites loss and catalogue: leave out a size of which one step would take longer.',
+    )
+    flags.DEFINE_bool('one_case', False, 'Measure the first of --cases alone, in this process.')
     flags.DEFINE_string('output', None, 'Folder for a JSON file, a Markdown table and a PNG.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
@@ -74,33 +86,32 @@ def main(argv: list[str]) -> None:
     if FLAGS.config is None and FLAGS.suite != 'loss':
         raise UserError(f'--suite={FLAGS.suite} needs --config=experiments/X.py')
     peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
-    if FLAGS.suite in ('loss', 'catalogue') and FLAGS.one_case:
-        cli.emit(sizes.measure_sizes(FLAGS.suite))
+    settings = {'repeats': FLAGS.repeats, 'matmul_size': FLAGS.matmul_size}
+    if FLAGS.suite in ('loss', 'catalogue') and FLAGS.one_case and FLAGS.cases:
+        one = (FLAGS.suite, FLAGS.cases[0], FLAGS.config, FLAGS.steps)
+        cli.emit(sizes.measure_one(*one, **settings))
         return
-    result = _run()
+    result = _run(settings)
     say(report.text(result))
     if FLAGS.output:
         report.write(result, pathlib.Path(FLAGS.output))
     cli.emit(result)
 
 
-def _run() -> dict:
-    settings = {
-        'repeats': FLAGS.repeats,
-        'matmul_size': FLAGS.matmul_size,
-        'peer': _peer if FLAGS.peer else None,
-    }
+def _run(settings: dict) -> dict:
+    peer = _peer if FLAGS.peer else None
     if FLAGS.suite == 'train':
         users = FLAGS.users_per_batch
         if users is None:
             users = peer_lib.BATCH_USERS if FLAGS.peer else 0
         measured = training.measure_training(
-            FLAGS.config, steps=FLAGS.steps, users_per_batch=users, **settings
+            FLAGS.config, steps=FLAGS.steps, users_per_batch=users, peer=peer, **settings
         )
     elif FLAGS.suite in ('loss', 'catalogue'):
-        measured = sizes.measure_sizes(FLAGS.suite)
+        limits = {'max_items': FLAGS.max_items, 'max_seconds': FLAGS.max_seconds}
+        measured = sizes.measure_sizes(FLAGS.suite, FLAGS.cases, **limits)
     else:
-        measured = evaluation.measure_evaluation(FLAGS.config, **settings)
+        measured = evaluation.measure_evaluation(FLAGS.config, peer=peer, **settings)
     return {
         'suite': FLAGS.suite,
         **_configuration(),

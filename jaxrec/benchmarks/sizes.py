@@ -10,14 +10,13 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 
-from absl import flags
-
+from jaxrec import config
 from jaxrec.benchmarks.catalogue import measure_catalogue
 from jaxrec.benchmarks.softmax import measure_loss
 from jaxrec.cli import UserError, say
 
-FLAGS = flags.FLAGS
 LOSS_CASES = (  # tokens x items x dim
     '800x12000x64',
     '6400x3400x64',
@@ -28,38 +27,25 @@ LOSS_CASES = (  # tokens x items x dim
 CATALOGUE_CASES = ('10000', '100000', '1000000', '10000000')  # items
 
 
-def define_flags() -> None:
-    """The flags of these two suites."""
-    flags.DEFINE_list(
-        'cases',
-        None,
-        'Suites loss and catalogue: sizes instead of the usual ones, 6400x12000x64 (tokens x items '
-        'x dim) or 100000 (items), ascending.',
-    )
-    flags.DEFINE_integer('max_items', 10_000_000, 'Suites loss and catalogue: largest catalogue.')
-    flags.DEFINE_float(
-        'max_seconds',
-        30.0,
-        'Suites loss and catalogue: leave out a size of which one step would take longer.',
-    )
-    flags.DEFINE_bool('one_case', False, 'Measure the only size in --cases in this process.')
+def measure_sizes(
+    suite: str, names: Sequence[str] | None, *, max_items: int, max_seconds: float
+) -> dict:
+    """All sizes of a suite, small to large, each by this command's own flags in a new process.
 
-
-def measure_sizes(suite: str) -> dict:
-    """All sizes of a suite, small to large.
+    Args:
+      suite: 'loss' or 'catalogue'.
+      names: sizes, ascending, as in LOSS_CASES or CATALOGUE_CASES; None takes those.
+      max_items, max_seconds: leave out larger catalogues, and longer steps.
 
     Returns:
       JSON-ready: `cases`, one dict each; `left_out`, {size: why}; `ours`, `unit` and `of_matmul` of
       the largest; `growth` of the catalogue suite, its largest size against 100k items.
     """
-    usual = LOSS_CASES if suite == 'loss' else CATALOGUE_CASES
-    names = FLAGS.cases or usual
-    sizes = [_size(suite, name) for name in names]  # complains before anything is run
-    if FLAGS.one_case:
-        return _here(suite, sizes[0])
+    names = names or (LOSS_CASES if suite == 'loss' else CATALOGUE_CASES)
+    sizes = [parse(suite, name) for name in names]  # complains before anything is run
     cases, left_out = [], {}
     for name, size in zip(names, sizes, strict=True):
-        why = _too_much(size, cases[-1] if cases else None)
+        why = _too_much(size, cases[-1] if cases else None, max_items, max_seconds)
         if why:
             left_out[name] = why
             say(f'{name}: left out, {why}')
@@ -99,16 +85,13 @@ def case_line(case: dict) -> str:
     return text
 
 
-def _here(suite: str, size: tuple[int, ...]) -> dict:
+def measure_one(
+    suite: str, name: str, experiment: config.Experiment | None, steps: int, **settings
+) -> dict:
+    """One size in this process; `settings` are the suites' repeats and matmul_size."""
     if suite == 'loss':
-        return measure_loss(*size, repeats=FLAGS.repeats, matmul_size=FLAGS.matmul_size)
-    return measure_catalogue(
-        FLAGS.config,
-        *size,
-        repeats=FLAGS.repeats,
-        steps=FLAGS.steps,
-        matmul_size=FLAGS.matmul_size,
-    )
+        return measure_loss(*parse(suite, name), **settings)
+    return measure_catalogue(experiment, *parse(suite, name), steps=steps, **settings)
 
 
 def _in_process(name: str) -> dict:
@@ -125,7 +108,7 @@ def _in_process(name: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _size(suite: str, name: str) -> tuple[int, ...]:
+def parse(suite: str, name: str) -> tuple[int, ...]:
     """(tokens, items, dim) or (items,) that a name stands for."""
     parts = name.split('x')
     form = 'TOKENSxITEMSxDIM' if suite == 'loss' else 'ITEMS'
@@ -136,11 +119,13 @@ def _size(suite: str, name: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
-def _too_much(size: tuple[int, ...], before: dict | None) -> str:
+def _too_much(
+    size: tuple[int, ...], before: dict | None, max_items: int, max_seconds: float
+) -> str:
     """Why a size is left out, '' if it is not; time and memory are scaled from `before`."""
     items = size[1] if len(size) == 3 else size[0]
-    if items > FLAGS.max_items:
-        return f'more than --max_items={FLAGS.max_items}'
+    if items > max_items:
+        return f'more than --max_items={max_items}'
     if before is None:
         return ''
     old = [int(part) for part in before['case'].split('x')]
@@ -148,8 +133,8 @@ def _too_much(size: tuple[int, ...], before: dict | None) -> str:
     for new_part, old_part in zip(size, old, strict=True):
         work *= new_part / old_part
     seconds = before['milliseconds'] / 1e3 * work
-    if seconds > FLAGS.max_seconds:
-        return f'a step would take {seconds:.0f} s (--max_seconds={FLAGS.max_seconds:g})'
+    if seconds > max_seconds:
+        return f'a step would take {seconds:.0f} s (--max_seconds={max_seconds:g})'
     memory = before['above_start_mib'] * rows
     if memory > before['memory_limit_mib']:
         return f'it would take {memory:,.0f} MiB of {before["memory_limit_mib"]:,.0f} free'
