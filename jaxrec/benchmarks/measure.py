@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 MIB = 1 << 20
 
-# Dense peaks of the data sheets, TFLOP/s, by a part of the device kind (the first that fits).
+# Dense peaks of the data sheets in TFLOP/s (float32: TF32), by part of the device kind, first fit.
 PEAKS = {
     'H100 PCIe': {'bfloat16': 756, 'float32': 378},
     'H100': {'bfloat16': 989, 'float32': 495},
