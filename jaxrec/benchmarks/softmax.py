@@ -11,6 +11,8 @@ from jaxrec import config, losses, sharding
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import softmax_flops
 
+_LONG = 10.0  # seconds; a longer call is measured once
+
 
 def measure_loss(tokens: int, items: int, dim: int, *, repeats: int, matmul_size: int) -> dict:
     """Time and peak memory of `losses.softmax` with its gradients by queries and table.
@@ -50,7 +52,10 @@ def measure_loss(tokens: int, items: int, dim: int, *, repeats: int, matmul_size
     peak = measure.peak_memory()  # before the matrix product takes its own
     matmul = measure.Matmul(matmul_size)
     milliseconds = []
-    for _ in range(repeats if first < 10 else 1):
+    if first > _LONG:  # nothing is left to compile: this is a measurement like any other
+        milliseconds, repeats = [1e3 * first], 0
+    matmul.sample()
+    for _ in range(repeats):
         matmul.sample()
         seconds = measure.seconds(lambda: jax.block_until_ready(step(*arguments)))
         milliseconds.append(1e3 * seconds)
