@@ -5,7 +5,7 @@ import math
 import types
 import typing
 
-from jaxrec import metrics, protocols
+from jaxrec import metrics, protocols, sparse
 from jaxrec.cli import UserError
 from jaxrec.config import Experiment
 
@@ -57,6 +57,11 @@ def check(experiment: Experiment) -> None:
     for name in _DECAYS:
         if not 0 <= value(name) < 1:
             raise UserError(f'{name}={value(name)} must be in [0, 1)')
+    optim = experiment.optim
+    if optim.table not in ('dense', *sparse.KINDS):
+        raise UserError(f'optim.table={optim.table!r} is not dense, {", ".join(sparse.KINDS)}')
+    if optim.table != 'dense' and (optim.ema or optim.weight_decay):
+        raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
     protocol = protocols.protocol_of(experiment.eval)
     known = metrics.names(protocol.cutoffs)
     if experiment.train.metric not in known:

@@ -39,6 +39,7 @@ class Optim:
     b2: float = 0.98
     eps: float = 1e-8
     weight_decay: float = 0.0
+    table: str = 'dense'  # item table: dense | rowwise_adagrad | sparse_adam (see jaxrec.sparse)
     clip_norm: float = 0.0  # 0 = no clipping by global norm
     schedule: str = 'constant'  # constant | linear | cosine (decay to 0 over train.epochs)
     warmup_steps: int = 0

@@ -1,5 +1,7 @@
 """The optimiser that an experiment's Optim describes (optax)."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,7 +10,26 @@ from jaxrec import config
 from jaxrec.cli import UserError
 
 
-def make_optimizer(optim: config.Optim, steps: int) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """How parameters are trained.
+
+    Attributes:
+      settings: the experiment's.
+      schedule: learning rate by step.
+      tx: of all parameters, or of all but the item table where `sparse` looks after that.
+    """
+
+    settings: config.Optim
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+
+    @property
+    def sparse(self) -> bool:
+        return self.settings.table != 'dense'
+
+
+def make_optimizer(optim: config.Optim, steps: int) -> Optimizer:
     """Adam, or AdamW when weight_decay > 0, after clipping by global norm if asked for.
 
     Args:
@@ -33,9 +54,9 @@ def make_optimizer(optim: config.Optim, steps: int) -> optax.GradientTransformat
         adam = optax.adamw(schedule, **moments, weight_decay=optim.weight_decay)
     else:
         adam = optax.adam(schedule, **moments)
-    return (
-        optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam) if optim.clip_norm else adam
-    )
+    if optim.clip_norm:
+        adam = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam)
+    return Optimizer(optim, schedule, adam)
 
 
 def average(old, new, decay: float, step):

@@ -1,5 +1,6 @@
 """The train state: a plain dict of step, params, opt_state and, with averaging, ema."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec import config, sharding
-from jaxrec.optim import average
+from jaxrec import sharding, sparse
+from jaxrec.optim import Optimizer, average
 
 
 def split_model(model: Any, num_items: int) -> tuple[Any, dict]:
@@ -18,47 +19,80 @@ def split_model(model: Any, num_items: int) -> tuple[Any, dict]:
     return graphdef, sharding.concrete(params)
 
 
-def init_state(
-    model: Any, num_items: int, optim: config.Optim, tx: optax.GradientTransformation, seed: int
-) -> dict:
+def init_state(model: Any, num_items: int, optimizer: Optimizer, seed: int) -> dict:
     """A new train state on the current mesh; a function of `seed` alone, whatever the mesh."""
 
     @jax.jit
     def init(key):
-        return _state(_params(model, num_items, key), optim, tx)
+        return _state(_params(model, num_items, key), optimizer)
 
     return init(jax.random.key(seed))
 
 
-def abstract_state(params: dict, optim: config.Optim, tx: optax.GradientTransformation) -> dict:
+def abstract_state(params: dict, optimizer: Optimizer) -> dict:
     """Shapes and placement of the train state around abstract `params`, to restore into."""
-    return sharding.concrete(jax.eval_shape(lambda p: _state(p, optim, tx), params))
+    return sharding.concrete(jax.eval_shape(lambda p: _state(p, optimizer), params))
 
 
-def train_step(graphdef: Any, optim: config.Optim, tx: optax.GradientTransformation, seed: int):
+def train_step(graphdef: Any, optimizer: Optimizer, seed: int) -> Callable:
     """The jitted step (state, batch) -> (state, metrics); `state` is donated.
 
     All randomness is fold_in(key(seed), step), so a step can be done again bit by bit. The metrics
     are scalars: loss, every named term, grad_norm.
     """
+    update = _sparse_update if optimizer.sparse else _dense_update
+    ema = optimizer.settings.ema
 
     @jax.jit(donate_argnums=0)
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
-
-        def loss(params):
-            return nnx.merge(graphdef, params).loss(batch, key)
-
-        (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(state['params'])
-        updates, opt_state = tx.update(grads, state['opt_state'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
+        params, opt_state, loss, terms, norm = update(graphdef, optimizer, state, batch, key)
         new = {'step': state['step'] + 1, 'params': params, 'opt_state': opt_state}
-        if optim.ema:
-            new['ema'] = average(state['ema'], params, optim.ema, state['step'])
-        metrics = {'loss': value, **terms, 'grad_norm': optax.global_norm(grads)}
-        return new, metrics
+        if ema:
+            new['ema'] = average(state['ema'], params, ema, state['step'])
+        return new, {'loss': loss, **terms, 'grad_norm': norm}
 
     return step
+
+
+def _dense_update(graphdef, optimizer, state, batch, key):
+    params = state['params']
+
+    def loss(params):
+        return nnx.merge(graphdef, params).loss(batch, key)
+
+    (value, terms), grads = jax.value_and_grad(loss, has_aux=True)(params)
+    updates, opt_state = optimizer.tx.update(grads, state['opt_state'], params)
+    params = optax.apply_updates(params, updates)
+    return params, opt_state, value, terms, optax.global_norm(grads)
+
+
+def _sparse_update(graphdef, optimizer, state, batch, key):
+    """The same for a table of which only the rows named by the batch take part, see `sparse`."""
+    params, opt_state, step = state['params'], state['opt_state'], state['step'] + 1
+    batch = nnx.merge(graphdef, params).sample(batch, key)
+
+    def loss(params, batch):
+        return nnx.merge(graphdef, params).loss(batch, key)
+
+    (value, terms), (ids, rows, grads) = sparse.value_and_grad(loss, params, batch)
+    norm = optax.global_norm((rows, grads))
+    if optimizer.settings.clip_norm:  # over all parameters, before tx clips its own
+        shrink = jnp.minimum(1, optimizer.settings.clip_norm / norm)
+        rows, grads = jax.tree.map(lambda g: g * shrink, (rows, grads))
+    rest = {name: params[name] for name in grads}
+    updates, rest_state = optimizer.tx.update(grads, opt_state['rest'], rest)
+    table, table_state = sparse.update(
+        params['table'],
+        opt_state['table'],
+        ids,
+        rows,
+        step,
+        optimizer.schedule(state['step']),
+        optimizer.settings,
+    )
+    params = {**optax.apply_updates(rest, updates), 'table': table}
+    return params, {'rest': rest_state, 'table': table_state}, value, terms, norm
 
 
 def evaluated(state: dict) -> dict:
@@ -74,8 +108,14 @@ def _params(model, num_items, key):
     return nnx.to_pure_dict(nnx.state(_build(model, num_items, key), nnx.Param))
 
 
-def _state(params, optim, tx):
-    state = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': tx.init(params)}
-    if optim.ema:
+def _state(params, optimizer):
+    if optimizer.sparse:
+        rest = {name: value for name, value in params.items() if name != 'table'}
+        table = sparse.init(params['table'], optimizer.settings.table)
+        opt_state = {'rest': optimizer.tx.init(rest), 'table': table}
+    else:
+        opt_state = optimizer.tx.init(params)
+    state = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': opt_state}
+    if optimizer.settings.ema:
         state['ema'] = jax.tree.map(jnp.copy, params)
     return state

@@ -103,7 +103,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     )
     horizon = settings.epochs * batches.steps_per_epoch
     stop_at = settings.steps or horizon
-    tx = make_optimizer(experiment.optim, horizon)
+    optimizer = make_optimizer(experiment.optim, horizon)
     ranker = Ranker(
         graphdef,
         histories,
@@ -114,19 +114,18 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         batch_users=experiment.eval.batch_users,
         max_users=settings.eval_users,
     )
-    step_fn = train_step(graphdef, experiment.optim, tx, settings.seed)
+    step_fn = train_step(graphdef, optimizer, settings.seed)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
 
     with contextlib.ExitStack() as closing:
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(folder)))
         if checkpoints.last_step() is None:
             step, progress = 0, Progress()
-            state = init_state(model, histories.num_items, experiment.optim, tx, settings.seed)
+            state = init_state(model, histories.num_items, optimizer, settings.seed)
             checkpoints.save_last(0, state, dataclasses.asdict(progress))
         else:
             step = checkpoints.last_step()
-            target = abstract_state(abstract, experiment.optim, tx)
-            state, host = checkpoints.restore_last(target)
+            state, host = checkpoints.restore_last(abstract_state(abstract, optimizer))
             progress = Progress(**host)
             say(f'going on from step {step} of {stop_at}')
         workdir.record(folder, experiment, meta, step)

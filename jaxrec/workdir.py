@@ -81,8 +81,8 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
     if which == 'best':
         params, _ = checkpoints.restore_best(params)
     else:
-        tx = make_optimizer(experiment.optim, steps=1)  # its state does not depend on the length
-        state, _ = checkpoints.restore_last(abstract_state(params, experiment.optim, tx))
+        optimizer = make_optimizer(experiment.optim, steps=1)  # the state's shape knows no length
+        state, _ = checkpoints.restore_last(abstract_state(params, optimizer))
         params = evaluated(state)
     checkpoints.close()
     data = experiment.data

@@ -66,10 +66,10 @@ def test_loads_and_trains(path, mesh):
         seed=0,
         unseen_negatives=experiment.data.unseen_negatives,
     )
-    tx = make_optimizer(experiment.optim, 10)
+    optimizer = make_optimizer(experiment.optim, 10)
     graphdef, _ = split_model(experiment.model, histories.num_items)
-    state = init_state(experiment.model, histories.num_items, experiment.optim, tx, 0)
-    step = train_step(graphdef, experiment.optim, tx, seed=0)
+    state = init_state(experiment.model, histories.num_items, optimizer, 0)
+    step = train_step(graphdef, optimizer, seed=0)
     for i in range(2):
         state, metrics = step(state, sharding.put_batch(batches(i)))
         assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0

@@ -271,9 +271,9 @@ def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(setting, tmp_p
     # spoil the saved parameters: the very next loss is not finite
     trained = workdir_lib.load_trained(workdir, 'last')
     checkpoints = Checkpoints(workdir)
-    tx = make_optimizer(trained.experiment.optim, 1)
+    optimizer = make_optimizer(trained.experiment.optim, 1)
     _, abstract = split_model(trained.experiment.model, trained.histories.num_items)
-    state, host = checkpoints.restore_last(abstract_state(abstract, trained.experiment.optim, tx))
+    state, host = checkpoints.restore_last(abstract_state(abstract, optimizer))
     state = {**state, 'params': jax.tree.map(lambda x: x * jnp.nan, state['params'])}
     checkpoints.save_last(step + 1, {**state, 'step': state['step'] + 1}, host)
     checkpoints.close()

@@ -37,10 +37,8 @@ def measure_evaluation(
         experiment.eval, protocol='full', filter_seen=True, cutoffs=(1, 5, K)
     )
     graphdef, _ = split_model(model, histories.num_items)
-    tx = make_optimizer(experiment.optim, 1)
-    params = init_state(model, histories.num_items, experiment.optim, tx, experiment.train.seed)[
-        'params'
-    ]
+    optimizer = make_optimizer(experiment.optim, 1)
+    params = init_state(model, histories.num_items, optimizer, experiment.train.seed)['params']
     ranker = Ranker(
         graphdef,
         histories,

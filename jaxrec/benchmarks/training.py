@@ -58,12 +58,11 @@ class Loop:
             multiple = jax.sharding.get_mesh().shape['data']
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
             self.batches = batches(rows)
-        tx = make_optimizer(
-            experiment.optim, math.ceil(settings.epochs * self.batches.steps_per_epoch)
-        )
+        horizon = math.ceil(settings.epochs * self.batches.steps_per_epoch)
+        optimizer = make_optimizer(experiment.optim, horizon)
         graphdef, _ = split_model(model, histories.num_items)
-        self.state = init_state(model, histories.num_items, experiment.optim, tx, settings.seed)
-        self._step = train_step(graphdef, experiment.optim, tx, settings.seed)
+        self.state = init_state(model, histories.num_items, optimizer, settings.seed)
+        self._step = train_step(graphdef, optimizer, settings.seed)
         self._counts: dict[int, tuple[int, float]] = {}
         self._feed, self._done = prefetch(self._counted, 0), 0
         self.compile_seconds = measure.seconds(lambda: self.run(1))

@@ -120,7 +120,7 @@ class SASRec(nnx.Module):
             raise UserError(
                 "data.unseen_negatives goes with a sampled loss and negatives_per='data'"
             )
-        encode_key, table_key, negative_key = jax.random.split(key, 3)
+        encode_key, table_key, _ = jax.random.split(key, 3)
         table = layers.dropout(self.item_table(), config.table_dropout, table_key)
         hidden = self.encode(batch, table, encode_key)
         targets, weights = batch['targets'], batch['weights']
@@ -134,7 +134,9 @@ class SASRec(nnx.Module):
                 label_smoothing=config.label_smoothing,
             )
             return loss, {'softmax': loss}
-        negatives = self._negatives(batch, negative_key)
+        if 'sampled' not in batch:
+            batch = self.sample(batch, key)
+        negatives = batch['sampled']
         positive = (hidden * sharding.lookup(table, targets)).sum(-1)
         scores = negative_scores(hidden, table, negatives)
         if config.loss == 'bce':
@@ -152,17 +154,25 @@ class SASRec(nnx.Module):
             )
         return loss, {config.loss: loss}
 
-    def _negatives(self, batch, key):
-        """int32 [B, L, k], [B, 1, k] or [1, 1, k] items, as `negatives_per` says."""
-        if self.config.negatives_per == 'data':
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with the negatives that `loss(batch, key)` uses.
+
+        Returns:
+          `batch` and, under 'sampled', int32 [B, L, k], [B, 1, k] or [1, 1, k] item numbers.
+        """
+        config = self.config
+        if config.loss == 'softmax':
+            raise UserError("optim.table: touched rows only need a sampled loss, not 'softmax'")
+        if config.negatives_per == 'data':
             if 'negatives' not in batch:
                 raise UserError("model.negatives_per='data' needs data.unseen_negatives > 0")
-            return batch['negatives']
-        (b, l), k = batch['items'].shape, self.config.negatives
-        shape = {'batch': (1, 1, k), 'row': (b, 1, k), 'position': (b, l, k)}
-        shape = shape[self.config.negatives_per]
+            return {**batch, 'sampled': batch['negatives']}
+        (b, l), k = batch['items'].shape, config.negatives
+        shape = {'batch': (1, 1, k), 'row': (b, 1, k), 'position': (b, l, k)}[config.negatives_per]
         split = P('data', None, None) if shape[0] > 1 and sharding.on_mesh() else None
-        return jax.random.randint(key, shape, 1, self.num_items + 1, out_sharding=split)
+        negative_key = jax.random.split(key, 3)[2]
+        drawn = jax.random.randint(negative_key, shape, 1, self.num_items + 1, out_sharding=split)
+        return {**batch, 'sampled': drawn}
 
 
 def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -> jax.Array:
@@ -171,7 +181,7 @@ def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -
     Negatives of single positions are walked in chunks along L and looked up again in the backward
     pass, so that [B, L, k, D] never exists.
     """
-    if negatives.shape[0] == 1:  # one set for the batch
+    if negatives.shape[:2] == (1, 1):  # one set for the batch
         return jnp.einsum('bld,kd->blk', hidden, sharding.lookup(table, negatives[0, 0]))
     if negatives.shape[1] == 1:  # one set per row
         return jnp.einsum('bld,bkd->blk', hidden, sharding.lookup(table, negatives[:, 0]))
