@@ -1,6 +1,11 @@
-"""SASRec on MovieLens 100K in a minute: the first thing to run.
+"""SASRec on MovieLens 100K: the first thing to run.
 
 python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickstart
+python -m jaxrec.evaluate --workdir=runs/quickstart
+python -m jaxrec.recommend --workdir=runs/quickstart --user=42
+
+About a minute on 2 CPU cores. Test, protocol full: HR@10 .194, NDCG@10 .105 (popularity .085 and
+.044, Markov .145 and .077), seed 0.
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train

@@ -2,6 +2,9 @@
 
 python -m jaxrec.train --config=experiments/sasrec_games_2018.py --workdir=runs/games
 python -m jaxrec.evaluate --workdir=runs/games
+
+16 minutes on 2 busy CPU cores (stopped early after 138 epochs). Test, protocol sasrec-2018: HR@10
+.7425, NDCG@10 .5322, seed 0; published .7410, .5360.
 """
 
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
