@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxrec import sharding
+
 Key = jax.Array | None  # a jax.random key, or None for no dropout
 
 
@@ -65,17 +67,26 @@ def attention(
     """softmax(q k^T / sqrt(d)) v with dropout on the weights.
 
     Args:
-      q, k, v: [B, L, H, d].
-      mask: bool [B, 1, L, L], True where a query (second to last axis) sees a key (last).
+      q: [B, M, H, d].
+      k, v: [B, L, H, d].
+      mask: bool [B, 1, M, L], True where a query (second to last axis) sees a key (last).
       rate, key: dropout of the attention weights.
 
     Returns:
-      [B, L, H, d].
+      [B, M, H, d].
     """
     logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=jnp.float32)
     logits = jnp.where(mask, logits * q.shape[-1] ** -0.5, jnp.finfo(logits.dtype).min)
     weights = dropout(jax.nn.softmax(logits, axis=-1).astype(v.dtype), rate, key)
     return jnp.einsum('bhqk,bkhd->bqhd', weights, v)
+
+
+def newest(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """The positions [B, M, D] of x [B, L, D] that a mask [B, 1, M, L] has queries for: the last M.
+
+    A block given a mask of the last position alone computes only that one's output.
+    """
+    return x[:, x.shape[1] - mask.shape[2] :]
 
 
 class SelfAttention(nnx.Module):
@@ -87,11 +98,12 @@ class SelfAttention(nnx.Module):
         self.out = linear(dim, dim, rngs=rngs) if output else None
 
     def __call__(self, queries, keys, mask, rate, key):
-        b, l, dim = queries.shape
-        split = (b, l, self.heads, dim // self.heads)
-        q, k, v = self.q(queries), self.k(keys), self.v(keys)
-        y = attention(q.reshape(split), k.reshape(split), v.reshape(split), mask, rate, key)
-        y = y.reshape(b, l, dim)
+        def split(x):
+            shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
+            return sharding.reshape_rows(x, shape)
+
+        q, k, v = split(self.q(queries)), split(self.k(keys)), split(self.v(keys))
+        y = sharding.reshape_rows(attention(q, k, v, mask, rate, key), queries.shape)
         return y if self.out is None else self.out(y)
 
 
@@ -111,7 +123,7 @@ class Block2018(nnx.Module):
 
     def __call__(self, x, mask, key):
         keys = split_key(key, 3)
-        query = self.norm_query(x)
+        query = self.norm_query(newest(x, mask))
         z = self.norm_ffn(query + self.attention(query, x, mask, self.rate, keys[0]))
         hidden = dropout(jax.nn.relu(self.inner(z)), self.rate, keys[1])
         return z + dropout(self.outer(hidden), self.rate, keys[2])
@@ -130,7 +142,8 @@ class BlockPreLN(nnx.Module):
     def __call__(self, x, mask, key):
         keys = split_key(key, 4)
         y = self.norm_attention(x)
-        x = x + dropout(self.attention(y, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        x, own = newest(x, mask), newest(y, mask)
+        x = x + dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
         hidden = dropout(jax.nn.gelu(self.inner(self.norm_ffn(x))), self.rate, keys[2])
         return x + dropout(self.outer(hidden), self.rate, keys[3])
 
@@ -154,7 +167,8 @@ class BlockLiGR(nnx.Module):
     def __call__(self, x, mask, key):
         keys = split_key(key, 4)
         y = self.norm_attention(x)
-        y = dropout(self.attention(y, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        x, own = newest(x, mask), newest(y, mask)
+        y = dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
         x = x + jax.nn.sigmoid(self.gate_attention(x)) * y
         y = self.norm_ffn(x)
         hidden = dropout(jax.nn.silu(self.swish(y)) * self.inner(y), self.rate, keys[2])

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import P
 
-from jaxrec import metrics, protocols, retrieval
+from jaxrec import metrics, protocols, retrieval, sharding
 from jaxrec.batches import history_batches, ranges
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories
@@ -160,10 +160,9 @@ class Ranker:
     ):
         if batch_users < 1:
             raise UserError(f'eval.batch_users={batch_users} must be at least 1')
-        data = jax.sharding.get_mesh().shape['data']
         self.task = task = Task(histories, split, which, protocol, max_users=max_users)
         self._max_len = max_len
-        self._rows = {'batch_users': -(-batch_users // data) * data, 'multiple': data}
+        self._rows = sharding.serving_rows(batch_users)
         depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
         self._depth = min(depth, task.histories.num_items)
         self._score = jax.jit(

@@ -8,7 +8,7 @@ import numpy as np
 from flax import nnx
 from jax import P
 
-from jaxrec import retrieval
+from jaxrec import retrieval, sharding
 from jaxrec.batches import history_batches
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories
@@ -34,10 +34,9 @@ class Recommender:
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
-        data = jax.sharding.get_mesh().shape['data']
         self.trained, self.keep_seen = trained, keep_seen
         self.k = min(k, trained.histories.num_items)
-        self._rows = {'batch_users': -(-batch_users // data) * data, 'multiple': data}
+        self._rows = sharding.serving_rows(batch_users)
         self._top_k = jax.jit(
             functools.partial(
                 _top_k, trained.graphdef, trained.histories.num_items, self.k, keep_seen

@@ -53,6 +53,23 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
 
 
+def serving_rows(batch_users: int) -> dict[str, int]:
+    """`batch_users` and `multiple` of `batches.history_batches` on the current mesh.
+
+    Two rows a device at least: JAX 0.12 forgets the placement of a single row in reshapes.
+    """
+    multiple = 2 * jax.sharding.get_mesh().shape['data']
+    return {'batch_users': -(-batch_users // multiple) * multiple, 'multiple': multiple}
+
+
+def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x.reshape(shape) that keeps the leading axis, and its placement even if it has one row."""
+    if not on_mesh():
+        return x.reshape(shape)
+    rows = jax.typeof(x).sharding.spec[0]
+    return jax.lax.reshape(x, shape, out_sharding=P(rows, *[None] * (len(shape) - 1)))
+
+
 def concrete(tree):
     """Turns `jax.eval_shape` output into restore targets on the current mesh."""
     mesh = jax.sharding.get_mesh()

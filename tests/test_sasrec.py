@@ -152,6 +152,21 @@ def test_packing_and_padding_do_not_change_a_users_vectors(variant):
                 )
 
 
+@pytest.mark.parametrize('blocks', [0, 1, 3])
+@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+def test_queries_are_the_last_places_vectors(variant, blocks):
+    """Although the last block computes nothing else for them."""
+    graphdef, params = make(variant=variant, heads=2, blocks=blocks)
+    items = np.tril(np.random.default_rng(0).integers(1, ITEMS + 1, (B, L)).astype(np.int32), 2)
+    items = items[:, ::-1]  # histories of 3 to 10 events, right-aligned
+    segments = (items > 0).astype(np.int32)
+    positions = np.arange(L, dtype=np.int32) * segments
+    history = {'items': items, 'segments': segments, 'positions': positions}
+    queries = jax.jit(lambda p, h: nnx.merge(graphdef, p).queries(h))(params, history)
+    assert queries.shape == (B, 1, 16)
+    np.testing.assert_allclose(queries, encoder(graphdef, params)(history)[:, -1:], atol=1e-5)
+
+
 @pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
 def test_no_look_into_the_future(variant):
     graphdef, params = make(variant=variant)

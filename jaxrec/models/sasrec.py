@@ -86,16 +86,19 @@ class SASRec(nnx.Module):
         """[sharding.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
-    def encode(self, batch: dict, table: jax.Array, key: layers.Key = None) -> jax.Array:
-        """Hidden vector after every event.
+    def encode(
+        self, batch: dict, table: jax.Array, key: layers.Key = None, *, last: bool = False
+    ) -> jax.Array:
+        """Hidden vector after every event, or after the last place of each row alone.
 
         Args:
           batch: items, segments, positions: int32 [B, L].
           table: item table to look the items up in.
           key: dropout key; None at inference.
+          last: the last block computes the last place only.
 
         Returns:
-          [B, L, D], zeros on padding (before the final LayerNorm).
+          [B, L, D], or [B, 1, D] if `last`; zeros on padding (before the final LayerNorm).
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
@@ -106,12 +109,14 @@ class SASRec(nnx.Module):
         x = layers.dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = layers.causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
+            if last and block is self.blocks[-1]:
+                mask, real = mask[:, :, -1:], real[:, -1:]
             x = block(x, mask, block_key) * real
-        return self.norm(x)
+        return self.norm(x[:, -1:] if last else x)
 
     def queries(self, history: dict) -> jax.Array:
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(history, self.item_table())[:, -1:]
+        return self.encode(history, self.item_table(), last=True)
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Next-item loss at every position of packed rows, and its named terms."""
