@@ -229,7 +229,13 @@ def history_batch(
 
 
 def history_batches(
-    histories: Histories, targets: Targets, *, max_len: int, batch_users: int, multiple: int = 1
+    histories: Histories,
+    targets: Targets,
+    *,
+    max_len: int,
+    batch_users: int,
+    multiple: int = 1,
+    tokens: int = 1 << 24,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
@@ -242,6 +248,7 @@ def history_batches(
       max_len: window of the model.
       batch_users: most rows of a batch; users of very long histories come in smaller batches.
       multiple: of which the number of rows is one, as `batch_users` must be.
+      tokens: most tokens of a batch that the model sees.
 
     Yields:
       (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`
@@ -253,8 +260,8 @@ def history_batches(
     order = np.argsort(key, kind='stable')
     for size in np.unique(key).tolist():
         group = order[key[order] == size]
-        affordable = SEEN_ENTRIES // size // multiple * multiple
-        rows = min(batch_users, max(affordable, multiple))
+        affordable = min(SEEN_ENTRIES // size, tokens // min(size, max_len))
+        rows = min(batch_users, max(affordable // multiple * multiple, multiple))
         for at in range(0, len(group), rows):
             chosen = group[at : at + rows]
             missing = rows - len(chosen)

@@ -15,7 +15,6 @@ from jax import P
 from jaxrec import sharding
 from jaxrec.metrics import UNREACHABLE
 
-_SCORES_AT_ONCE = 1 << 26  # per device: users are taken in groups to keep scores this small
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 
 
@@ -132,7 +131,7 @@ def _over_users(local: Callable, out_specs, *by_user, table):
     def grouped(table, *by_user):
         users, vectors = by_user[0].shape[:2]
         group = users
-        while group * vectors * table.shape[0] > _SCORES_AT_ONCE:
+        while group * vectors * table.shape[0] > _scores_at_once():
             if group % 2 or group // 2 * vectors < _COLUMNS:
                 break  # a smaller group would only be padded again
             group //= 2
@@ -144,6 +143,11 @@ def _over_users(local: Callable, out_specs, *by_user, table):
 
     in_specs = (sharding.TABLE, *(P('data') for _ in by_user))
     return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
+
+
+def _scores_at_once() -> int:
+    """Scores that a device holds at once; on a CPU, what its caches can take."""
+    return 1 << (21 if jax.default_backend() == 'cpu' else 26)
 
 
 def _local_items(table: jax.Array) -> jax.Array:

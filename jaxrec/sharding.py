@@ -54,12 +54,17 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 
 def serving_rows(batch_users: int) -> dict[str, int]:
-    """`batch_users` and `multiple` of `batches.history_batches` on the current mesh.
+    """Sizes for `batches.history_batches` on the current mesh: batch_users, multiple, tokens.
 
-    Two rows a device at least: JAX 0.12 forgets the placement of a single row in reshapes.
+    Two rows a device at least: JAX 0.12 forgets the placement of a single row in reshapes. On a CPU
+    few enough tokens for its caches: half the time at width 200.
     """
-    multiple = 2 * jax.sharding.get_mesh().shape['data']
-    return {'batch_users': -(-batch_users // multiple) * multiple, 'multiple': multiple}
+    devices = jax.sharding.get_mesh().shape['data']
+    return {
+        'batch_users': -(-batch_users // (2 * devices)) * 2 * devices,
+        'multiple': 2 * devices,
+        'tokens': devices * (6400 if jax.default_backend() == 'cpu' else 1 << 18),
+    }
 
 
 def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -141,7 +141,7 @@ def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
         return retrieval.rank_counts(q, e, ITEMS, t, s, True), retrieval.top_k(q, e, ITEMS, s, 9)
 
     whole = jax.jit(run)(*args)
-    monkeypatch.setattr(retrieval, '_SCORES_AT_ONCE', 1000)
+    monkeypatch.setattr(retrieval, '_scores_at_once', lambda: 1000)
     lowered = jax.jit(lambda *a: run(*a)).lower(*args)
     assert 'while' in lowered.as_text()
     in_groups = lowered.compile()(*args)
