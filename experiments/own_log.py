@@ -1,4 +1,4 @@
-r"""Your own log of user,item,timestamp: SASRec with settings that do well on most logs.
+r"""Your own log of user,item,timestamp: SASRec with middling settings to start from.
 
 python -m jaxrec.train --config=experiments/own_log.py --config.data.log=events.csv \
     --workdir=runs/mine

@@ -3,8 +3,7 @@
 python -m jaxrec.train --config=experiments/sasrec_ml1m_2018.py --workdir=runs/ml1m_2018
 python -m jaxrec.evaluate --workdir=runs/ml1m_2018
 
-Published, protocol sasrec-2018: HR@10 .8245, NDCG@10 .5905. Not yet run to the end here: about 20 s
-an epoch on 2 CPU cores.
+Published, protocol sasrec-2018: HR@10 .8245, NDCG@10 .5905. Not yet run here.
 """
 
 from jaxrec.config import Data, Eval, Experiment, Optim, Train

@@ -3,8 +3,8 @@
 python -m jaxrec.train --config=experiments/sasrec_ml1m_ce.py --workdir=runs/ml1m_ce
 python -m jaxrec.evaluate --workdir=runs/ml1m_ce
 
-Published, protocol full: HR@10 .3152, NDCG@10 .1821. Not yet run to the end here: about 30 s an
-epoch on 2 CPU cores.
+Published, protocol full: HR@10 .3152, NDCG@10 .1821. Not yet run to the end here: one
+epoch took about 30 s on 2 busy CPU cores.
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train

@@ -19,7 +19,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import cli
+from jaxrec import cli, workdir
 from jaxrec.benchmarks import evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
@@ -117,7 +117,7 @@ def _run(settings: dict) -> dict:
         **_configuration(),
         **measured,
         'device': measure.device(),
-        'versions': measure.versions(),
+        'versions': workdir.versions(),
     }
 
 

@@ -14,8 +14,8 @@ Key = jax.Array | None  # a jax.random key, or None for no dropout
 def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
     """Zeroes entries with probability `rate`, scales the others by 1 / (1 - rate).
 
-    The bits are a hash of (key, index of the entry) instead of a counter-based generator: several
-    times cheaper on a CPU, and the same on every mesh since the index is global.
+    The bits are a hash of (key, index of the entry) instead of a counter-based generator:
+    cheaper on a CPU, and the same on every mesh since the index is global.
 
     Args:
       x: any shape.

@@ -134,11 +134,11 @@ def _softmax_sum(queries, table, targets, weights, options):
 
 def _softmax_sum_forward(queries, table, targets, weights, options):
     total, *gradients = _softmax_pass(queries, table, targets, weights, options, gradients=True)
-    return total, (*gradients, targets.shape)
+    return total, gradients
 
 
 def _softmax_sum_backward(options, residuals, g):
-    d_queries, d_table, _ = residuals
+    d_queries, d_table = residuals
     return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None, None
 
 

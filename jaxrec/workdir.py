@@ -153,7 +153,7 @@ def record(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict,
             'from_step': step,
             'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
             'command': [sys.executable, *sys.orig_argv[1:]],
-            'versions': _versions(),
+            'versions': versions(),
             'git': _git(),
             'devices': [str(d.device_kind) for d in jax.sharding.get_mesh().devices.flat],
             'platform': jax.default_backend(),
@@ -209,7 +209,8 @@ def _flat(tree: dict, prefix: str = '') -> dict:
     return flat
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
     names = ('jaxrec', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
     found = {'python': platform.python_version()}
     for name in names:

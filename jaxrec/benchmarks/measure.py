@@ -1,6 +1,5 @@
 """Yardsticks: the rate of a large matrix product, peak memory, and what the machine is."""
 
-import importlib.metadata
 import os
 import platform
 import resource
@@ -121,14 +120,3 @@ def device() -> str:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     return f'CPU {name}, {cores} cores'
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that make the speed."""
-    found = {'python': platform.python_version()}
-    for name in ('jaxrec', 'jax', 'jaxlib', 'flax', 'optax', 'numpy'):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = 'not installed'
-    return found
