@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.sharding import on_mesh
+from jaxrec.sharding import lookup, on_mesh
 
 _CHUNK_LOGITS = 1 << 22  # logits held at once: 16 MiB in float32
+_SAFE_LOGIT = 40.0  # e^40 times any number of items is far from overflow
 
 
 def bce(positive: jax.Array, negatives: jax.Array, weights: jax.Array) -> jax.Array:
@@ -109,7 +110,7 @@ def softmax(
     -log softmax(h E^T)[target] over items 1..num_items; with label smoothing e the target
     distribution is (1 - e) onehot + e / num_items. Placement: queries, targets and weights are
     split over 'data', the table's rows over 'model'; only per-token scalars, d queries and (once)
-    d table cross devices.
+    d table cross devices. Gradients reach queries and table, not the weights.
 
     Args:
       queries: [B, L, D] vectors h.
@@ -118,120 +119,125 @@ def softmax(
       weights: [B, L] weight per target.
       num_items: size of the catalogue.
       label_smoothing: e in [0, 1).
-      chunk: tokens per chunk and device; 0 chooses about 4M logits.
+      chunk: tokens per chunk and device; 0 chooses about 4M logits, or as many as the table has
+        numbers where that is more.
 
     Returns:
       Scalar, the weighted mean over targets, in float32 (float64 for float64 queries).
     """
-    total = _softmax_sum(queries, table, targets, weights, (num_items, label_smoothing, chunk))
+    wide = _wide(queries)
+    weights = jax.lax.stop_gradient(weights.astype(wide))
+    wanted = (1 - label_smoothing) * lookup(table, targets).astype(wide)
+    if label_smoothing:
+        is_item = _is_item(jnp.arange(table.shape[0]), num_items)
+        mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
+        wanted = wanted + label_smoothing * mean
+    total = _log_partition_sum(queries, table, weights, num_items, chunk)
+    total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _softmax_sum(queries, table, targets, weights, options):
-    return _softmax_pass(queries, table, targets, weights, options, gradients=False)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def _log_partition_sum(queries, table, weights, num_items, chunk):
+    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the items i."""
+    return _log_partition(queries, table, weights, num_items, chunk, gradients=False)
 
 
-def _softmax_sum_forward(queries, table, targets, weights, options):
-    total, *gradients = _softmax_pass(queries, table, targets, weights, options, gradients=True)
+def _log_partition_forward(queries, table, weights, num_items, chunk):
+    total, *gradients = _log_partition(queries, table, weights, num_items, chunk, gradients=True)
     return total, gradients
 
 
-def _softmax_sum_backward(options, residuals, g):
+def _log_partition_backward(num_items, chunk, residuals, g):
     d_queries, d_table = residuals
-    return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None, None
+    return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None
 
 
-_softmax_sum.defvjp(_softmax_sum_forward, _softmax_sum_backward)
+_log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
-def _softmax_pass(queries, table, targets, weights, options, gradients):
-    """Summed loss, and with `gradients` its derivatives by queries and table."""
+def _log_partition(queries, table, weights, num_items, chunk, gradients):
+    """The sum, and with `gradients` its derivatives by queries and table from the same pass."""
+    local = functools.partial(
+        _local_log_partition, num_items=num_items, chunk=chunk, gradients=gradients
+    )
     if not on_mesh():
-        local = functools.partial(_softmax_local, options=options, gradients=gradients)
-        return local(queries, table, targets, weights)
-    outputs = (P(), P('data'), P('model')) if gradients else P()
+        return local(queries, table, weights)
     return jax.shard_map(
-        functools.partial(
-            _softmax_local, options=options, gradients=gradients, axes=('data', 'model')
-        ),
-        in_specs=(P('data'), P('model'), P('data'), P('data')),
-        out_specs=outputs,
+        functools.partial(local, axes=('data', 'model')),
+        in_specs=(P('data'), P('model'), P('data')),
+        out_specs=(P(), P('data'), P('model')) if gradients else P(),
         check_vma=False,  # the collectives below are written out; nothing is differentiated here
-    )(queries, table, targets, weights)
+    )(queries, table, weights)
 
 
-def _softmax_local(queries, table, targets, weights, options, gradients, axes=None):
+def _local_log_partition(queries, table, weights, *, num_items, chunk, gradients, axes=None):
     """This device's tokens against this device's rows of the table, chunk by chunk."""
-    num_items, smoothing, chunk = options
-    (rows, dim), tokens = table.shape, targets.size
-    wide = _wide(queries)
-    add_model = (lambda x: jax.lax.psum(x, axes[1])) if axes else (lambda x: x)
-    max_model = (lambda x: jax.lax.pmax(x, axes[1])) if axes else (lambda x: x)
-    first_row = jax.lax.axis_index(axes[1]) * rows if axes else 0
+    (rows, dim), tokens, wide = table.shape, weights.size, _wide(queries)
 
-    row_number = first_row + jnp.arange(rows)
-    is_item = (row_number >= 1) & (row_number <= num_items)
-    bias = jnp.where(is_item, 0.0, -jnp.inf).astype(wide)
-    smooth_row = (is_item.astype(wide) @ table.astype(wide)) / num_items  # mean item vector
-    smooth_row = add_model(smooth_row)
+    def across(reduce, axis):  # over the devices of an axis, nothing to do for a single one
+        alone = axes is None or jax.lax.axis_size(axis) == 1
+        return (lambda x: x) if alone else functools.partial(reduce, axis_name=axis)
 
-    def rows_of(ids):  # rows of the table that live here; zeros for the others
-        here = (ids >= first_row) & (ids < first_row + rows)
-        local = jnp.where(here, ids - first_row, 0)
-        return local, jnp.where(here[:, None], table[local], 0).astype(wide), here
+    sum_data, sum_model = across(jax.lax.psum, 'data'), across(jax.lax.psum, 'model')
+    max_model = across(jax.lax.pmax, 'model')
+    first_row = jax.lax.axis_index('model') * rows if axes else 0
+    is_item = _is_item(first_row + jnp.arange(rows), num_items)
+    bias = jnp.where(is_item, 0, -jnp.inf).astype(wide)
 
-    chunk = min(chunk or max(_CHUNK_LOGITS // rows, 1), tokens)
+    # |x . row| <= |x| |row|: as long as that cannot overflow exp, no pass looks for the largest
+    bound = _longest(queries, wide) * max_model(_longest(table, wide))
+
+    def peaks(logits):
+        return jax.lax.cond(
+            bound < _SAFE_LOGIT,
+            lambda logits: jnp.zeros(logits.shape[0], wide),
+            lambda logits: (logits + bias).max(-1),
+            logits,
+        )
+
+    chunk = min(chunk or max(_CHUNK_LOGITS // rows, dim), tokens)
     steps = math.ceil(tokens / chunk)
     chunk = math.ceil(tokens / steps)
     missing = steps * chunk - tokens
-
-    def chunked(x):
-        x = jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1))
-        return x.reshape(steps, chunk, *x.shape[1:])
-
-    xs = chunked(queries.reshape(tokens, dim))
-    ts, ws = chunked(targets.reshape(tokens)), chunked(weights.reshape(tokens).astype(wide))
+    xs = jnp.pad(queries.reshape(tokens, dim), [(0, missing), (0, 0)]).reshape(steps, chunk, dim)
+    ws = jnp.pad(weights.reshape(tokens), (0, missing)).reshape(steps, chunk)
 
     def one(carry, inputs):
         total, d_table = carry
-        x, target, weight = inputs
-        logits = jnp.einsum('td,vd->tv', x, table, preferred_element_type=wide) + bias
-        peak = max_model(logits.max(-1))
-        e = jnp.exp(logits - peak[:, None])
-        partition = add_model(e.sum(-1))
-        local, target_row, here = rows_of(target)
-        goal = (1 - smoothing) * add_model(target_row) + smoothing * smooth_row
-        goal_logit = (x.astype(wide) * goal).sum(-1)
-        total = total + (weight * (peak + jnp.log(partition) - goal_logit)).sum()
+        x, weight = inputs
+        logits = jnp.einsum('td,vd->tv', x, table, preferred_element_type=wide)
+        peak = max_model(peaks(logits))
+        e = jnp.exp(logits + bias - peak[:, None])
+        partition = sum_model(e.sum(-1))
+        total = total + (weight * (peak + jnp.log(partition))).sum()
         if not gradients:
             return (total, d_table), None
-        # p = e / partition; the target's part of the gradient is a gather and a scatter of rows.
-        scale = weight / partition
-        low = e.astype(x.dtype)
-        d_x = jnp.einsum('tv,vd->td', low, table, preferred_element_type=wide)
-        d_x = add_model(d_x * scale[:, None]) - weight[:, None] * goal
-        scaled = x.astype(wide) * scale[:, None]
-        d_table = d_table + jnp.einsum(
-            'tv,td->vd', low, scaled.astype(x.dtype), preferred_element_type=wide
-        )
-        weighted = x.astype(wide) * (weight * (1 - smoothing))[:, None]
-        d_table = d_table.at[local].add(jnp.where(here[:, None], -weighted, 0))
-        if smoothing:
-            mean = (x.astype(wide) * weight[:, None]).sum(0) * (smoothing / num_items)
-            d_table = d_table - jnp.where(is_item[:, None], mean, 0)
-        return (total, d_table), d_x
+        scale = (weight / partition)[:, None]
+        e = e.astype(x.dtype)
+        d_x = jnp.einsum('tv,vd->td', e, table, preferred_element_type=wide)
+        # transposed, so that nothing has to turn the large factor round
+        scaled = (x.astype(wide) * scale).astype(x.dtype)
+        d_table += jnp.einsum('td,tv->dv', scaled, e, preferred_element_type=wide)
+        return (total, d_table), sum_model(d_x) * scale
 
-    zero = jnp.zeros((rows, dim) if gradients else (), wide)
-    (total, d_table), d_x = jax.lax.scan(one, (jnp.zeros((), wide), zero), (xs, ts, ws))
-    if axes:
-        total = jax.lax.psum(total, axes[0])
+    zero = jnp.zeros((dim, rows) if gradients else (), wide)
+    (total, d_table), d_x = jax.lax.scan(one, (jnp.zeros((), wide), zero), (xs, ws))
+    total = sum_data(total)
     if not gradients:
         return total
-    if axes:
-        d_table = jax.lax.psum(d_table, axes[0])
     d_x = d_x.reshape(steps * chunk, dim)[:tokens].reshape(queries.shape)
-    return total, d_x.astype(queries.dtype), d_table.astype(table.dtype)
+    return total, d_x.astype(queries.dtype), sum_data(d_table).T.astype(table.dtype)
+
+
+def _is_item(row, num_items):
+    """Whether a row of the table is an item and not padding."""
+    return (row >= 1) & (row <= num_items)
+
+
+def _longest(vectors, wide):
+    """Largest length of vectors [..., D]."""
+    return jnp.sqrt((vectors.astype(wide) ** 2).sum(-1).max())
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:
