@@ -28,6 +28,6 @@ def get_config(arg: str = '') -> Experiment:
         data=Data(dataset='ml-1m-sasrec', unseen_negatives=1),
         optim=Optim(learning_rate=1e-3, b2=0.98),
         # 70 rows hold about the 128 users of the paper's batch
-        train=Train(batch_rows=70, epochs=200, eval_every=2, patience=10),
+        train=Train(batch_rows=70, microbatches=5, epochs=200, eval_every=2, patience=10),
         eval=Eval(protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
     )

@@ -17,6 +17,7 @@ _AT_LEAST = {
     'optim.clip_norm': 0,
     'optim.warmup_steps': 0,
     'train.batch_rows': 1,
+    'train.microbatches': 1,
     'train.epochs': 1,
     'train.steps': 0,
     'train.seed': 0,
@@ -62,6 +63,8 @@ def check(experiment: Experiment) -> None:
         raise UserError(f'optim.table={optim.table!r} is not dense, {", ".join(sparse.KINDS)}')
     if optim.table != 'dense' and (optim.ema or optim.weight_decay):
         raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
+    if optim.table != 'dense' and experiment.train.microbatches > 1:
+        raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
     protocol = protocols.protocol_of(experiment.eval)
     known = metrics.names(protocol.cutoffs)
     if experiment.train.metric not in known:

@@ -51,6 +51,7 @@ class Train:
     """The training run."""
 
     batch_rows: int = 128  # packed rows of max_len tokens per step, over all devices
+    microbatches: int = 1  # turns in which a step works through its rows, gradients summed
     epochs: int = 20
     steps: int = 0  # > 0: stop after this many steps, whatever `epochs` says
     seed: int = 0

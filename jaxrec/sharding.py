@@ -75,6 +75,11 @@ def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.lax.reshape(x, shape, out_sharding=P(rows, *[None] * (len(shape) - 1)))
 
 
+def split_rows(x: jax.Array, groups: int) -> jax.Array:
+    """[B, ..] as [B / groups, groups, ..], so that every device keeps the rows it has."""
+    return reshape_rows(x, (x.shape[0] // groups, groups, *x.shape[1:]))
+
+
 def concrete(tree):
     """Turns `jax.eval_shape` output into restore targets on the current mesh."""
     mesh = jax.sharding.get_mesh()

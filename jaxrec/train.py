@@ -73,10 +73,11 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
     checks.check(experiment)
     histories, meta = datasets.load(experiment.data, say=say)
     mesh = sharding.make_mesh(experiment.mesh)
-    if experiment.train.batch_rows % mesh.shape['data']:
+    rows, turns = experiment.train.batch_rows, experiment.train.microbatches
+    if rows % (mesh.shape['data'] * turns):
         raise UserError(
-            f'train.batch_rows={experiment.train.batch_rows} is not a multiple of the '
-            f'{mesh.shape["data"]} devices of the data axis'
+            f'train.batch_rows={rows} is not a multiple of the {mesh.shape["data"]} devices of the '
+            f'data axis times train.microbatches={turns}'
         )
     jax.set_mesh(mesh)
     with workdir.claimed(folder):
@@ -114,7 +115,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         batch_users=experiment.eval.batch_users,
         max_users=settings.eval_users,
     )
-    step_fn = train_step(graphdef, optimizer, settings.seed)
+    step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
 
     with contextlib.ExitStack() as closing:

@@ -71,9 +71,11 @@ def test_causal_mask():
     np.testing.assert_array_equal(layers.causal_mask(segments)[0, 0], np.array(expected, bool))
 
 
-def test_attention_against_a_loop():
+@pytest.mark.parametrize(('length', 'causal'), [(5, False), (5, True), (70, True)])
+def test_attention_against_a_loop(length, causal):
+    """Also where causal queries go in groups, which leave out the keys after them."""
     rng = np.random.default_rng(0)
-    b, l, h, d = 2, 5, 2, 3
+    b, l, h, d = 2, length, 2, 3
     q, k, v = rng.normal(size=(3, b, l, h, d))
     mask = np.tril(np.ones((l, l), bool)) & (rng.random((b, 1, l, l)) < 0.7)
     mask |= np.eye(l, dtype=bool)
@@ -85,5 +87,19 @@ def test_attention_against_a_loop():
         expected[i, j, head] = sum(
             weight * v[i, s, head] for weight, s in zip(p, keys, strict=True)
         )
-    got = layers.attention(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)), mask, 0.0, None)
+    q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    got = layers.attention(q, k, v, mask, 0.0, None, causal=causal)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize('length', [3, 20])  # below and above the kernel's width
+def test_product(length):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(4, length, 5)), rng.normal(size=(5, 7))
+    g = rng.normal(size=(4, length, 7))
+    with jax.enable_x64():
+        value, pull = jax.vjp(layers.product, jnp.asarray(x), jnp.asarray(kernel))
+        d_x, d_kernel = pull(jnp.asarray(g))
+    np.testing.assert_allclose(value, x @ kernel, atol=1e-12)
+    np.testing.assert_allclose(d_x, g @ kernel.T, atol=1e-12)
+    np.testing.assert_allclose(d_kernel, sum(x[i].T @ g[i] for i in range(4)), atol=1e-12)

@@ -55,14 +55,14 @@ class Loop:
         self.batches = batches(settings.batch_rows)
         if users_per_batch:
             share = users_per_batch / self.batches.windows_per_epoch
-            multiple = jax.sharding.get_mesh().shape['data']
+            multiple = jax.sharding.get_mesh().shape['data'] * settings.microbatches
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
             self.batches = batches(rows)
         horizon = math.ceil(settings.epochs * self.batches.steps_per_epoch)
         optimizer = make_optimizer(experiment.optim, horizon)
         graphdef, _ = split_model(model, histories.num_items)
         self.state = init_state(model, histories.num_items, optimizer, settings.seed)
-        self._step = train_step(graphdef, optimizer, settings.seed)
+        self._step = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
         self._counts: dict[int, tuple[int, float]] = {}
         self._feed, self._done = prefetch(self._counted, 0), 0
         self.compile_seconds = measure.seconds(lambda: self.run(1))
