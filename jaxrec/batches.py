@@ -239,7 +239,7 @@ def history_batches(
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
-    Rows are grouped by history length rounded up to a power of two (8 at least), so short users
+    Rows are grouped by history length rounded up to a power of two (4 at least), so short users
     cost little and only a handful of shapes is ever compiled, one per length.
 
     Args:
@@ -256,7 +256,7 @@ def history_batches(
       on are padding.
     """
     starts = histories.offsets[targets.users]
-    key = np.maximum(8, 1 << np.ceil(np.log2(np.maximum(targets.ends - starts, 1))).astype(int))
+    key = np.maximum(4, 1 << np.ceil(np.log2(np.maximum(targets.ends - starts, 1))).astype(int))
     order = np.argsort(key, kind='stable')
     for size in np.unique(key).tolist():
         group = order[key[order] == size]

@@ -226,17 +226,12 @@ def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
     table, targets = model.item_table(), batch['targets']
     if 'candidates' in batch:
         counts = retrieval.candidate_counts(queries, table, targets, batch['candidates'])
+        out = (*counts, jax.numpy.zeros((len(targets), 0), 'int32'))
     else:
-        counts = retrieval.rank_counts(
-            queries, table, num_items, targets, batch['seen'], filter_seen
+        out = retrieval.counts_and_top_k(
+            queries, table, num_items, targets, batch['seen'], filter_seen, depth
         )
-    seen = batch['seen'] if filter_seen else None
-    top = (
-        retrieval.top_k(queries, table, num_items, seen, depth)[1]
-        if depth
-        else jax.numpy.zeros((len(targets), 0), 'int32')
-    )
-    return jax.tree.map(lambda x: jax.reshard(x, P()), (*counts, top))
+    return jax.tree.map(lambda x: jax.reshard(x, P()), out)
 
 
 def place_whole(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -6,6 +6,7 @@ own rows of the table; what crosses devices is one number per user (`rank_counts
 per user and shard (`top_k`), never the scores and never the table.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -16,6 +17,7 @@ from jaxrec import sharding
 from jaxrec.metrics import UNREACHABLE
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
+_GROUP = 32  # rows of the table whose counts and largest score are taken together
 
 
 def rank_counts(
@@ -44,19 +46,38 @@ def rank_counts(
       target is itself filtered, where its score is not a number, and for padded users. Items whose
       score is not a number count as greater: a diverged model never looks good.
     """
+    return counts_and_top_k(queries, table, num_items, targets, seen, filter_seen, 0)[:2]
+
+
+def counts_and_top_k(
+    queries: jax.Array,
+    table: jax.Array,
+    num_items: int,
+    targets: jax.Array,
+    seen: jax.Array,
+    filter_seen: bool,
+    k: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`rank_counts`, and the ids int32 [B, k] of `top_k`, from the same scores."""
 
     def local(queries, targets, seen, table):
         scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
-        is_target = _local_items(table)[:, None] == targets
-        mine = jnp.where(is_target, scores, 0).sum(0)  # on one shard the score, elsewhere 0
-        target_score = jax.lax.psum(mine, 'model')
-        greater = (~(scores <= target_score)).sum(0, dtype=jnp.int32)
-        ties = ((scores == target_score) & ~is_target).sum(0, dtype=jnp.int32)
+        first = _local_items(table)[0]
+        row = targets - first
+        here = (row >= 0) & (row < len(scores))
+        mine = jnp.where(here, scores[jnp.where(here, row, 0), jnp.arange(len(row))], 0)
+        target_score = jax.lax.psum(mine, 'model')  # on one shard the score, elsewhere 0
+        # both counts in one pass over the scores: 2^16 for a greater one, 1 for an equal one
+        groups = _in_groups(scores)
+        one = jnp.where(groups <= target_score, (groups == target_score).astype(jnp.int32), 1 << 16)
+        both = one.sum(1)
+        greater, ties = (both >> 16).sum(0), (both & 0xFFFF).sum(0) - here  # no tie with itself
         greater, ties = jax.lax.psum((greater, ties), 'model')
         hopeless = (targets == 0) | ~jnp.isfinite(target_score)
-        return jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
+        greater = jnp.where(hopeless, UNREACHABLE, greater)
+        return greater, jnp.where(hopeless, 0, ties), _best(scores, first, k)[1]
 
-    return _over_users(local, (P('data'), P('data')), queries, targets, seen, table=table)
+    return _over_users(local, (P('data'),) * 3, queries, targets, seen, table=table)
 
 
 def candidate_counts(
@@ -106,23 +127,50 @@ def top_k(
     """
 
     def local(queries, seen, table):
-        scores = _local_scores(queries, table, num_items, seen).T
-        first = _local_items(table)[0]
-        # lax.top_k puts the lower index first among equals, and shards are gathered in order of
-        # their items, so the rule holds for the whole.
-        best, index = jax.lax.top_k(scores, min(k, scores.shape[1]))
-        best, ids = (
-            jax.lax.all_gather(x, 'model', axis=1, tiled=True, to='invarying')
-            for x in (best, index + first)
-        )
-        best, place = jax.lax.top_k(best, min(k, best.shape[1]))
-        ids = jnp.take_along_axis(ids, place, axis=1)
-        missing = ((0, 0), (0, k - best.shape[1]))
-        best = jnp.pad(best, missing, constant_values=-jnp.inf)
-        ids = jnp.pad(ids, missing)
-        return best, jnp.where(best == -jnp.inf, 0, ids).astype(jnp.int32)
+        scores = _local_scores(queries, table, num_items, seen)
+        return _best(scores, _local_items(table)[0], k)
 
     return _over_users(local, (P('data'), P('data')), queries, seen, table=table)
+
+
+def _best(scores, first, k):
+    """`top_k` of scores [rows of this shard, b], whose first row is item `first`."""
+    if k == 0:
+        return jnp.zeros((scores.shape[1], 0), scores.dtype), jnp.zeros((scores.shape[1], 0), int)
+    # lax.top_k puts the lower index first among equals, and shards are gathered in order of
+    # their items, so the rule holds for the whole.
+    best, row = _best_rows(scores, min(k, len(scores)))
+    best, ids = (
+        jax.lax.all_gather(x, 'model', axis=1, tiled=True, to='invarying')
+        for x in (best, row + first)
+    )
+    best, place = jax.lax.top_k(best, min(k, best.shape[1]))
+    ids = jnp.take_along_axis(ids, place, axis=1)
+    missing = ((0, 0), (0, k - best.shape[1]))
+    best = jnp.pad(best, missing, constant_values=-jnp.inf)
+    ids = jnp.pad(ids, missing)
+    return best, jnp.where(best == -jnp.inf, 0, ids).astype(jnp.int32)
+
+
+def _in_groups(scores):
+    """Scores [rows, b] as [rows / g, g, b], with g = _GROUP or its part that divides the rows."""
+    return scores.reshape(-1, math.gcd(len(scores), _GROUP), scores.shape[1])
+
+
+def _best_rows(scores, k):
+    """The k best of scores [rows, b] and their rows, [b, k], equal scores by lower row.
+
+    They lie in the k groups of rows with the highest maxima (equal ones: the first), so only those
+    are sorted: whatever is outside has k groups before it, each with a row that goes before it.
+    """
+    groups, users = _in_groups(scores), scores.shape[1]
+    if len(groups) <= k:
+        return jax.lax.top_k(scores.T, k)
+    _, chosen = jax.lax.top_k(groups.max(1).T, k)
+    width = groups.shape[1]
+    members = (jnp.sort(chosen)[:, :, None] * width + jnp.arange(width)).reshape(users, -1)
+    best, place = jax.lax.top_k(scores[members, jnp.arange(users)[:, None]], k)
+    return best, jnp.take_along_axis(members, place, axis=1)
 
 
 def _over_users(local: Callable, out_specs, *by_user, table):
@@ -168,12 +216,12 @@ def _local_scores(queries, table, num_items, seen) -> jax.Array:
     scores = _product('rd,cd->rc', table.astype(jnp.float32), columns)
     scores = scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
     items = _local_items(table)
-    scores = jnp.where(((items > 0) & (items <= num_items))[:, None], scores, -jnp.inf)
-    if seen is None:
-        return scores
-    row = seen - items[0]
-    row = jnp.where((row >= 0) & (row < rows), row, rows)  # beyond the end: dropped
-    return scores.at[row, jnp.arange(users)[:, None]].set(-jnp.inf, mode='drop')
+    if seen is not None:
+        row = seen - items[0]
+        row = jnp.where((row >= 0) & (row < rows), row, rows)  # beyond the end: dropped
+        scores = scores.at[row, jnp.arange(users)[:, None]].set(-jnp.inf, mode='drop')
+    scores = jax.lax.optimization_barrier(scores)  # or XLA lays them out anew for every use
+    return jnp.where(((items > 0) & (items <= num_items))[:, None], scores, -jnp.inf)
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
