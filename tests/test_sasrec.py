@@ -303,3 +303,20 @@ def test_missing_and_unused_negatives():
         graphdef, params = make(**options)
         with pytest.raises(UserError, match='goes with a sampled loss'):
             nnx.merge(graphdef, params).loss(packed_batch('2018-bce'), jax.random.key(0))
+
+
+@pytest.mark.parametrize('init', ['xavier_normal', 'xavier_uniform'])
+def test_a_large_table_is_drawn_in_parts(mesh, monkeypatch, init):
+    """The same numbers on every mesh, no row twice, the scale of the initialiser."""
+    monkeypatch.setattr(sasrec, '_ROWS_AT_ONCE', 100)
+    tables = []
+    for shape in ((1, 1), (2, 4)):
+        mesh(*shape)
+        model = sasrec.Config(dim=16, init=init)
+        build = lambda key, model=model: model.make(300, rngs=nnx.Rngs(key)).item_table()  # noqa: E731
+        tables.append(np.asarray(jax.jit(build)(jax.random.key(0))))
+    table = tables[0]
+    assert table.shape == (320, 16)
+    np.testing.assert_array_equal(tables[1], table)
+    assert len(np.unique(table, axis=0)) == 320
+    np.testing.assert_allclose(table.std(), (2 / (301 + 16)) ** 0.5, rtol=0.05)

@@ -1,6 +1,7 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018), and its heirs."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -207,15 +208,30 @@ _LOOKUP_AT_ONCE = 1 << 24  # floats of negatives' vectors held at once: 64 MiB
 
 def _item_table(config: Config, num_items: int, key: jax.Array) -> jax.Array:
     """[table_rows, D], born split over 'model'; the same values on every mesh."""
-    rows = sharding.table_rows(num_items)
-    shape = (rows, config.dim)
-    placed = sharding.TABLE if sharding.on_mesh() else None
+    rows, dim = sharding.table_rows(num_items), config.dim
     if config.init == 'xavier_uniform':
-        limit = (6 / (num_items + 1 + config.dim)) ** 0.5
-        unit = jax.random.uniform(key, shape, minval=-1.0, out_sharding=placed)
-        return unit * limit
-    scale = 0.02 if config.init == 'normal' else (2 / (num_items + 1 + config.dim)) ** 0.5
-    return jax.random.normal(key, shape, out_sharding=placed) * scale
+        limit = (6 / (num_items + 1 + dim)) ** 0.5
+        draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
+    else:
+        scale = 0.02 if config.init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
+        draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
+    placed = sharding.TABLE if sharding.on_mesh() else None
+    parts = next(n for n in range(-(-rows // _ROWS_AT_ONCE), rows + 1) if rows // 64 % n == 0)
+    if parts == 1:
+        return draw(key, (rows, dim), out_sharding=placed)
+
+    # Part n holds rows n, n + parts .., some of every device. Random bits take several times the
+    # memory of the numbers made from them: one part at a time, they stay small.
+    def fill(n, table):
+        part = draw(jax.random.fold_in(key, n), (rows // parts, dim), out_sharding=placed)
+        return jax.lax.dynamic_update_index_in_dim(table, part, n, 1)
+
+    shape = (rows // parts, parts, dim)
+    empty = jnp.zeros(shape, out_sharding=placed and P(*placed, None))
+    return sharding.reshape_rows(jax.lax.fori_loop(0, parts, fill, empty), (rows, dim))
+
+
+_ROWS_AT_ONCE = 1 << 16
 
 
 def _one_of(name, value, known):
