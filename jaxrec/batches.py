@@ -246,7 +246,8 @@ def history_batches(
       histories: the events.
       targets: the users, and where their input ends.
       max_len: window of the model.
-      batch_users: most rows of a batch; users of very long histories come in smaller batches.
+      batch_users: most rows of a batch; users of long histories come in smaller batches, a power of
+        two times `multiple`.
       multiple: of which the number of rows is one, as `batch_users` must be.
       tokens: most tokens of a batch that the model sees.
 
@@ -261,7 +262,8 @@ def history_batches(
     for size in np.unique(key).tolist():
         group = order[key[order] == size]
         affordable = min(SEEN_ENTRIES // size, tokens // min(size, max_len))
-        rows = min(batch_users, max(affordable // multiple * multiple, multiple))
+        doublings = max(affordable // multiple, 1).bit_length() - 1
+        rows = min(batch_users, multiple << doublings)
         for at in range(0, len(group), rows):
             chosen = group[at : at + rows]
             missing = rows - len(chosen)

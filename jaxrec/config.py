@@ -71,7 +71,7 @@ class Eval:
     filter_seen: bool = True  # score items of the input history -inf (protocol full)
     negatives: int = 100  # sampled candidates per user (protocols uniform and popularity)
     cutoffs: tuple[int, ...] = (1, 5, 10, 20, 50)
-    batch_users: int = 256
+    batch_users: int = 512
 
 
 @dataclasses.dataclass

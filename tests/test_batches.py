@@ -169,7 +169,7 @@ def test_history_batches_cover_each_target_once():
     assert len(shapes) <= 5
 
 
-@pytest.mark.parametrize('multiple, rows', [(1, 7), (4, 4)])
+@pytest.mark.parametrize('multiple, rows', [(1, 4), (4, 4)])
 def test_batches_of_long_histories_are_small(monkeypatch, multiple, rows):
     monkeypatch.setattr(batches, 'SEEN_ENTRIES', 7 * 64)
     histories = make_histories([6] * 20 + [60] * 9 + [1000])
