@@ -25,6 +25,8 @@ class Histories:
       item_ids: [num_items]; raw id of item i at i - 1, int64 or utf-8 bytes, ascending.
       times: int64 [N] timestamps in the source's unit, or None where the source has none.
       features: named per-event columns, each [N].
+      item_features: named per-item columns; item i's value is at i - 1. [num_items], or int32
+        [num_items, T] sets of up to T numbers from 1, padded with 0.
       titles: utf-8 bytes [num_items] for display, or None.
       name: data set name, for messages.
     """
@@ -35,6 +37,7 @@ class Histories:
     item_ids: np.ndarray
     times: np.ndarray | None = None
     features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    item_features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     titles: np.ndarray | None = None
     name: str = ''
 
@@ -142,12 +145,16 @@ class Histories:
             name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
             for name in meta['columns']
         }
-        features = {
-            name.removeprefix('feature.'): columns.pop(name)
-            for name in list(columns)
-            if name.startswith('feature.')
-        }
-        return cls(**columns, features=features, name=meta['name'])
+
+        def named(prefix):
+            return {
+                name.removeprefix(prefix): columns.pop(name)
+                for name in list(columns)
+                if name.startswith(prefix)
+            }
+
+        features, item_features = named('feature.'), named('item.')
+        return cls(**columns, features=features, item_features=item_features, name=meta['name'])
 
     def _columns(self) -> dict[str, np.ndarray]:
         columns = {
@@ -159,6 +166,7 @@ class Histories:
             'titles': self.titles,
         }
         columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
+        columns |= {f'item.{name}': column for name, column in sorted(self.item_features.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
 
 

@@ -321,6 +321,23 @@ def test_movielens_sources_give_the_same_histories(tmp_path, monkeypatch):
     assert [h.title(2) for h in all_h[2:6]] == ['Heat (1995)'] * 4
 
 
+def test_movielens_1m_has_genres(tmp_path, monkeypatch):
+    ratings = b'1::5::3::20\n2::4::1::10\n1::4::5::10\n'
+    monkeypatch.setattr(movielens, 'RATINGS_SHA256', public.hashlib.sha256(ratings).hexdigest())
+    monkeypatch.setattr(movielens.ML_1M, 'size', (2, 2, 3))
+    (tmp_path / 'ratings.dat').write_bytes(ratings)
+    (tmp_path / 'movies.dat').write_bytes(b'4::Heat (1995)::Action|Crime|Thriller\n6::A::Drama\n')
+    raw, _ = movielens.ML_1M.read_checked(str(tmp_path), quiet)
+    h = events_lib.to_histories(raw, 'ml-1m')
+    assert h.item_features['genres'].tolist() == [[1, 6, 16], [0, 0, 0]]  # of items 4 and 5
+    h.save(tmp_path / 'saved')
+    again = Histories.load(tmp_path / 'saved')
+    assert again.item_features['genres'].tolist() == h.item_features['genres'].tolist()
+    assert again.content_hash() == h.content_hash()
+    h.item_features['genres'][0, 0] = 2
+    assert again.content_hash() != h.content_hash()
+
+
 def test_movielens_is_downloaded_where_the_host_answers(tmp_path, monkeypatch):
     ratings, titles = tiny_movielens(monkeypatch)
     with zipfile.ZipFile(tmp_path / 'ml-100k.zip', 'w') as z:
@@ -393,7 +410,7 @@ def test_every_known_set_is_described(name):
 
 REAL = {  # name -> where it may lie below JAXREC_TEST_DATA, and the content hash
     'ml-100k': ('ml-100k', '41b71873ba399c21'),
-    'ml-1m': ('ml-1m', '41393eba3e92d879'),
+    'ml-1m': ('ml-1m', 'df12ae8eab2e2b92'),
     'ml-1m-sasrec': ('ml-1m', '7a84ecd7093bda19'),
     'beauty': ('beauty/sequences.txt.gz', 'cd9a33b6b48929e6'),
     'sports': ('sports/sequences.txt.gz', 'b9338309aaf62d4e'),

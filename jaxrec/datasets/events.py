@@ -36,6 +36,8 @@ class Events:
       times: [N] int64, or float64 when a time has a fraction, or None (file order is time order).
       features: named numeric columns, each [N].
       titles: raw item ids with their titles ('S'), both [T], or None.
+      item_features: named (raw item ids [T], values [T] or int32 [T, S]); items without one get
+        NaN, or in integer columns 0.
     """
 
     users: Coded
@@ -43,6 +45,9 @@ class Events:
     times: np.ndarray | None = None
     features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     titles: tuple[np.ndarray, np.ndarray] | None = None
+    item_features: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0) -> Histories:
@@ -84,7 +89,8 @@ def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0
         item_ids=item_ids,
         times=None if times is None else _integer_times(_take(times, order), name),
         features={k: _take(_take(v, kept), order) for k, v in events.features.items()},
-        titles=None if events.titles is None else _titles(item_ids, *events.titles),
+        item_features={k: _by_item(item_ids, *v) for k, v in events.item_features.items()},
+        titles=None if events.titles is None else _by_item(item_ids, *events.titles),
         name=name,
     )
 
@@ -216,9 +222,13 @@ def _integer_times(times: np.ndarray, name: str) -> np.ndarray:
     return np.round(times * 1e6).astype(np.int64)
 
 
-def _titles(item_ids: np.ndarray, ids: np.ndarray, titles: np.ndarray) -> np.ndarray:
-    """Titles [num_items] in item order, '' where the source has none."""
+def _by_item(item_ids: np.ndarray, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Values [num_items, ..] in item order; '', NaN or 0 where the source has none."""
     order = np.argsort(ids, kind='stable')
     at = np.searchsorted(ids, item_ids, sorter=order)
     at = order[np.minimum(at, len(ids) - 1)]
-    return np.where(ids[at] == item_ids, titles[at], np.zeros((), titles.dtype))
+    found = (ids[at] == item_ids).reshape(-1, *[1] * (values.ndim - 1))
+    none = np.array(np.nan if values.dtype.kind == 'f' else 0).astype(values.dtype)
+    if values.dtype.kind == 'S':
+        none = np.zeros((), values.dtype)
+    return np.where(found, values[at], none)

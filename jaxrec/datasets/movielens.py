@@ -30,6 +30,26 @@ LICENCE = (
 COLUMNS = ['user', 'item', 'rating', 'timestamp']
 U_DATA_SHA256 = '06416e597f82b7342361e41163890c81036900f418ad91315590814211dca490'
 RATINGS_SHA256 = '506d64ca44484487c11dc2d9a28de5c54948213e6b96285e298afe28d6ea4e0f'
+GENRES = (
+    'Action',
+    'Adventure',
+    'Animation',
+    "Children's",
+    'Comedy',
+    'Crime',
+    'Documentary',
+    'Drama',
+    'Fantasy',
+    'Film-Noir',
+    'Horror',
+    'Musical',
+    'Mystery',
+    'Romance',
+    'Sci-Fi',
+    'Thriller',
+    'War',
+    'Western',
+)
 WHEEL = 'recbole==1.2.1'  # carries MovieLens-100K as an example
 WHEEL_FOLDER = 'recbole/dataset_example/ml-100k'
 
@@ -51,14 +71,26 @@ def read_1m(source: str, say: Callable) -> tuple[Events, str]:
     """MovieLens-1M from a source, else GroupLens."""
     if source:
         ratings, used = open_source(source, 'ratings.dat')
-        titles = _beside(source, 'movies.dat')
+        movies = _beside(source, 'movies.dat')
     else:
         used = f'{SITE}/ml-1m.zip'
         archive = download(used, say)
-        ratings, titles = unpack(archive, 'ratings.dat', used), unpack(archive, 'movies.dat', used)
+        ratings, movies = unpack(archive, 'ratings.dat', used), unpack(archive, 'movies.dat', used)
     check_sha256(ratings, RATINGS_SHA256, used, 'ratings.dat')
-    titles = titles and [line.split('::')[:2] for line in titles.decode('latin-1').splitlines()]
-    return _events(ratings.replace(b'::', b'\t'), titles), used
+    movies = movies and [line.split('::') for line in movies.decode('latin-1').splitlines()]
+    events = _events(ratings.replace(b'::', b'\t'), movies and [movie[:2] for movie in movies])
+    if movies:
+        events.item_features['genres'] = events.titles[0], _genres([movie[2] for movie in movies])
+    return events, used
+
+
+def _genres(texts: list[str]) -> np.ndarray:
+    """int32 [movies, most genres of one]: numbers of `A|B` in GENRES from 1, padded with 0."""
+    sets = [[GENRES.index(genre) + 1 for genre in text.split('|')] for text in texts]
+    out = np.zeros((len(sets), max(map(len, sets))), np.int32)
+    for row, numbers in zip(out, sets, strict=True):
+        row[: len(numbers)] = numbers
+    return out
 
 
 def _events(ratings: bytes, titles: list[list[str]] | None) -> Events:

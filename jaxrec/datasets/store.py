@@ -18,7 +18,7 @@ from jaxrec import files
 from jaxrec.cli import UserError
 from jaxrec.histories import FORMAT, Histories, read_meta
 
-VERSION = '1.0.0'  # of what the readers make of a source; a new one makes old folders stale
+VERSION = '1.1.0'  # of what the readers make of a source; a new one makes old folders stale
 COLUMNS = 'columns'
 NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text
 
