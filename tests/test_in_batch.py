@@ -1,0 +1,129 @@
+"""The in-batch softmax against a float64 loop; the frequency estimate against the algorithm."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import in_batch
+
+B, N, K, D = 5, 7, 3, 4
+
+
+@pytest.fixture
+def problem():
+    rng = np.random.default_rng(0)
+    candidates = np.array([3, 8, 3, 0, 5, 9, 8])
+    targets = np.array([3, 8, 3, 6, 5])
+    history = np.array([[1, 9, 0], [8, 8, 2], [0, 0, 0], [3, 5, 9], [7, 0, 7]])
+    weights = np.array([1, 0.5, 2, 0, 1])
+    return (
+        rng.normal(size=(B, K, D)),
+        rng.normal(size=(10, D)),
+        candidates,
+        targets,
+        history,
+        weights,
+    )
+
+
+def slow_loss(queries, table, candidates, targets, history, weights, q, options):
+    """Row by row and candidate by candidate; q[i] is the expected number of draws of item i."""
+    smoothing, refined, own = options
+    total = 0.0
+    for i, target in enumerate(targets):
+        score = lambda item, i=i: max(float(v @ table[item]) for v in queries[i])  # noqa: E731
+        hidden = {0, target} | (set() if own else set(history[i]))
+        positive = math.exp(score(target)) / (1 if refined else q[target])
+        others = [math.exp(score(c)) / q[c] for c in candidates if c not in hidden]
+        z = positive + sum(others)
+        loss = -math.log(positive / z)
+        if smoothing:
+            push = sum(-math.log(1 - other / z) for other in others)
+            loss = (1 - smoothing) * loss + smoothing / len(candidates) * push
+        if refined:
+            loss *= 1 - positive / z
+        total += weights[i] * loss
+    return total / sum(weights)
+
+
+def loss_of(queries, table, candidates, targets, history, weights, q, options):
+    smoothing, refined, own = options
+    rows, log_q = jnp.asarray(table), jnp.log(jnp.asarray(q))
+    return in_batch.in_batch_softmax(
+        (queries * rows[targets][:, None]).sum(-1).max(1),
+        in_batch.scores(queries, rows[candidates]),
+        jnp.asarray(weights),
+        in_batch.allowed(candidates, targets, history, own_history=own),
+        log_q_positive=log_q[targets],
+        log_q_negatives=log_q[candidates],
+        smoothing=smoothing,
+        refined=refined,
+    )
+
+
+@pytest.mark.parametrize('own', [False, True])
+@pytest.mark.parametrize('refined', [False, True])
+@pytest.mark.parametrize('smoothing', [0.0, 0.3])
+def test_loss(problem, smoothing, refined, own):
+    q = np.random.default_rng(1).uniform(0.05, 3, 10)
+    expected = slow_loss(*problem, q, (smoothing, refined, own))
+    got = loss_of(*map(jnp.asarray, problem), q, (smoothing, refined, own))
+    np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+def test_only_the_winning_vector_learns(problem):
+    queries, table, *rest = map(jnp.asarray, problem)
+    q = jnp.ones(10)
+    grads = jax.grad(loss_of)(queries, table, *rest, q, (0.0, False, True))
+    for i, target in enumerate(rest[1]):
+        won = {int((queries[i] @ table[c]).argmax()) for c in (*rest[0], target) if c}
+        for k in range(K):
+            assert bool((grads[i, k] != 0).any()) == (k in won and rest[3][i] > 0)
+
+
+def test_the_refined_weight_passes_no_gradient(problem):
+    """d loss / d positive = (1 - p)(p - 1) then, not the derivative of (1 - p)(-log p)."""
+    p = 0.2
+    grad = jax.grad(
+        lambda s: in_batch.in_batch_softmax(
+            s, jnp.zeros((1, 1)), jnp.ones(1), jnp.ones((1, 1), bool), refined=True
+        )
+    )(jnp.log(jnp.array([p / (1 - p)])))
+    np.testing.assert_allclose(grad, [(1 - p) * (p - 1)], rtol=1e-5)
+
+
+def test_nothing_allowed_and_certain_negatives_stay_finite():
+    one = jnp.ones(1)
+    none = in_batch.in_batch_softmax(one, jnp.ones((1, 2)), one, jnp.zeros((1, 2), bool))
+    assert none == 0
+    value, grad = jax.value_and_grad(
+        lambda n: in_batch.in_batch_softmax(one, n, one, jnp.ones((1, 2), bool), smoothing=0.1)
+    )(jnp.array([[200.0, -200.0]]))
+    assert np.isfinite(value) and np.isfinite(grad).all()
+
+
+def test_estimate_follows_the_algorithm():
+    rng = np.random.default_rng(0)
+    last, gap, rate = np.zeros(6), np.full(6, 100.0), 0.1
+    state = in_batch.start_estimate(5)
+    for step in range(1, 40):
+        items = rng.choice(6, 4, p=[0.1, 0.3, 0.3, 0.2, 0.05, 0.05])
+        state, log_q = in_batch.estimate(state, jnp.asarray(items), jnp.int32(step), rate)
+        for item in set(items):
+            gap[item] = (1 - rate) * gap[item] + rate * (step - last[item])
+            last[item] = step
+        np.testing.assert_allclose(log_q, -np.log(gap[items]), rtol=1e-5)
+    np.testing.assert_allclose(state['gap'], gap, rtol=1e-5)
+    np.testing.assert_array_equal(state['last'], last)
+
+
+def test_estimate_finds_the_frequency():
+    """An item in every fifth batch: the gap settles at five steps."""
+    state = in_batch.start_estimate(2)
+    for step in range(1, 1001):
+        items = jnp.array([1, 2 if step % 5 == 0 else 1])
+        state, _ = in_batch.estimate(state, items, jnp.int32(step), 0.05)
+    np.testing.assert_allclose(state['gap'][1:], [1, 5], rtol=1e-3)
