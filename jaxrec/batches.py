@@ -5,6 +5,7 @@ padding; `segments` keeps them apart in attention and `positions` counts from ea
 """
 
 import concurrent.futures
+import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 from jaxrec.splits import Targets
 
+Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index
 SEEN_ENTRIES = 1 << 24  # of `seen` in one batch of histories, unless a single user needs more
 
 
@@ -33,6 +35,7 @@ class TrainBatches:
         consecutive windows of L counted from the user's end.
       unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
         whole training history (the SASRec authors' sampler).
+      codes: of features, `features.Encoder.events`.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -46,12 +49,13 @@ class TrainBatches:
         seed: int,
         windows: str = 'last',
         unseen_negatives: int = 0,
+        codes: Codes | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._process = process
+        self._codes, self._process = codes, process
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
         )
@@ -80,7 +84,8 @@ class TrainBatches:
         Returns:
           items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
           padding, positions 0..L-1 with L-1 the newest event), weights: float32 [.., L], 1 on
-          real targets; negatives: int32 [.., L, k] if asked for.
+          real targets; negatives: int32 [.., L, k] if asked for; feature.*: codes of features,
+          int32 [.., L] or [.., L, T].
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         row_order, window_of_slot = self._order(epoch)
@@ -108,12 +113,12 @@ class TrainBatches:
             'positions': _scatter(shape, place, ranges(self._max_len - lengths, lengths)),
         }
         batch['weights'] = (batch['segments'] > 0).astype(np.float32)
+        for name, codes in self._codes(source).items() if self._codes else ():
+            batch[name] = _scatter(shape, place, codes)
         if self._negatives is not None:
             rng = np.random.default_rng([self._seed, 2, step])
             drawn = self._negatives(rng, np.repeat(self._users[windows], lengths))
-            negatives = np.zeros((*shape, drawn.shape[1]), np.int32)
-            negatives.reshape(-1, drawn.shape[1])[place] = drawn
-            batch['negatives'] = negatives
+            batch['negatives'] = _scatter(shape, place, drawn)
         index, count = self._process
         part = self.rows // count
         return {name: value[index * part : (index + 1) * part] for name, value in batch.items()}
@@ -203,7 +208,12 @@ def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterato
 
 
 def history_batch(
-    items: np.ndarray, starts: np.ndarray, ends: np.ndarray, width: int, max_len: int
+    items: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    width: int,
+    max_len: int,
+    codes: Codes | None = None,
 ) -> dict[str, np.ndarray]:
     """Newest `width` events of items[starts[i]:ends[i]], one user per row, right-aligned.
 
@@ -212,19 +222,24 @@ def history_batch(
       starts, ends: int64 [B]; an empty range gives a row of padding.
       width: W <= max_len, columns of the batch.
       max_len: window of the model, which fixes the position numbers.
+      codes: of the features of events, by their index in `items`.
 
     Returns:
-      items, segments (1 on events, 0 on padding), positions: int32 [B, W].
+      items, segments (1 on events, 0 on padding), positions: int32 [B, W]; feature.*: int32 [B, W]
+      or [B, W, T].
     """
     lengths = np.minimum(ends - starts, width)
     shape = (len(starts), width)
     place = ranges(np.arange(len(starts)) * width + width - lengths, lengths)
-    events = _scatter(shape, place, items[ranges(ends - lengths, lengths)])
+    source = ranges(ends - lengths, lengths)
+    events = _scatter(shape, place, items[source])
+    coded = codes(source) if codes else {}
     positions = np.broadcast_to(np.arange(max_len - width, max_len, dtype=np.int32), shape)
     return {
         'items': events,
         'segments': (events > 0).astype(np.int32),
         'positions': np.where(events > 0, positions, 0).astype(np.int32),
+        **{name: _scatter(shape, place, values) for name, values in coded.items()},
     }
 
 
@@ -236,6 +251,7 @@ def history_batches(
     batch_users: int,
     multiple: int = 1,
     tokens: int = 1 << 24,
+    codes: Codes | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
@@ -250,6 +266,7 @@ def history_batches(
         two times `multiple`.
       multiple: of which the number of rows is one, as `batch_users` must be.
       tokens: most tokens of a batch that the model sees.
+      codes: of features, `features.Encoder.events`.
 
     Yields:
       (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`
@@ -269,7 +286,7 @@ def history_batches(
             missing = rows - len(chosen)
             first = np.pad(starts[chosen], (0, missing))
             end = np.pad(targets.ends[chosen], (0, missing))
-            batch = history_batch(histories.items, first, end, min(size, max_len), max_len)
+            batch = history_batch(histories.items, first, end, min(size, max_len), max_len, codes)
             seen = history_batch(histories.items, first, end, size, size)['items']
             yield chosen, {**batch, 'seen': seen}
 
@@ -282,7 +299,7 @@ def _windows(offsets, train_ends, max_len, windows):
     elif windows == 'all':
         count = -(-pairs // max_len)
     else:
-        raise UserError(f"unknown data.windows {windows!r}: use 'last' or 'all'")
+        raise UserError(f"unknown data.windows {windows!r}: use 'last', 'all' or 'cuts'")
     users = np.repeat(np.arange(len(pairs)), count)
     nth_from_end = ranges(np.zeros_like(count), count)
     ends = train_ends[users] - 1 - nth_from_end * max_len  # one past the window's last input
@@ -291,6 +308,7 @@ def _windows(offsets, train_ends, max_len, windows):
 
 
 def _scatter(shape, place, values):
-    out = np.zeros(shape, np.int32)
-    out.reshape(-1)[place] = values
-    return out
+    """int32 [*shape, ..]: values [n, ..] at these places of the flattened shape, else 0."""
+    out = np.zeros((math.prod(shape), *values.shape[1:]), np.int32)
+    out[place] = values
+    return out.reshape(*shape, *values.shape[1:])

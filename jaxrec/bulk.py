@@ -29,7 +29,8 @@ def write_lists(
     part_users: int,
     checkpoint: str = 'best',
 ) -> None:
-    """Writes the lists of `users` as Parquet: user, rank, item, score, title if there are titles.
+    """Writes the lists of `users` as Parquet: user, rank, item, score, title if there are titles,
+    and interest if asked to explain.
 
     Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
     same command computes only what is missing.
@@ -57,7 +58,7 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
     progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))
     for i in todo:
         chosen = users[starts[i] : starts[i] + part_users]
-        table = _table(histories, chosen, *recommender(histories, chosen))
+        table = _table(histories, chosen, *recommender(chosen), recommender.explain)
         if jax.process_index() == 0:
             _write(parts[i], table.schema, [table])
         progress.add(len(chosen))
@@ -97,6 +98,7 @@ def _manifest(
         'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
         'k': recommender.k,
         'keep_seen': recommender.keep_seen,
+        'explain': recommender.explain,
         'part_users': part_users,
     }
 
@@ -131,7 +133,7 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     files.write_json(path, manifest)
 
 
-def _table(histories: Histories, users, scores, items) -> pa.Table:
+def _table(histories: Histories, users, scores, items, interests, explain) -> pa.Table:
     """Long format, one row per recommended item."""
     user, place = np.nonzero(items)
     number = items[user, place] - 1
@@ -141,6 +143,8 @@ def _table(histories: Histories, users, scores, items) -> pa.Table:
         'item': _raw(histories.item_ids, number),
         'score': pa.array(scores[user, place]),
     }
+    if explain:
+        columns['interest'] = pa.array(interests[user, place] + 1)
     if histories.titles is not None:
         columns['title'] = _raw(histories.titles, number)
     return pa.table(columns)

@@ -13,6 +13,7 @@ _AT_LEAST = {
     'data.min_user': 0,
     'data.min_item': 0,
     'data.unseen_negatives': 0,
+    'data.cuts': 0,
     'optim.weight_decay': 0,
     'optim.clip_norm': 0,
     'optim.warmup_steps': 0,
@@ -65,6 +66,11 @@ def check(experiment: Experiment) -> None:
         raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
     if optim.table != 'dense' and experiment.train.microbatches > 1:
         raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
+    if experiment.data.windows == 'cuts' and experiment.train.microbatches > 1:
+        raise UserError(
+            "data.windows='cuts' does not go with train.microbatches: the targets of the whole "
+            'batch are negatives'
+        )
     protocol = protocols.protocol_of(experiment.eval)
     known = metrics.names(protocol.cutoffs)
     if experiment.train.metric not in known:
@@ -75,7 +81,7 @@ def check(experiment: Experiment) -> None:
 
 
 def check_types(settings: typing.Any, section: str) -> None:
-    """Raises UserError for a field of a dataclass that is not of its declared type."""
+    """Raises UserError for a field of a dataclass, or inside one, not of its declared type."""
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
         hint, value = hints[field.name], getattr(settings, field.name)
@@ -83,6 +89,9 @@ def check_types(settings: typing.Any, section: str) -> None:
             raise UserError(
                 f'{section}.{field.name}={value!r} is not {getattr(hint, "__name__", hint)}'
             )
+        for inner in value if isinstance(value, tuple) else (value,):
+            if dataclasses.is_dataclass(inner):
+                check_types(inner, f'{section}.{field.name}')
 
 
 def _fits(value, hint) -> bool:

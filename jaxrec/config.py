@@ -26,7 +26,9 @@ class Data:
     split: str = 'leave-one-out'  # or 'temporal'
     valid_share: float = 0.1  # temporal split: share of the events in the validation period
     test_share: float = 0.1  # temporal split: share of the events in the test period
-    windows: str = 'last'  # train on each user's 'last' window of model.max_len, or on 'all'
+    windows: str = 'last'  # train on each user's 'last' window of model.max_len, on 'all', or on
+    # 'cuts': a history and the one event after it (in-batch losses)
+    cuts: int = 8  # per user and epoch, with windows='cuts'; 0 = every one
     unseen_negatives: int = 0  # negatives per target drawn outside the user's training items
 
 

@@ -16,6 +16,7 @@ from absl import flags
 
 from jaxrec import baselines, cli, config, files, protocols
 from jaxrec.cli import UserError, say
+from jaxrec.feed import feature_codes
 from jaxrec.plots import plot_metric_at_k
 from jaxrec.ranking import Ranker
 from jaxrec.workdir import Trained, load_trained
@@ -98,6 +99,7 @@ def evaluate(
         protocol,
         max_len=trained.experiment.model.max_len,
         batch_users=trained.experiment.eval.batch_users,
+        codes=feature_codes(trained.experiment.model, trained.histories, trained.split.train_ends),
         coverage=True,
     )
     result = ranker(trained.params)

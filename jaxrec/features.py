@@ -52,7 +52,7 @@ class Feature:
         return PREFIX + self.column
 
 
-def check(features: tuple[Feature, ...]) -> None:
+def check_features(features: tuple[Feature, ...]) -> None:
     """Raises UserError for a feature that cannot be."""
     names = [feature.column for feature in features]
     for feature in features:
@@ -81,7 +81,7 @@ class Encoder:
     """
 
     def __init__(self, histories: Histories, features: tuple[Feature, ...], train_ends: np.ndarray):
-        check(features)
+        check_features(features)
         self._histories, self._features = histories, features
         self._of_items = {}  # codes of item 0 (padding), 1, ..
         self._edges = {}

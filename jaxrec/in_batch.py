@@ -4,12 +4,133 @@ The candidates are the items that the rows of the whole batch, over all devices,
 popular items come often, so log of the expected number of draws, logQ, is taken from each score
 (Yi et al. 2019). How often an item comes is counted by the data pipeline, or estimated on the way
 by `estimate`.
+
+`InBatch` and `loss` are all that a model needs; `sample`, `init_memory` and `remember` are what it
+passes on.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax import P
 
+from jaxrec import sharding
+from jaxrec.cli import UserError
 from jaxrec.losses import weighted_mean
+
+
+@dataclasses.dataclass
+class InBatch:
+    """Settings of the in-batch softmax."""
+
+    logq: str = 'counted'  # frequencies: counted | streaming | none (no correction)
+    rate: float = 0.01  # streaming: weight of the newest gap
+    refined: bool = False  # logQ as in arXiv 2507.09331
+    smoothing: float = 0.0  # KuaiFormer's, in [0, 1)
+    uniform: int = 0  # negatives per batch drawn uniformly from the catalogue, besides the targets
+    own_history: bool = False  # items of the user's own window count as negatives
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be."""
+        if self.logq not in ('counted', 'streaming', 'none'):
+            raise UserError(f'in_batch.logq={self.logq!r} is not one of counted, streaming, none')
+        if not 0 < self.rate < 1:
+            raise UserError(f'in_batch.rate={self.rate} is not between 0 and 1')
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f'in_batch.smoothing={self.smoothing} is not in [0, 1)')
+        if self.uniform < 0:
+            raise UserError(f'in_batch.uniform={self.uniform} must not be negative')
+
+
+def loss(
+    config: InBatch, queries: jax.Array, table: jax.Array, batch: dict, num_items: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """In-batch softmax of cuts (`cuts.CutBatches`), and its terms.
+
+    Each of the N candidates, the targets of all rows and the uniform draws, has its own logQ: log
+    of N times the chance of the item where the candidate comes from, so that both parts estimate
+    the same sum over the catalogue.
+
+    Args:
+      config: settings.
+      queries: [B, K, D] user vectors.
+      table: [rows, D] item table.
+      batch: targets int32 [B], weights and log_share float32 [B], items int32 [B, W]; with uniform
+        negatives `sampled` int32 [config.uniform], see `sample`.
+      num_items: of the catalogue.
+
+    Returns:
+      Scalar, and the terms in_batch (the same) and accuracy (share of the rows whose target scores
+      higher than all candidates, corrected scores).
+    """
+    targets, weights, log_q = batch['targets'], batch['weights'], batch['log_share']
+    candidates, candidates_log_q = _everywhere(targets), _everywhere(log_q)
+    if config.uniform:
+        drawn = batch['sampled']
+        candidates = jnp.concatenate([candidates, drawn])
+        uniform = jnp.full(len(drawn), -jnp.log(jnp.float32(num_items)))
+        candidates_log_q = jnp.concatenate([candidates_log_q, uniform])
+    if config.logq == 'none':
+        log_q, candidates_log_q = 0.0, 0.0
+    else:
+        log_n = jnp.log((candidates > 0).sum().astype(jnp.float32))
+        log_q, candidates_log_q = log_q + log_n, candidates_log_q + log_n
+    positive = scores_of(queries, sharding.lookup(table, targets))
+    negatives = scores(queries, sharding.lookup(table, candidates))
+    shown = allowed(candidates, targets, batch['items'], own_history=config.own_history)
+    value = in_batch_softmax(
+        positive,
+        negatives,
+        weights,
+        shown,
+        log_q_positive=log_q,
+        log_q_negatives=candidates_log_q,
+        smoothing=config.smoothing,
+        refined=config.refined,
+    )
+    best = jnp.where(shown, negatives - candidates_log_q, -jnp.inf).max(1)
+    right = (positive - log_q > best).astype(jnp.float32)
+    return value, {'in_batch': value, 'accuracy': weighted_mean(right, weights)}
+
+
+def check_cuts(batch: dict, model: str) -> None:
+    """Raises UserError for a batch of packed windows."""
+    if batch['targets'].ndim != 1:
+        raise UserError(f"{model} trains on cuts: set data.windows='cuts'")
+
+
+def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict:
+    """The batch with the uniform negatives of this step under 'sampled', if there are to be any."""
+    if not config.uniform or 'sampled' in batch:
+        return batch
+    drawn = jax.random.randint(key, (config.uniform,), 1, num_items + 1)
+    return {**batch, 'sampled': drawn}
+
+
+def init_memory(config: InBatch, num_items: int) -> dict[str, jax.Array]:
+    """What is remembered from step to step: the estimate of logq='streaming'."""
+    return start_estimate(num_items) if config.logq == 'streaming' else {}
+
+
+def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[dict, dict]:
+    """The batch with its log_share from the estimate, and the new estimate; see `state`."""
+    targets = _everywhere(batch['targets'])
+    memory, log_q = estimate(memory, targets, step, rate)
+    # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
+    log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
+    if sharding.on_mesh():
+        log_share = jax.reshard(log_share, sharding.BATCH)
+    return {**batch, 'log_share': log_share}, memory
+
+
+def _everywhere(x: jax.Array) -> jax.Array:
+    return jax.reshard(x, P()) if sharding.on_mesh() else x
+
+
+def scores_of(queries: jax.Array, rows: jax.Array) -> jax.Array:
+    """Scores [B] of one item per user: queries [B, K, D], rows [B, D]."""
+    return jnp.einsum('bkd,bd->bk', queries, rows, preferred_element_type=jnp.float32).max(1)
 
 
 def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:
@@ -92,10 +213,20 @@ def allowed(
     keep = (candidates > 0) & (candidates != targets[:, None])
     if own_history:
         return keep
+    if not sharding.on_mesh():
+        return keep & ~_holds(history, candidates)
+    split = P('data', None)
+    return keep & ~jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)(
+        history, candidates
+    )
+
+
+def _holds(history, candidates):
+    """bool [B, N], whether a row [L] of the history has the candidate."""
     ordered = jnp.sort(history, axis=1)
     place = jax.vmap(lambda row: jnp.searchsorted(row, candidates))(ordered)
     place = jnp.minimum(place, history.shape[1] - 1)
-    return keep & (jnp.take_along_axis(ordered, place, axis=1) != candidates)
+    return jnp.take_along_axis(ordered, place, axis=1) == candidates
 
 
 def start_estimate(num_items: int, gap: float = 100.0) -> dict[str, jax.Array]:

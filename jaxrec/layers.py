@@ -117,11 +117,44 @@ def newest(x: jax.Array, mask: jax.Array) -> jax.Array:
     return x[:, x.shape[1] - mask.shape[2] :]
 
 
-class SelfAttention(nnx.Module):
-    """Multi-head projections around `attention`; `output=False` leaves the last one out."""
+def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary positions (Su et al. 2021), halves paired as in Llama: products depend on distances.
 
-    def __init__(self, dim: int, heads: int, linear, *, output: bool, rngs: nnx.Rngs):
-        self.heads = heads
+    Args:
+      x: [B, L, H, d], d even.
+      positions: [L].
+    """
+    half = x.shape[-1] // 2
+    frequencies = 10_000.0 ** (-jnp.arange(half) / half)
+    angles = (positions[:, None] * frequencies)[:, None]  # [L, 1, d / 2]
+    cos, sin = jnp.cos(angles).astype(x.dtype), jnp.sin(angles).astype(x.dtype)
+    left, right = x[..., :half], x[..., half:]
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1)
+
+
+class SelfAttention(nnx.Module):
+    """Multi-head projections around `attention`.
+
+    Args:
+      dim, heads: widths.
+      linear: makes a linear layer.
+      output: whether there is a projection after the heads.
+      rotary: rotate queries and keys by their place in the row (`rotate`).
+      causal: no mask will show a query a later key.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        linear,
+        *,
+        output: bool,
+        rotary: bool = False,
+        causal: bool = True,
+        rngs: nnx.Rngs,
+    ):
+        self.heads, self.rotary, self.causal = heads, rotary, causal
         self.q, self.k, self.v = (linear(dim, dim, rngs=rngs) for _ in range(3))
         self.out = linear(dim, dim, rngs=rngs) if output else None
 
@@ -131,7 +164,10 @@ class SelfAttention(nnx.Module):
             return sharding.reshape_rows(x, shape)
 
         q, k, v = split(self.q(queries)), split(self.k(keys)), split(self.v(keys))
-        causal = mask.shape[2] > 1  # the last place alone sees every key
+        if self.rotary:
+            places = jnp.arange(k.shape[1])
+            q, k = rotate(q, places[k.shape[1] - q.shape[1] :]), rotate(k, places)
+        causal = self.causal and mask.shape[2] == mask.shape[3]  # the newest alone see every key
         y = attention(q, k, v, mask, rate, key, causal=causal)
         y = sharding.reshape_rows(y, queries.shape)
         return y if self.out is None else self.out(y)
@@ -206,12 +242,36 @@ class BlockLiGR(nnx.Module):
         return x + jax.nn.sigmoid(self.gate_ffn(x)) * y
 
 
+class BlockLlama(nnx.Module):
+    """x + MHA(norm x), then x + SwiGLU(norm x), as in Llama; no biases if `linear` has none."""
+
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rotary=True, causal=True, rngs):
+        self.rate = rate
+        self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
+        self.attention = SelfAttention(
+            dim, heads, linear, output=True, rotary=rotary, causal=causal, rngs=rngs
+        )
+        self.inner, self.swish = (linear(dim, ffn * dim, rngs=rngs) for _ in range(2))
+        self.outer = linear(ffn * dim, dim, rngs=rngs)
+
+    def __call__(self, x, mask, key):
+        keys = split_key(key, 4)
+        y = self.norm_attention(x)
+        x, own = newest(x, mask), newest(y, mask)
+        x = x + dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        y = self.norm_ffn(x)
+        hidden = dropout(jax.nn.silu(self.swish(y)) * self.inner(y), self.rate, keys[2])
+        return x + dropout(self.outer(hidden), self.rate, keys[3])
+
+
 BLOCKS = {'2018': Block2018, 'pre_ln': BlockPreLN, 'ligr': BlockLiGR}
 
 
-def linear_layer(init, dtype):
+def linear_layer(init, dtype, *, bias: bool = True):
     """nnx.Linear with this kernel initialiser, computing in `dtype`, parameters in float32."""
-    return functools.partial(nnx.Linear, kernel_init=init, dtype=dtype, dot_general=_dot_general)
+    return functools.partial(
+        nnx.Linear, kernel_init=init, dtype=dtype, use_bias=bias, dot_general=_dot_general
+    )
 
 
 def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
@@ -260,6 +320,11 @@ product.defvjp(_product_forward, _product_backward)
 def layer_norm(epsilon: float, dtype):
     """nnx.LayerNorm with `epsilon` added to the variance; statistics in float32."""
     return functools.partial(nnx.LayerNorm, epsilon=epsilon, use_fast_variance=False, dtype=dtype)
+
+
+def rms_norm(epsilon: float, dtype):
+    """nnx.RMSNorm with `epsilon` added to the mean square; statistics in float32."""
+    return functools.partial(nnx.RMSNorm, epsilon=epsilon, dtype=dtype)
 
 
 def split_key(key: Key, count: int) -> list:

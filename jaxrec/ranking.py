@@ -15,7 +15,7 @@ from flax import nnx
 from jax import P
 
 from jaxrec import metrics, protocols, retrieval, sharding
-from jaxrec.batches import history_batches, ranges
+from jaxrec.batches import Codes, history_batches, ranges
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 from jaxrec.splits import Split, Targets
@@ -141,6 +141,7 @@ class Ranker:
       histories, split, which, protocol, max_users: what to rank, see `Task`.
       max_len: window of the model.
       batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
+      codes: of the features that the model reads, see `feed.feature_codes`.
       coverage: also report Coverage@k, the share of the catalogue in the users' top-k lists
         (candidates 'all' only; costs a second pass over the scores).
     """
@@ -156,12 +157,13 @@ class Ranker:
         max_len: int,
         batch_users: int = 256,
         max_users: int = 0,
+        codes: Codes | None = None,
         coverage: bool = False,
     ):
         if batch_users < 1:
             raise UserError(f'eval.batch_users={batch_users} must be at least 1')
         self.task = task = Task(histories, split, which, protocol, max_users=max_users)
-        self._max_len = max_len
+        self._max_len, self._codes = max_len, codes
         self._rows = sharding.serving_rows(batch_users)
         depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
         self._depth = min(depth, task.histories.num_items)
@@ -209,7 +211,11 @@ class Ranker:
 
     def _batches(self):
         for chosen, batch in history_batches(
-            self.task.histories, self.task.targets, max_len=self._max_len, **self._rows
+            self.task.histories,
+            self.task.targets,
+            max_len=self._max_len,
+            codes=self._codes,
+            **self._rows,
         ):
             missing = len(batch['items']) - len(chosen)
             batch['targets'] = np.pad(self.task.items[chosen], (0, missing))
@@ -222,7 +228,7 @@ class Ranker:
 def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
     """greater, ties int32 [B] and top-`depth` ids int32 [B, depth] of one batch, replicated."""
     model = nnx.merge(graphdef, params)
-    queries = model.queries({k: batch[k] for k in ('items', 'segments', 'positions')})
+    queries = model.queries(batch)
     table, targets = model.item_table(), batch['targets']
     if 'candidates' in batch:
         counts = retrieval.candidate_counts(queries, table, targets, batch['candidates'])

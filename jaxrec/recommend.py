@@ -6,7 +6,8 @@ python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
 
 Ids are those of the data. FILE has one user id per line; --users=all takes every user of the
 data. A bulk run that was killed goes on where it stopped when started again. Items of the history
-are left out unless --keep_seen.
+are left out unless --keep_seen. With --explain each row says which of the user's vectors (interests
+of a multi-interest model, numbered from 1) found the item.
 """
 
 import pathlib
@@ -33,6 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_string('output', None, 'Parquet file to write; with --users.')
     flags.DEFINE_integer('k', 10, 'Items per list.')
     flags.DEFINE_bool('keep_seen', False, 'Also recommend items of the history.')
+    flags.DEFINE_bool('explain', False, 'Say which interest of the user found each item.')
     flags.DEFINE_bool('skip_unknown', False, 'Leave out unknown ids instead of stopping.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_integer('batch_users', 256, 'Users scored at once; with --users.')
@@ -71,14 +73,23 @@ def _single(trained: Trained) -> dict:
         if user is None:
             raise UserError(f'user {FLAGS.user!r} is not in the data')
         about = {'user': known.raw_user(user)}
-        items = known.history(user)
+        listed = _recommender(trained, batch_users=1).user(user)
     else:
         items = parse_history(known, FLAGS.history, FLAGS.skip_unknown)
         about = {'history': [known.raw_item(item) for item in items]}
-    recommender = Recommender(trained, FLAGS.k, keep_seen=FLAGS.keep_seen, batch_users=1)
-    listed = recommender.one(items)
+        listed = _recommender(trained, batch_users=1).one(items)
     _print(listed, titles=known.titles is not None)
     return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
+
+
+def _recommender(trained: Trained, batch_users: int) -> Recommender:
+    return Recommender(
+        trained,
+        FLAGS.k,
+        keep_seen=FLAGS.keep_seen,
+        explain=FLAGS.explain,
+        batch_users=batch_users,
+    )
 
 
 def _print(listed: list[dict], *, titles: bool) -> None:
@@ -87,10 +98,13 @@ def _print(listed: list[dict], *, titles: bool) -> None:
         return
     width = max(4, *(len(str(row['item'])) for row in listed))
     title = 'title' if titles else ''
-    say(f'{"rank":>4}  {"item":<{width}}  {"score":>9}  {title}'.rstrip())
+    explained = 'interest' in listed[0]
+    interest = f'{"interest":>8}  ' if explained else ''
+    say(f'{"rank":>4}  {"item":<{width}}  {"score":>9}  {interest}{title}'.rstrip())
     for rank, row in enumerate(listed, 1):
-        line = f'{rank:>4}  {row["item"]!s:<{width}}  {row["score"]:9.4f}  {row["title"]}'
-        say(line.rstrip())
+        interest = f'{row["interest"]:>8}  ' if explained else ''
+        line = f'{rank:>4}  {row["item"]!s:<{width}}  {row["score"]:9.4f}  {interest}'
+        say((line + row['title']).rstrip())
 
 
 def parse_history(histories: Histories, text: str, skip_unknown: bool) -> np.ndarray:
@@ -113,9 +127,7 @@ def parse_history(histories: Histories, text: str, skip_unknown: bool) -> np.nda
 
 def _bulk(trained: Trained) -> dict:
     users = read_users(trained.histories, FLAGS.users, FLAGS.skip_unknown)
-    recommender = Recommender(
-        trained, FLAGS.k, keep_seen=FLAGS.keep_seen, batch_users=FLAGS.batch_users
-    )
+    recommender = _recommender(trained, FLAGS.batch_users)
     output = pathlib.Path(FLAGS.output)
     write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint)
     say(f'written: {output} ({len(users):,} users)')

@@ -11,6 +11,7 @@ from jax import P
 from jaxrec import retrieval, sharding
 from jaxrec.batches import history_batches
 from jaxrec.cli import UserError
+from jaxrec.features import Encoder
 from jaxrec.histories import Histories
 from jaxrec.ranking import place_whole
 from jaxrec.splits import Targets
@@ -26,71 +27,105 @@ class Recommender:
       trained: the model; its mesh is set.
       k: length of the lists.
       keep_seen: also recommend items of the history.
+      explain: rows also say which of the user's vectors found the item.
       batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
     """
 
     def __init__(
-        self, trained: Trained, k: int, *, keep_seen: bool = False, batch_users: int = 256
+        self,
+        trained: Trained,
+        k: int,
+        *,
+        keep_seen: bool = False,
+        explain: bool = False,
+        batch_users: int = 256,
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
-        self.trained, self.keep_seen = trained, keep_seen
+        self.trained, self.keep_seen, self.explain = trained, keep_seen, explain
         self.k = min(k, trained.histories.num_items)
         self._rows = sharding.serving_rows(batch_users)
+        features = getattr(trained.experiment.model, 'features', ())
+        self._encoder = Encoder(trained.histories, features, trained.split.train_ends)
         self._top_k = jax.jit(
             functools.partial(
                 _top_k, trained.graphdef, trained.histories.num_items, self.k, keep_seen
             )
         )
 
-    def __call__(self, histories: Histories, users: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Lists for 0-based `users` of `histories`, from all their events.
+    def __call__(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lists for 0-based `users` of the data, from all their events.
 
         Returns:
           scores float32 [len(users), k] and item numbers int32 [len(users), k], best first;
-          number 0 where no item is left.
+          number 0 where no item is left; and int32 [len(users), k], which of the user's K vectors
+          gave the score, from 0.
 
         Raises:
           UserError: a score is not a number.
         """
-        scores = np.zeros((len(users), self.k), np.float32)
-        items = np.zeros((len(users), self.k), np.int32)
-        waiting = collections.deque()
-        for chosen, batch in self._batches(histories, users):
-            waiting.append((chosen, self._top_k(self.trained.params, batch)))
-            while len(waiting) > _IN_FLIGHT:
-                _read(waiting, scores, items)
-        while waiting:
-            _read(waiting, scores, items)
-        if np.isnan(scores).any():
-            raise UserError('the model gives scores that are not numbers: its training diverged')
-        return scores, items
+        return self._lists(self.trained.histories, users, self._encoder.events)
+
+    def user(self, user: int) -> list[dict]:
+        """The list of a user of the data, by 0-based number, see `one`."""
+        return self._listed(*(column[0] for column in self(np.array([user]))))
 
     def one(self, items: np.ndarray) -> list[dict]:
-        """[{'item': raw id, 'title': text, 'score': float}, ...] after item numbers `items`."""
-        known = self.trained.histories
-        alone = Histories(
-            np.asarray(items, np.int32), np.array([0, len(items)]), np.arange(1), known.item_ids
-        )
-        scores, found = self(alone, np.zeros(1, np.int64))
-        return [
-            {'item': known.raw_item(item), 'title': known.title(item), 'score': float(score)}
-            for score, item in zip(scores[0], found[0], strict=True)
-            if item
-        ]
+        """The list after item numbers `items`; features of events are missing, those of items not.
 
-    def _batches(self, histories, users):
+        Returns:
+          [{'item': raw id, 'title': text, 'score': float}, ...], with `explain` also 'interest',
+          from 1.
+        """
+        alone = Histories(
+            np.asarray(items, np.int32),
+            np.array([0, len(items)]),
+            np.arange(1),
+            self.trained.histories.item_ids,
+        )
+        codes = lambda index: self._encoder.items(alone.items[index])  # noqa: E731
+        lists = self._lists(alone, np.zeros(1, np.int64), codes)
+        return self._listed(*(column[0] for column in lists))
+
+    def _listed(self, scores, items, interests):
+        known, listed = self.trained.histories, []
+        for score, item, interest in zip(scores, items, interests, strict=True):
+            if item:
+                row = {'item': known.raw_item(item), 'title': known.title(item)}
+                found_by = {'interest': int(interest) + 1} if self.explain else {}
+                listed.append({**row, 'score': float(score), **found_by})
+        return listed
+
+    def _lists(self, histories, users, codes):
+        shape = (len(users), self.k)
+        lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        waiting = collections.deque()
+        for chosen, batch in self._batches(histories, users, codes):
+            waiting.append((chosen, self._top_k(self.trained.params, batch)))
+            while len(waiting) > _IN_FLIGHT:
+                _read(waiting, *lists)
+        while waiting:
+            _read(waiting, *lists)
+        if np.isnan(lists[0]).any():
+            raise UserError('the model gives scores that are not numbers: its training diverged')
+        return lists
+
+    def _batches(self, histories, users, codes):
         whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
         max_len = self.trained.experiment.model.max_len
-        for chosen, batch in history_batches(histories, whole, max_len=max_len, **self._rows):
+        for chosen, batch in history_batches(
+            histories, whole, max_len=max_len, codes=codes, **self._rows
+        ):
             yield chosen, place_whole(batch)
 
 
 def _top_k(graphdef, num_items, k, keep_seen, params, batch):
     model = nnx.merge(graphdef, params)
-    queries = model.queries({name: batch[name] for name in ('items', 'segments', 'positions')})
-    seen = None if keep_seen else batch['seen']
-    out = retrieval.top_k(queries, model.item_table(), num_items, seen, k)
+    queries, table = model.queries(batch), model.item_table()
+    scores, items = retrieval.top_k(
+        queries, table, num_items, None if keep_seen else batch['seen'], k
+    )
+    out = scores, items, retrieval.winners(queries, table, items)
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
 
 

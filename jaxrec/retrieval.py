@@ -133,6 +133,21 @@ def top_k(
     return _over_users(local, (P('data'), P('data')), queries, seen, table=table)
 
 
+def winners(queries: jax.Array, table: jax.Array, items: jax.Array) -> jax.Array:
+    """Which of each user's vectors scores highest: int32 [B, n] in 0..K-1, the first of equals.
+
+    Args:
+      queries: float [B, K, D].
+      table: float [rows, D].
+      items: int32 [B, n].
+    """
+    if queries.shape[1] == 1:
+        return jnp.zeros_like(items)
+    rows = sharding.lookup(table, items).astype(jnp.float32)
+    scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), rows)
+    return scores.argmax(1).astype(jnp.int32)
+
+
 def _best(scores, first, k):
     """`top_k` of scores [rows of this shard, b], whose first row is item `first`."""
     if k == 0:

@@ -1,4 +1,9 @@
-"""The train state: a plain dict of step, params, opt_state and, with averaging, ema."""
+"""The train state: a plain dict of step, params, opt_state and, where needed, ema and memory.
+
+A model may remember more than parameters, a queue or a frequency estimate: `init_memory()` gives
+its first value, a dict of arrays, and `remember(batch, memory, step)`, before the gradient of each
+step, the next one and what the loss needs of it, added to the batch.
+"""
 
 import functools
 from collections.abc import Callable
@@ -23,16 +28,18 @@ def split_model(model: Any, num_items: int) -> tuple[Any, dict]:
 def init_state(model: Any, num_items: int, optimizer: Optimizer, seed: int) -> dict:
     """A new train state on the current mesh; a function of `seed` alone, whatever the mesh."""
 
+    graphdef, _ = split_model(model, num_items)
+
     @jax.jit
     def init(key):
-        return _state(_params(model, num_items, key), optimizer)
+        return _state(graphdef, _params(model, num_items, key), optimizer)
 
     return init(jax.random.key(seed))
 
 
-def abstract_state(params: dict, optimizer: Optimizer) -> dict:
+def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
     """Shapes and placement of the train state around abstract `params`, to restore into."""
-    return sharding.concrete(jax.eval_shape(lambda p: _state(p, optimizer), params))
+    return sharding.concrete(jax.eval_shape(lambda p: _state(graphdef, p, optimizer), params))
 
 
 def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int = 1) -> Callable:
@@ -57,8 +64,12 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
     @jax.jit(donate_argnums=0)
     def step(state, batch):
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
+        new = {}
+        if 'memory' in state:
+            model = nnx.merge(graphdef, state['params'])
+            batch, new['memory'] = model.remember(batch, state['memory'], state['step'] + 1)
         params, opt_state, loss, terms, norm = update(graphdef, optimizer, state, batch, key)
-        new = {'step': state['step'] + 1, 'params': params, 'opt_state': opt_state}
+        new |= {'step': state['step'] + 1, 'params': params, 'opt_state': opt_state}
         if ema:
             new['ema'] = average(state['ema'], params, ema, state['step'])
         return new, {'loss': loss, **terms, 'grad_norm': norm}
@@ -139,7 +150,7 @@ def _params(model, num_items, key):
     return nnx.to_pure_dict(nnx.state(_build(model, num_items, key), nnx.Param))
 
 
-def _state(params, optimizer):
+def _state(graphdef, params, optimizer):
     if optimizer.sparse:
         rest = {name: value for name, value in params.items() if name != 'table'}
         table = sparse.init(params['table'], optimizer.settings.table)
@@ -149,4 +160,8 @@ def _state(params, optimizer):
     state = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': opt_state}
     if optimizer.settings.ema:
         state['ema'] = jax.tree.map(jnp.copy, params)
+    model = nnx.merge(graphdef, params)
+    memory = model.init_memory() if hasattr(model, 'init_memory') else {}
+    if memory:
+        state['memory'] = memory
     return state

@@ -23,9 +23,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
-from jaxrec.batches import TrainBatches, prefetch
+from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
+from jaxrec.feed import feature_codes, train_batches
 from jaxrec.logs import Logs, duration
 from jaxrec.optim import make_optimizer
 from jaxrec.plots import plot_curves
@@ -92,15 +93,8 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     data, settings, model = experiment.data, experiment.train, experiment.model
     graphdef, abstract = split_model(model, histories.num_items)  # checks the model's settings
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    batches = TrainBatches(
-        histories,
-        split.train_ends,
-        max_len=model.max_len,
-        rows=settings.batch_rows,
-        seed=settings.seed,
-        windows=data.windows,
-        unseen_negatives=data.unseen_negatives,
-        process=(jax.process_index(), jax.process_count()),
+    batches = train_batches(
+        experiment, histories, split, process=(jax.process_index(), jax.process_count())
     )
     horizon = settings.epochs * batches.steps_per_epoch
     stop_at = settings.steps or horizon
@@ -114,6 +108,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         max_len=model.max_len,
         batch_users=experiment.eval.batch_users,
         max_users=settings.eval_users,
+        codes=feature_codes(model, histories, split.train_ends),
     )
     step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
@@ -126,7 +121,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
             checkpoints.save_last(0, state, dataclasses.asdict(progress))
         else:
             step = checkpoints.last_step()
-            state, host = checkpoints.restore_last(abstract_state(abstract, optimizer))
+            state, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
             progress = Progress(**host)
             say(f'going on from step {step} of {stop_at}')
         workdir.record(folder, experiment, meta, step)
@@ -224,7 +219,7 @@ class StopSignal:
 class Watch:
     """Reads the metrics of past steps, long after they were dispatched; watches for divergence."""
 
-    def __init__(self, logs, batches: TrainBatches, checkpoints, first: int, stop_at: int):
+    def __init__(self, logs, batches, checkpoints, first: int, stop_at: int):
         self._logs, self._batches, self._checkpoints = logs, batches, checkpoints
         self._stop_at, self._since, self._clock = stop_at, first, time.monotonic()
         self._waiting = []

@@ -82,7 +82,7 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
         params, _ = checkpoints.restore_best(params)
     else:
         optimizer = make_optimizer(experiment.optim, steps=1)  # the state's shape knows no length
-        state, _ = checkpoints.restore_last(abstract_state(params, optimizer))
+        state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
         params = evaluated(state)
     checkpoints.close()
     data = experiment.data
@@ -193,9 +193,13 @@ def _rebuild(kind, values):
         raise UserError(f'the run was made by another version of jaxrec: no field {min(unknown)}')
     made = {}
     for name, value in values.items():
-        if dataclasses.is_dataclass(hints[name]) and isinstance(value, dict):
-            value = _rebuild(hints[name], value)
-        made[name] = tuple(value) if isinstance(value, list) else value
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+            value = _rebuild(hint, value)
+        if isinstance(value, list):
+            of = (typing.get_args(hint) or (None,))[0]
+            value = tuple(_rebuild(of, v) if dataclasses.is_dataclass(of) else v for v in value)
+        made[name] = value
     return kind(**made)
 
 

@@ -85,7 +85,7 @@ def test_lists(tmp_path, mesh, shape, keep_seen):
     trained = make_trained(tmp_path)
     recommender = Recommender(trained, 35, keep_seen=keep_seen, batch_users=10)
     users = np.array([3, 30, 3, 0, *range(10, 25)])
-    scores, items = recommender(trained.histories, users)
+    scores, items, _ = recommender(users)
     for row, user in enumerate(users):
         want, want_scores = slow_list(trained.histories.history(user), 35, keep_seen)
         left = [0] * (35 - len(want))
@@ -264,13 +264,13 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
     calls = []
 
     class Dies:
-        trained, k, keep_seen = recommender.trained, 5, False
+        trained, k, keep_seen, explain = recommender.trained, 5, False, False
 
-        def __call__(self, histories, chosen):
+        def __call__(self, chosen):
             if len(calls) == 2:
                 raise KeyboardInterrupt
             calls.append(chosen.tolist())
-            return recommender(histories, chosen)
+            return recommender(chosen)
 
     with pytest.raises(KeyboardInterrupt):
         bulk.write_lists(Dies(), users, output, 10)
@@ -297,9 +297,9 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
         return merge(parts)
 
     class Counts(Dies):
-        def __call__(self, histories, chosen):
+        def __call__(self, chosen):
             calls.append(chosen.tolist())
-            return recommender(histories, chosen)
+            return recommender(chosen)
 
     monkeypatch.setattr(bulk, '_row_groups', look_before_merging)
     calls.clear()

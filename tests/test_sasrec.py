@@ -9,7 +9,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrec import sharding
+from jaxrec import embeddings, sharding
 from jaxrec.cli import UserError
 from jaxrec.models import sasrec
 
@@ -308,7 +308,7 @@ def test_missing_and_unused_negatives():
 @pytest.mark.parametrize('init', ['xavier_normal', 'xavier_uniform'])
 def test_a_large_table_is_drawn_in_parts(mesh, monkeypatch, init):
     """The same numbers on every mesh, no row twice, the scale of the initialiser."""
-    monkeypatch.setattr(sasrec, '_ROWS_AT_ONCE', 100)
+    monkeypatch.setattr(embeddings, '_ROWS_AT_ONCE', 100)
     tables = []
     for shape in ((1, 1), (2, 4)):
         mesh(*shape)

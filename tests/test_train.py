@@ -272,8 +272,8 @@ def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(setting, tmp_p
     trained = workdir_lib.load_trained(workdir, 'last')
     checkpoints = Checkpoints(workdir)
     optimizer = make_optimizer(trained.experiment.optim, 1)
-    _, abstract = split_model(trained.experiment.model, trained.histories.num_items)
-    state, host = checkpoints.restore_last(abstract_state(abstract, optimizer))
+    graphdef, abstract = split_model(trained.experiment.model, trained.histories.num_items)
+    state, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
     state = {**state, 'params': jax.tree.map(lambda x: x * jnp.nan, state['params'])}
     checkpoints.save_last(step + 1, {**state, 'step': state['step'] + 1}, host)
     checkpoints.close()

@@ -1,5 +1,6 @@
 """Suite train: the real training step, fed by the real pipeline."""
 
+import functools
 import math
 import statistics
 import time
@@ -7,10 +8,11 @@ import time
 import jax
 
 from jaxrec import config, datasets, sharding, splits
-from jaxrec.batches import TrainBatches, prefetch
+from jaxrec.batches import prefetch
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import tokens_and_pairs, train_flops
 from jaxrec.cli import say
+from jaxrec.feed import train_batches
 from jaxrec.histories import Histories
 from jaxrec.optim import make_optimizer
 from jaxrec.state import init_state, split_model, train_step
@@ -41,23 +43,13 @@ class Loop:
         from_data = getattr(model, 'negatives_per', '') == 'data'
         self._negatives = data.unseen_negatives if from_data else getattr(model, 'negatives', 0)
 
-        def batches(rows):
-            return TrainBatches(
-                histories,
-                split.train_ends,
-                max_len=model.max_len,
-                rows=rows,
-                seed=settings.seed,
-                windows=data.windows,
-                unseen_negatives=data.unseen_negatives,
-            )
-
-        self.batches = batches(settings.batch_rows)
+        batches = functools.partial(train_batches, experiment, histories, split)
+        self.batches = batches()
         if users_per_batch:
             share = users_per_batch / self.batches.windows_per_epoch
             multiple = jax.sharding.get_mesh().shape['data'] * settings.microbatches
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
-            self.batches = batches(rows)
+            self.batches = batches(rows=rows)
         horizon = math.ceil(settings.epochs * self.batches.steps_per_epoch)
         optimizer = make_optimizer(experiment.optim, horizon)
         graphdef, _ = split_model(model, histories.num_items)

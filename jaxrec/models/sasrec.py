@@ -1,15 +1,16 @@
 """SASRec: self-attentive sequential recommendation (Kang & McAuley, ICDM 2018), and its heirs."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import P
 
-from jaxrec import layers, losses, sharding
+from jaxrec import embeddings, in_batch, layers, losses, sharding
 from jaxrec.cli import UserError
+from jaxrec.features import Feature, check_features
+from jaxrec.in_batch import InBatch
 
 
 @dataclasses.dataclass
@@ -25,23 +26,28 @@ class Config:
     dropout: float = 0.2  # inside the blocks: attention weights and feed-forward
     embedding_dropout: float = 0.2  # on the sum of item and position vectors
     table_dropout: float = 0.0  # on the item table itself: one mask per step, both its uses
-    loss: str = 'softmax'  # softmax | sampled_softmax | bce | gbce
+    loss: str = 'softmax'  # softmax | sampled_softmax | bce | gbce | in_batch (data.windows='cuts')
     negatives: int = 256  # of the sampled losses
     negatives_per: str = 'position'  # negatives shared per batch | row | position, or 'data' (drawn
     # by the data pipeline outside the user's items: data.unseen_negatives)
     logq: bool = False  # sampled_softmax: negatives weighted to estimate the exact denominator
     gbce_t: float = 0.75  # gbce: calibration
     label_smoothing: float = 0.0  # softmax
+    in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of that loss
+    features: tuple[Feature, ...] = ()  # of the events, beside the item
+    feature_dim: int = 16  # width of each feature's vectors
     init: str = 'xavier_normal'  # xavier_uniform (the authors' code) | xavier_normal | normal (.02)
     bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
 
     def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..num_items; UserError for a value that cannot be."""
         _one_of('variant', self.variant, layers.BLOCKS)
-        _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce'))
+        _one_of('loss', self.loss, (*_PACKED, 'in_batch'))
         _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
-        _one_of('init', self.init, _INITS)
-        for name in ('dim', 'blocks', 'heads', 'ffn', 'max_len', 'negatives'):
+        _one_of('init', self.init, embeddings.INITS)
+        self.in_batch.check()
+        check_features(self.features)
+        for name in ('dim', 'blocks', 'heads', 'ffn', 'max_len', 'negatives', 'feature_dim'):
             if getattr(self, name) < (0 if name == 'blocks' else 1):
                 raise UserError(f'model.{name}={getattr(self, name)} is too small')
         for name in ('dropout', 'embedding_dropout', 'table_dropout', 'label_smoothing'):
@@ -54,11 +60,7 @@ class Config:
         return SASRec(self, num_items, rngs=rngs)
 
 
-_INITS = {
-    'xavier_uniform': nnx.initializers.xavier_uniform(),
-    'xavier_normal': nnx.initializers.xavier_normal(),
-    'normal': nnx.initializers.normal(0.02),
-}
+_PACKED = ('softmax', 'sampled_softmax', 'bce', 'gbce')  # losses at every position of packed rows
 
 
 class SASRec(nnx.Module):
@@ -71,12 +73,18 @@ class SASRec(nnx.Module):
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         dtype = jnp.bfloat16 if config.bf16 else jnp.float32
-        init = _INITS[config.init]
+        init = embeddings.INITS[config.init]
         linear = layers.linear_layer(init, dtype)
         norm = layers.layer_norm(1e-8 if config.variant == '2018' else 1e-6, dtype)
-        self.table = nnx.Param(_item_table(config, num_items, rngs.params()))
+        table = embeddings.item_table(config.init, config.dim, num_items, rngs.params())
+        self.table = nnx.Param(table)
         self.positions = nnx.Param(init(rngs.params(), (config.max_len, config.dim), jnp.float32))
         block = layers.BLOCKS[config.variant]
+        self.tokens = (
+            embeddings.Tokens(config.features, config.dim, config.feature_dim, linear, rngs=rngs)
+            if config.features
+            else None
+        )
         self.blocks = nnx.List(
             block(config.dim, config.heads, config.ffn, config.dropout, linear, norm, rngs=rngs)
             for _ in range(config.blocks)
@@ -93,7 +101,7 @@ class SASRec(nnx.Module):
         """Hidden vector after every event, or after the last place of each row alone.
 
         Args:
-          batch: items, segments, positions: int32 [B, L].
+          batch: items, segments, positions: int32 [B, L], and feature.* of its features.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: the last block computes the last place only.
@@ -106,6 +114,8 @@ class SASRec(nnx.Module):
         keys = layers.split_key(key, config.blocks + 1)
         real = (batch['segments'] > 0)[..., None].astype(dtype)
         x = sharding.lookup(table, batch['items']) * config.dim**0.5
+        if self.tokens is not None:
+            x = self.tokens(x, batch)
         x = x + sharding.lookup(self.positions[...], batch['positions'])
         x = layers.dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = layers.causal_mask(batch['segments'])
@@ -120,14 +130,22 @@ class SASRec(nnx.Module):
         return self.encode(history, self.item_table(), last=True)
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Next-item loss at every position of packed rows, and its named terms."""
+        """Next-item loss at every position of packed rows, or of cuts, and its named terms."""
         config = self.config
+        if config.loss == 'in_batch':
+            in_batch.check_cuts(batch, "SASRec with loss='in_batch'")
+        elif batch['targets'].ndim == 1:
+            raise UserError("data.windows='cuts' goes with model.loss='in_batch' alone")
         if 'negatives' in batch and (config.loss == 'softmax' or config.negatives_per != 'data'):
             raise UserError(
                 "data.unseen_negatives goes with a sampled loss and negatives_per='data'"
             )
         encode_key, table_key, _ = jax.random.split(key, 3)
         table = layers.dropout(self.item_table(), config.table_dropout, table_key)
+        if config.loss == 'in_batch':
+            queries = self.encode(batch, table, encode_key, last=True)
+            batch = self.sample(batch, key)
+            return in_batch.loss(config.in_batch, queries, table, batch, self.num_items)
         hidden = self.encode(batch, table, encode_key)
         targets, weights = batch['targets'], batch['weights']
         if config.loss == 'softmax':
@@ -164,9 +182,12 @@ class SASRec(nnx.Module):
         """The batch with the negatives that `loss(batch, key)` uses.
 
         Returns:
-          `batch` and, under 'sampled', int32 [B, L, k], [B, 1, k] or [1, 1, k] item numbers.
+          `batch` and, under 'sampled', int32 [B, L, k], [B, 1, k] or [1, 1, k] item numbers
+          (in_batch: [in_batch.uniform], if there are to be any).
         """
         config = self.config
+        if config.loss == 'in_batch':
+            return in_batch.sample(config.in_batch, batch, key, self.num_items)
         if config.loss == 'softmax':
             raise UserError("optim.table: touched rows only need a sampled loss, not 'softmax'")
         if config.negatives_per == 'data':
@@ -179,6 +200,16 @@ class SASRec(nnx.Module):
         negative_key = jax.random.split(key, 3)[2]
         drawn = jax.random.randint(negative_key, shape, 1, self.num_items + 1, out_sharding=split)
         return {**batch, 'sampled': drawn}
+
+    def init_memory(self) -> dict:
+        """See `state`: the frequency estimate, if the loss uses one."""
+        if self.config.loss != 'in_batch':
+            return {}
+        return in_batch.init_memory(self.config.in_batch, self.num_items)
+
+    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
+        """See `state`."""
+        return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
 
 
 def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -> jax.Array:
@@ -204,34 +235,6 @@ def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -
 
 
 _LOOKUP_AT_ONCE = 1 << 24  # floats of negatives' vectors held at once: 64 MiB
-
-
-def _item_table(config: Config, num_items: int, key: jax.Array) -> jax.Array:
-    """[table_rows, D], born split over 'model'; the same values on every mesh."""
-    rows, dim = sharding.table_rows(num_items), config.dim
-    if config.init == 'xavier_uniform':
-        limit = (6 / (num_items + 1 + dim)) ** 0.5
-        draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
-    else:
-        scale = 0.02 if config.init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
-        draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
-    placed = sharding.TABLE if sharding.on_mesh() else None
-    parts = next(n for n in range(-(-rows // _ROWS_AT_ONCE), rows + 1) if rows // 64 % n == 0)
-    if parts == 1:
-        return draw(key, (rows, dim), out_sharding=placed)
-
-    # Part n holds rows n, n + parts .., some of every device. Random bits take several times the
-    # memory of the numbers made from them: one part at a time, they stay small.
-    def fill(n, table):
-        part = draw(jax.random.fold_in(key, n), (rows // parts, dim), out_sharding=placed)
-        return jax.lax.dynamic_update_index_in_dim(table, part, n, 1)
-
-    shape = (rows // parts, parts, dim)
-    empty = jnp.zeros(shape, out_sharding=placed and P(*placed, None))
-    return sharding.reshape_rows(jax.lax.fori_loop(0, parts, fill, empty), (rows, dim))
-
-
-_ROWS_AT_ONCE = 1 << 16
 
 
 def _one_of(name, value, known):

@@ -1,0 +1,236 @@
+"""KuaiFormer: transformer-based retrieval at Kuaishou (Liu et al. 2024, arXiv 2411.10057).
+
+Where the paper is silent, this is what was chosen: one compressing layer per group size, shared by
+the groups of that size; rotary positions inside a group and over the compressed sequence, or
+learned ones; SwiGLU; item vectors shared by input and candidates; a history shorter than the window
+fills the newest part first, and groups without any event are masked out.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import P
+
+from jaxrec import embeddings, in_batch, layers, sharding
+from jaxrec.cli import UserError
+from jaxrec.features import Feature, check_features
+from jaxrec.in_batch import InBatch
+
+
+@dataclasses.dataclass
+class Config:
+    """KuaiFormer's hyper-parameters; it trains on data.windows='cuts'."""
+
+    dim: int = 64
+    blocks: int = 4  # causal layers over the compressed sequence
+    heads: int = 2
+    ffn: int = 2  # inner width of the feed-forward layer, in multiples of dim
+    interests: int = 4  # query tokens k, so user vectors
+    max_len: int = 256  # newest events that the model sees
+    compress: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)  # events per group, oldest first
+    newest: int = 48  # events after the groups that are tokens of their own
+    positions: str = 'rope'  # rope | learned
+    features: tuple[Feature, ...] = ()  # of the events, beside the item
+    feature_dim: int = 16  # width of each feature's vectors
+    dropout: float = 0.1  # inside the layers
+    embedding_dropout: float = 0.1  # on the tokens
+    in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
+    init: str = 'xavier_normal'  # of the item table and the layers, see embeddings.INITS
+    bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
+
+    def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'KuaiFormer':
+        """Builds the model for items 1..num_items; UserError for a value that cannot be."""
+        self.in_batch.check()
+        check_features(self.features)
+        for name in ('dim', 'blocks', 'heads', 'ffn', 'interests', 'max_len', 'feature_dim'):
+            if getattr(self, name) < 1:
+                raise UserError(f'model.{name}={getattr(self, name)} is too small')
+        for name in ('dropout', 'embedding_dropout'):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
+        for name, known in (('positions', ('rope', 'learned')), ('init', embeddings.INITS)):
+            if getattr(self, name) not in known:
+                raise UserError(
+                    f'model.{name}={getattr(self, name)!r} is not one of {", ".join(known)}'
+                )
+        if self.dim % (self.heads * (2 if self.positions == 'rope' else 1)):
+            raise UserError(
+                f'model.dim={self.dim} must be a multiple of model.heads={self.heads}, and with '
+                "model.positions='rope' of twice that"
+            )
+        if min(self.compress, default=1) < 1 or self.newest < 1:
+            raise UserError('model.compress and model.newest must be at least 1 each')
+        if sum(self.compress) + self.newest != self.max_len:
+            raise UserError(
+                f'model.compress={self.compress} and model.newest={self.newest} must add up to '
+                f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
+            )
+        return KuaiFormer(self, num_items, rngs=rngs)
+
+
+class KuaiFormer(nnx.Module):
+    """Tokens of item and features, compressed groups, a causal transformer, k query tokens."""
+
+    def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
+        self.config, self.num_items, self.max_len = config, num_items, config.max_len
+        dtype = jnp.bfloat16 if config.bf16 else jnp.float32
+        linear = layers.linear_layer(embeddings.INITS[config.init], dtype, bias=False)
+        norm = layers.rms_norm(1e-6, dtype)
+        rotary = config.positions == 'rope'
+
+        def block(causal):
+            return layers.BlockLlama(
+                config.dim,
+                config.heads,
+                config.ffn,
+                config.dropout,
+                linear,
+                norm,
+                rotary=rotary,
+                causal=causal,
+                rngs=rngs,
+            )
+
+        def vectors(count, scale=1.0):
+            return nnx.Param(scale * jax.random.normal(rngs.params(), (count, config.dim)))
+
+        table = embeddings.item_table(config.init, config.dim, num_items, rngs.params())
+        self.table = nnx.Param(table)
+        self.tokens = embeddings.Tokens(
+            config.features, config.dim, config.feature_dim, linear, rngs=rngs
+        )
+        self.sizes = tuple(sorted(set(config.compress)))
+        self.compressors = nnx.List(block(causal=False) for _ in self.sizes)
+        self.query_tokens = vectors(config.interests)
+        length = len(config.compress) + config.newest + config.interests
+        self.positions = None if rotary else vectors(length, 0.02)
+        self.group_positions = nnx.List(
+            vectors(size, 0.02) for size in self.sizes if not rotary
+        )
+        self.blocks = nnx.List(block(causal=True) for _ in range(config.blocks))
+        self.norm = norm(config.dim, rngs=rngs)
+
+    def item_table(self) -> jax.Array:
+        """[sharding.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
+        return self.table[...]
+
+    def queries(self, history: dict) -> jax.Array:
+        """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
+        return self.encode(history, self.item_table())
+
+    def encode(self, batch: dict, table: jax.Array, key: layers.Key = None) -> jax.Array:
+        """The k interests of each user: [B, k, D].
+
+        Args:
+          batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and feature.*.
+          table: item table to look the items up in.
+          key: dropout key; None at inference.
+        """
+        config = self.config
+        dtype = jnp.bfloat16 if config.bf16 else table.dtype
+        token_key, group_key, *block_keys = layers.split_key(key, 2 + config.blocks)
+        real = batch['segments'] > 0
+        x = sharding.lookup(table, batch['items']).astype(dtype) * config.dim**0.5
+        x = layers.dropout(self.tokens(x, batch), config.embedding_dropout, token_key)
+        x, real = self.compress(x * real[..., None].astype(dtype), real, group_key)
+        tokens = self.query_tokens[...].astype(dtype)
+        x = jnp.concatenate([x, _for_each_row(tokens, x)], axis=1)
+        if self.positions is not None:
+            x = x + self.positions[-x.shape[1] :].astype(dtype)
+        segments = jnp.pad(real.astype(jnp.int32), ((0, 0), (0, len(tokens))), constant_values=1)
+        mask = layers.causal_mask(segments)
+        for block, block_key in zip(self.blocks, block_keys, strict=True):
+            if block is self.blocks[-1]:  # of which only the query tokens' outputs are used
+                mask = mask[:, :, -len(tokens) :]
+            x = block(x, mask, block_key)
+        return self.norm(x)
+
+    def compress(
+        self, x: jax.Array, real: jax.Array, key: layers.Key = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Adaptive item compression (section 3.3): old events in groups, the newest as they are.
+
+        A group goes through one bidirectional layer and becomes the mean of its real events.
+        Groups that lie wholly before the first of the W events are left out.
+
+        Args:
+          x: [B, W, D] tokens, right-aligned.
+          real: bool [B, W].
+          key: dropout key.
+
+        Returns:
+          [B, groups + newest, D] and bool [B, groups + newest], whether there is an event.
+        """
+        runs, missing = groups_within(self.config.compress, self.config.newest, x.shape[1])
+        x = jnp.pad(x, ((0, 0), (missing, 0), (0, 0)))
+        real = jnp.pad(real, ((0, 0), (missing, 0)))
+        tokens, present, at = [], [], 0
+        for (size, count), run_key in zip(runs, layers.split_key(key, len(runs)), strict=True):
+            end = at + size * count
+            groups = (x.shape[0] * count, size)
+            inside = sharding.reshape_rows(real[:, at:end], groups)
+            y = sharding.reshape_rows(x[:, at:end], (*groups, x.shape[2]))
+            mean = self._group(y, inside, self.sizes.index(size), run_key)
+            tokens.append(sharding.reshape_rows(mean, (x.shape[0], count, x.shape[2])))
+            present.append(sharding.reshape_rows(inside.any(1), (x.shape[0], count)))
+            at = end
+        return (
+            jnp.concatenate([*tokens, x[:, at:]], axis=1),
+            jnp.concatenate([*present, real[:, at:]], axis=1),
+        )
+
+    def _group(self, x, real, which, key):
+        """Means [G, D] over the real events of groups [G, S, D], after the layer for size S."""
+        if self.positions is not None:
+            x = x + self.group_positions[which][...].astype(x.dtype)
+        mask = (real[:, :, None] == real[:, None, :])[:, None]  # padding sees padding only
+        y = self.compressors[which](x, mask, key) * real[..., None].astype(x.dtype)
+        return y.sum(1) / jnp.maximum(real.sum(1), 1)[:, None].astype(x.dtype)
+
+    def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """In-batch softmax of cuts, and its named terms, see `in_batch.loss`."""
+        encode_key, sample_key = jax.random.split(key)
+        in_batch.check_cuts(batch, 'KuaiFormer')
+        table = self.item_table()
+        queries = self.encode(batch, table, encode_key)
+        batch = self.sample(batch, sample_key)
+        return in_batch.loss(self.config.in_batch, queries, table, batch, self.num_items)
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with uniform negatives under 'sampled', if there are to be any."""
+        return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
+
+    def init_memory(self) -> dict:
+        """See `state`: the frequency estimate, if the loss uses one."""
+        return in_batch.init_memory(self.config.in_batch, self.num_items)
+
+    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
+        """See `state`."""
+        return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
+
+
+def groups_within(
+    compress: tuple[int, ...], newest: int, width: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Which groups the newest `width` events reach: ([(size, how many)], events they lack)."""
+    reached, covered = [], min(newest, width)
+    for size in reversed(compress):
+        if covered >= width:
+            break
+        reached.append(size)
+        covered += size
+    runs = itertools.groupby(reversed(reached))
+    return [(size, len(list(run))) for size, run in runs], covered - width
+
+
+def _for_each_row(vectors: jax.Array, like: jax.Array) -> jax.Array:
+    """vectors [k, D] for every row of `like` [B, ..]: [B, k, D], placed like it."""
+    shape = (like.shape[0], *vectors.shape)
+    if not sharding.on_mesh():
+        return jnp.broadcast_to(vectors, shape)
+    return jax.lax.broadcast_in_dim(
+        vectors, shape, (1, 2), out_sharding=P(jax.typeof(like).sharding.spec[0], None, None)
+    )
