@@ -35,7 +35,7 @@ class TrainBatches:
         consecutive windows of L counted from the user's end.
       unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
         whole training history (the SASRec authors' sampler).
-      codes: of features, `features.Encoder.events`.
+      codes: of features, `codes.Encoder.events`.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -266,7 +266,7 @@ def history_batches(
         two times `multiple`.
       multiple: of which the number of rows is one, as `batch_users` must be.
       tokens: most tokens of a batch that the model sees.
-      codes: of features, `features.Encoder.events`.
+      codes: of features, `codes.Encoder.events`.
 
     Yields:
       (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`

@@ -27,8 +27,9 @@ class Data:
     valid_share: float = 0.1  # temporal split: share of the events in the validation period
     test_share: float = 0.1  # temporal split: share of the events in the test period
     windows: str = 'last'  # train on each user's 'last' window of model.max_len, on 'all', or on
-    # 'cuts': a history and the one event after it (in-batch losses)
-    cuts: int = 8  # per user and epoch, with windows='cuts'; 0 = every one
+    # 'cuts': histories and the one event after each (in-batch losses, see jaxrec.cuts)
+    cuts: int = 1  # with windows='cuts': targets per window, consecutive
+    windows_per_user: int = 0  # with windows='cuts': per user and epoch; 0 = every target once
     unseen_negatives: int = 0  # negatives per target drawn outside the user's training items
 
 

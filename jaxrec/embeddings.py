@@ -51,10 +51,11 @@ def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array
 
 
 class Tokens(nnx.Module):
-    """MLP([item vector; feature vectors]): what KuaiFormer's transformer reads (section 3.2).
+    """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
 
-    Every feature has a table of `size + 2` rows; a set is the mean of its members' rows, and code 0
-    (missing, padding) is a zero vector. One hidden layer of 2 D with SiLU.
+    The paper (section 3.2) has MLP([x; f]) and does not say more; with x added, the vector of an
+    item as input stays near to its vector as candidate from the start. Every feature has a table of `size + 2` rows; a set is the mean of its members' rows, and code 0
+    (missing, padding) is a zero vector. One hidden layer of D with SiLU.
     """
 
     def __init__(
@@ -65,8 +66,8 @@ class Tokens(nnx.Module):
             nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
             for feature in features
         )
-        self.inner = linear(dim + feature_dim * len(features), 2 * dim, rngs=rngs)
-        self.outer = linear(2 * dim, dim, rngs=rngs)
+        self.inner = linear(dim + feature_dim * len(features), dim, rngs=rngs)
+        self.outer = linear(dim, dim, rngs=rngs)
 
     def __call__(self, items: jax.Array, batch: dict) -> jax.Array:
         """[B, L, D] tokens.
@@ -84,4 +85,4 @@ class Tokens(nnx.Module):
                 members = (codes > 0).sum(-1, keepdims=True)
                 rows = rows.sum(2) / jnp.maximum(members, 1).astype(items.dtype)
             parts.append(rows)
-        return self.outer(jax.nn.silu(self.inner(jnp.concatenate(parts, axis=-1))))
+        return items + self.outer(jax.nn.silu(self.inner(jnp.concatenate(parts, axis=-1))))

@@ -18,7 +18,7 @@ from jaxrec import baselines, cli, config, files, protocols
 from jaxrec.cli import UserError, say
 from jaxrec.feed import feature_codes
 from jaxrec.plots import plot_metric_at_k
-from jaxrec.ranking import Ranker
+from jaxrec.ranking import LISTED, Ranker
 from jaxrec.workdir import Trained, load_trained
 
 FLAGS = flags.FLAGS
@@ -87,9 +87,9 @@ def evaluate(
     """Ranks the targets of split `which` with the model and with the baselines.
 
     Returns:
-      JSON-ready: split, metrics and buckets of the model, baselines {name: metrics}, protocol,
-      users, unreachable, cold (see `ranking.Result`), too_few_candidates (users), data_hash,
-      data_split, seed (of training), checkpoint, step, workdir.
+      JSON-ready: split, metrics, buckets and interests of the model, baselines {name: metrics},
+      protocol, users, unreachable, cold (see `ranking.Result`), too_few_candidates (users),
+      data_hash, data_split, seed (of training), checkpoint, step, workdir.
     """
     ranker = Ranker(
         trained.graphdef,
@@ -109,6 +109,7 @@ def evaluate(
         'metrics': result.metrics,
         'baselines': {name: other.metrics for name, other in others.items()},
         'buckets': result.buckets,
+        'interests': result.interests,
         'protocol': result.protocol,
         'data_hash': trained.data_hash,
         'data_split': trained.experiment.data.split,
@@ -150,7 +151,20 @@ def report(result: dict) -> str:
             f'warning: for {result["too_few_candidates"]:,} users the catalogue has fewer than '
             f'{result["protocol"]["negatives"]} candidates: they are ranked against what there is'
         )
-    return '\n'.join([*about, '', *_aligned(rows), '', *_aligned(buckets)])
+    lines = [*about, '', *_aligned(rows), '', *_aligned(buckets)]
+    if result['interests']:
+        lines += ['', *_interests(**result['interests'])]
+    return '\n'.join(lines)
+
+
+def _interests(target_wins: list[float], list_wins: list[float], similarity: float) -> list[str]:
+    numbers = [str(n + 1) for n in range(len(target_wins))]
+    rows = [
+        ['interest', *numbers],
+        ['wins of targets', *map(_number, target_wins)],
+        [f'wins of top {LISTED}', *map(_number, list_wins)],
+    ]
+    return [*_aligned(rows), f"mean cosine between two of a user's interests: {similarity:.3f}"]
 
 
 def write(result: dict, workdir: pathlib.Path) -> None:

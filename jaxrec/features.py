@@ -1,4 +1,4 @@
-"""Attributes of events and items as small integers: declared in the config, encoded on the host.
+"""Attributes of events and items, as an experiment declares them; `codes` makes integers of them.
 
 A feature names a column of the histories, of events (a rating, a play time) or of items (a
 duration, tags). Its values become codes: 0 for a missing one and for padding, 1..size, and size + 1
@@ -8,11 +8,7 @@ for everything beyond. The codes arrive in batches as 'feature.COLUMN'; the mode
 import dataclasses
 import math
 
-import numpy as np
-
-from jaxrec.batches import ranges
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
 
 GAP = 'gap'  # built in: time since the user's event before, in the unit of the times
 KINDS = ('category', 'set', 'uniform', 'log', 'quantile')
@@ -65,108 +61,3 @@ def check_features(features: tuple[Feature, ...]) -> None:
             raise UserError(f'{name}: size={feature.size} must be at least 1')
         if feature.kind in ('uniform', 'log') and not 0 < feature.cap < math.inf:
             raise UserError(f'{name}: kind={feature.kind} needs cap > 0, not {feature.cap}')
-
-
-class Encoder:
-    """Codes of the features of any events of `histories`.
-
-    Args:
-      histories: the events.
-      features: which.
-      train_ends: int64 [U], absolute end of each user's training events; only they make the edges
-        of quantile buckets.
-
-    Raises:
-      UserError: the histories have no such column, or it does not fit the feature's kind.
-    """
-
-    def __init__(self, histories: Histories, features: tuple[Feature, ...], train_ends: np.ndarray):
-        check_features(features)
-        self._histories, self._features = histories, features
-        self._of_items = {}  # codes of item 0 (padding), 1, ..
-        self._edges = {}
-        for feature in features:
-            column = self._column(feature)
-            if feature.kind == 'quantile':
-                self._edges[feature.column] = self._quantiles(feature, column, train_ends)
-            if feature.column in histories.item_features:
-                codes = self._codes(feature, np.asarray(column))
-                self._of_items[feature.column] = np.concatenate([np.zeros_like(codes[:1]), codes])
-
-    def events(self, index: np.ndarray) -> dict[str, np.ndarray]:
-        """Codes int32 [n], or [n, T] of sets, of the events with these absolute indices."""
-        codes = self.items(self._histories.items[index])
-        for feature in self._features:
-            if feature.column not in self._of_items:
-                values = self._values(feature, index)
-                codes[feature.key] = self._codes(feature, values)
-        return codes
-
-    def items(self, items: np.ndarray) -> dict[str, np.ndarray]:
-        """The same for events of which only the items are known: the rest is missing."""
-        codes = {}
-        for feature in self._features:
-            of_items = self._of_items.get(feature.column)
-            codes[feature.key] = (
-                np.zeros(len(items), np.int32) if of_items is None else (of_items[items])
-            )
-        return codes
-
-    def _column(self, feature):
-        h, name = self._histories, feature.column
-        if name == GAP:
-            if h.times is None:
-                raise UserError(f'feature {GAP!r} needs times, which {h.name or "the data"} lacks')
-            return None
-        column = h.features.get(name, h.item_features.get(name))
-        if column is None:
-            there = ', '.join(sorted([GAP, *h.features, *h.item_features]))
-            raise UserError(f'{h.name or "the data"} has no column {name!r}; it has {there}')
-        if (column.ndim == 2) != (feature.kind == 'set'):
-            raise UserError(
-                f'column {name!r} holds {"sets" if column.ndim == 2 else "single values"}: '
-                f'kind={feature.kind!r} does not go with it'
-            )
-        return column
-
-    def _values(self, feature, index):
-        if feature.column != GAP:
-            return self._histories.features[feature.column][index]
-        times, offsets = self._histories.times, self._histories.offsets
-        first = np.isin(index, offsets)  # a user's first event has none before it
-        gap = times[index] - times[np.maximum(index - 1, 0)]
-        return np.where(first, np.nan, gap.astype(np.float64))
-
-    def _quantiles(self, feature, column, train_ends):
-        starts = self._histories.offsets[:-1]
-        index = ranges(starts, train_ends - starts)
-        if feature.column in self._histories.item_features:
-            values = np.asarray(column)[self._histories.items[index] - 1]
-        else:
-            values = self._values(feature, index)
-        values = values[~np.isnan(values.astype(np.float64))]
-        if not len(values):
-            raise UserError(f'column {feature.column!r} has no value in the training events')
-        shares = np.arange(1, feature.size) / feature.size
-        return np.append(np.quantile(values, shares), values.max())
-
-    def _codes(self, feature, values):
-        if feature.kind == 'set':
-            return np.where(values > feature.size, feature.size + 1, values).astype(np.int32)
-        values = values.astype(np.float64)
-        missing = np.isnan(values)
-        if feature.kind == 'quantile':
-            *edges, most = self._edges[feature.column]
-            bucket = np.searchsorted(edges, values, side='right')
-            bucket = np.where(values > most, feature.size, bucket)
-        else:
-            missing |= values < 0
-            values = np.where(missing, 0, values)
-            if feature.kind == 'category':
-                bucket = values
-            elif feature.kind == 'uniform':
-                bucket = values / feature.cap * feature.size
-            else:
-                bucket = np.log1p(values) / np.log1p(feature.cap) * feature.size
-            bucket = np.minimum(np.floor(bucket), feature.size)
-        return np.where(missing, 0, bucket + 1).astype(np.int32)

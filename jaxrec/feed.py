@@ -5,7 +5,7 @@ import numpy as np
 from jaxrec.batches import Codes, TrainBatches
 from jaxrec.config import Experiment
 from jaxrec.cuts import CutBatches
-from jaxrec.features import Encoder
+from jaxrec.codes import Encoder
 from jaxrec.histories import Histories
 from jaxrec.splits import Split
 
@@ -28,7 +28,9 @@ def train_batches(
         'process': process,
     }
     if data.windows == 'cuts':
-        return CutBatches(histories, split.train_ends, cuts=data.cuts, **common)
+        return CutBatches(
+            histories, split.train_ends, windows=data.windows_per_user, cuts=data.cuts, **common
+        )
     return TrainBatches(
         histories,
         split.train_ends,

@@ -11,6 +11,9 @@ import shutil
 import numpy as np
 
 FORMAT = 1  # of the folder written by `save`
+NO_TIME = np.iinfo(
+    np.int64
+).min  # of an event that is older than the user's others, but not known when
 _INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
 
 
@@ -23,7 +26,8 @@ class Histories:
       offsets: int64 [U + 1]; user u's events are items[offsets[u]:offsets[u + 1]].
       user_ids: [U]; raw user ids as given, int64 or utf-8 bytes ('S'), ascending.
       item_ids: [num_items]; raw id of item i at i - 1, int64 or utf-8 bytes, ascending.
-      times: int64 [N] timestamps in the source's unit, or None where the source has none.
+      times: int64 [N] timestamps in the source's unit, or None where the source has none. NO_TIME
+        where only the order is known: such events are a user's first, and before every moment.
       features: named per-event columns, each [N].
       item_features: named per-item columns; item i's value is at i - 1. [num_items], or int32
         [num_items, T] sets of up to T numbers from 1, padded with 0.
@@ -90,11 +94,16 @@ class Histories:
         return digest.hexdigest()
 
     def statistics(self) -> dict:
-        """Users, items, interactions, mean length, density, tied timestamps, repeats."""
+        """Users, items, interactions, mean length, density, tied timestamps, repeats.
+
+        Tied is the share of a user's consecutive pairs with the same time, of those that have one.
+        """
         n, users, items = len(self.items), self.num_users, self.num_items
         inner = np.ones(max(n - 1, 0), bool)  # consecutive pairs within one user
         starts = self.offsets[1:-1]
         inner[starts[(starts > 0) & (starts < n)] - 1] = False
+        if self.times is not None:
+            inner &= self.times[:-1] != NO_TIME
         tied = None
         if self.times is not None and inner.any():
             tied = float(np.mean((self.times[1:] == self.times[:-1])[inner]))

@@ -54,17 +54,24 @@ def loss(
 
     Args:
       config: settings.
-      queries: [B, K, D] user vectors.
+      queries: [B, G, K, D] user vectors of G cuts per row.
       table: [rows, D] item table.
-      batch: targets int32 [B], weights and log_share float32 [B], items int32 [B, W]; with uniform
+      batch: targets int32, weights and log_share float32 [B, G], items int32 [B, W]; with uniform
         negatives `sampled` int32 [config.uniform], see `sample`.
       num_items: of the catalogue.
 
     Returns:
-      Scalar, and the terms in_batch (the same) and accuracy (share of the rows whose target scores
-      higher than all candidates, corrected scores).
+      Scalar, and the terms in_batch (the same), accuracy (share of the targets that score higher
+      than all their candidates, corrected scores) and, for K > 1, largest_win (share of the targets
+      that the most frequent winner among the K vectors wins: near 1, the others are dead).
     """
-    targets, weights, log_q = batch['targets'], batch['weights'], batch['log_share']
+    rows, count = batch['targets'].shape
+
+    def flat(x):
+        return sharding.reshape_rows(x, (rows * count, *x.shape[2:]))
+
+    queries, targets, weights = flat(queries), flat(batch['targets']), flat(batch['weights'])
+    log_q = flat(batch['log_share'])
     candidates, candidates_log_q = _everywhere(targets), _everywhere(log_q)
     if config.uniform:
         drawn = batch['sampled']
@@ -76,9 +83,14 @@ def loss(
     else:
         log_n = jnp.log((candidates > 0).sum().astype(jnp.float32))
         log_q, candidates_log_q = log_q + log_n, candidates_log_q + log_n
-    positive = scores_of(queries, sharding.lookup(table, targets))
+    by_vector = jnp.einsum(
+        'bkd,bd->bk', queries, sharding.lookup(table, targets), preferred_element_type=jnp.float32
+    )
+    positive = by_vector.max(1)
     negatives = scores(queries, sharding.lookup(table, candidates))
-    shown = allowed(candidates, targets, batch['items'], own_history=config.own_history)
+    own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
+    shown = allowed(candidates, batch['targets'], own, own_history=config.own_history)
+    shown = flat(shown)
     value = in_batch_softmax(
         positive,
         negatives,
@@ -91,12 +103,16 @@ def loss(
     )
     best = jnp.where(shown, negatives - candidates_log_q, -jnp.inf).max(1)
     right = (positive - log_q > best).astype(jnp.float32)
-    return value, {'in_batch': value, 'accuracy': weighted_mean(right, weights)}
+    terms = {'in_batch': value, 'accuracy': weighted_mean(right, weights)}
+    if by_vector.shape[1] > 1:
+        won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
+        terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
+    return value, terms
 
 
 def check_cuts(batch: dict, model: str) -> None:
     """Raises UserError for a batch of packed windows."""
-    if batch['targets'].ndim != 1:
+    if 'log_share' not in batch:
         raise UserError(f"{model} trains on cuts: set data.windows='cuts'")
 
 
@@ -116,21 +132,17 @@ def init_memory(config: InBatch, num_items: int) -> dict[str, jax.Array]:
 def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[dict, dict]:
     """The batch with its log_share from the estimate, and the new estimate; see `state`."""
     targets = _everywhere(batch['targets'])
-    memory, log_q = estimate(memory, targets, step, rate)
+    memory, log_q = estimate(memory, targets.reshape(-1), step, rate)
     # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
     log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
+    log_share = log_share.reshape(targets.shape)
     if sharding.on_mesh():
-        log_share = jax.reshard(log_share, sharding.BATCH)
+        log_share = jax.reshard(log_share, P('data', None))
     return {**batch, 'log_share': log_share}, memory
 
 
 def _everywhere(x: jax.Array) -> jax.Array:
     return jax.reshard(x, P()) if sharding.on_mesh() else x
-
-
-def scores_of(queries: jax.Array, rows: jax.Array) -> jax.Array:
-    """Scores [B] of one item per user: queries [B, K, D], rows [B, D]."""
-    return jnp.einsum('bkd,bd->bk', queries, rows, preferred_element_type=jnp.float32).max(1)
 
 
 def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:
@@ -199,26 +211,25 @@ def in_batch_softmax(
 def allowed(
     candidates: jax.Array, targets: jax.Array, history: jax.Array, *, own_history: bool
 ) -> jax.Array:
-    """bool [B, N], the candidates that count as negatives of each row.
+    """bool [B, G, N], the candidates that count as negatives of each target.
 
-    Never padding (0) or the row's target, so that an item drawn twice is no negative of itself;
-    and with `own_history` False no item of the row's history either.
+    Never padding (0) or the target itself, so that an item drawn twice is no negative of itself;
+    and with `own_history` False none of the row's own items either.
 
     Args:
       candidates: int32 [N] item numbers.
-      targets: int32 [B].
-      history: int32 [B, L] items, 0 = padding.
-      own_history: whether items of the history count.
+      targets: int32 [B, G].
+      history: int32 [B, L] the user's own items, targets among them, 0 = padding.
+      own_history: whether these count.
     """
-    keep = (candidates > 0) & (candidates != targets[:, None])
+    keep = (candidates > 0) & (candidates != targets[..., None])
     if own_history:
         return keep
-    if not sharding.on_mesh():
-        return keep & ~_holds(history, candidates)
     split = P('data', None)
-    return keep & ~jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)(
-        history, candidates
-    )
+    holds = _holds
+    if sharding.on_mesh():
+        holds = jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)
+    return keep & ~holds(history, candidates)[:, None]
 
 
 def _holds(history, candidates):

@@ -139,7 +139,6 @@ class SelfAttention(nnx.Module):
       dim, heads: widths.
       linear: makes a linear layer.
       output: whether there is a projection after the heads.
-      rotary: rotate queries and keys by their place in the row (`rotate`).
       causal: no mask will show a query a later key.
     """
 
@@ -150,23 +149,21 @@ class SelfAttention(nnx.Module):
         linear,
         *,
         output: bool,
-        rotary: bool = False,
         causal: bool = True,
         rngs: nnx.Rngs,
     ):
-        self.heads, self.rotary, self.causal = heads, rotary, causal
+        self.heads, self.causal = heads, causal
         self.q, self.k, self.v = (linear(dim, dim, rngs=rngs) for _ in range(3))
         self.out = linear(dim, dim, rngs=rngs) if output else None
 
-    def __call__(self, queries, keys, mask, rate, key):
+    def __call__(self, queries, keys, mask, rate, key, places=None):
         def split(x):
             shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
             return sharding.reshape_rows(x, shape)
 
         q, k, v = split(self.q(queries)), split(self.k(keys)), split(self.v(keys))
-        if self.rotary:
-            places = jnp.arange(k.shape[1])
-            q, k = rotate(q, places[k.shape[1] - q.shape[1] :]), rotate(k, places)
+        if places is not None:  # rotary positions
+            q, k = rotate(q, places[-q.shape[1] :]), rotate(k, places)
         causal = self.causal and mask.shape[2] == mask.shape[3]  # the newest alone see every key
         y = attention(q, k, v, mask, rate, key, causal=causal)
         y = sharding.reshape_rows(y, queries.shape)
@@ -243,25 +240,29 @@ class BlockLiGR(nnx.Module):
 
 
 class BlockLlama(nnx.Module):
-    """x + MHA(norm x), then x + SwiGLU(norm x), as in Llama; no biases if `linear` has none."""
+    """x + MHA(norm x), then x + SwiGLU(norm x), as in Llama.
 
-    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rotary=True, causal=True, rngs):
+    Call with `places` int [L] for rotary positions, and with `pool` for `pool(output)` of a linear
+    function of rows [B, L, ..], at less cost: the last product works on its outputs.
+    """
+
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, causal=True, rngs):
         self.rate = rate
         self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
-        self.attention = SelfAttention(
-            dim, heads, linear, output=True, rotary=rotary, causal=causal, rngs=rngs
-        )
+        self.attention = SelfAttention(dim, heads, linear, output=True, causal=causal, rngs=rngs)
         self.inner, self.swish = (linear(dim, ffn * dim, rngs=rngs) for _ in range(2))
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
-    def __call__(self, x, mask, key):
+    def __call__(self, x, mask, key, places=None, pool=lambda x: x):
         keys = split_key(key, 4)
         y = self.norm_attention(x)
         x, own = newest(x, mask), newest(y, mask)
-        x = x + dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
+        x = x + dropout(
+            self.attention(own, y, mask, self.rate, keys[0], places), self.rate, keys[1]
+        )
         y = self.norm_ffn(x)
         hidden = dropout(jax.nn.silu(self.swish(y)) * self.inner(y), self.rate, keys[2])
-        return x + dropout(self.outer(hidden), self.rate, keys[3])
+        return pool(x) + dropout(self.outer(pool(hidden)), self.rate, keys[3])
 
 
 BLOCKS = {'2018': Block2018, 'pre_ln': BlockPreLN, 'ligr': BlockLiGR}

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import P
@@ -20,6 +21,7 @@ from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 from jaxrec.splits import Split, Targets
 
+LISTED = 10  # places of the top lists that `Result.interests` looks at
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
 
@@ -37,6 +39,10 @@ class Result:
       buckets: the same per popularity bucket of the target, see `metrics.by_bucket`.
       targets: the examples, in the order of the counts.
       greater, ties: int32 [users], see `retrieval.rank_counts`.
+      interests: of a model with several vectors per user: `target_wins` and `list_wins`, the share
+        of the targets, and of the places of the top lists (to LISTED), that each of them gives the
+        score for, and `similarity`, the mean cosine between two of a user's vectors. A share near
+        0 everywhere is a dead interest; a similarity near 1, K copies of one vector.
     """
 
     split: str
@@ -49,6 +55,7 @@ class Result:
     targets: Targets
     greater: np.ndarray
     ties: np.ndarray
+    interests: dict[str, list[float] | float] = dataclasses.field(default_factory=dict)
 
 
 class Task:
@@ -142,8 +149,9 @@ class Ranker:
       max_len: window of the model.
       batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
       codes: of the features that the model reads, see `feed.feature_codes`.
-      coverage: also report Coverage@k, the share of the catalogue in the users' top-k lists
-        (candidates 'all' only; costs a second pass over the scores).
+      coverage: also report Coverage@k, the share of the catalogue in the users' top-k lists, and
+        the part of a user's K vectors in them (candidates 'all' only; costs a second pass over the
+        scores).
     """
 
     def __init__(
@@ -167,15 +175,7 @@ class Ranker:
         self._rows = sharding.serving_rows(batch_users)
         depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
         self._depth = min(depth, task.histories.num_items)
-        self._score = jax.jit(
-            functools.partial(
-                _score,
-                graphdef,
-                num_items=task.histories.num_items,
-                filter_seen=task.filter_seen,
-                depth=self._depth,
-            )
-        )
+        self._score = _scorer(graphdef, task.histories.num_items, task.filter_seen, self._depth)
 
     def __call__(self, params) -> Result:
         """Ranks all targets of the task.
@@ -183,15 +183,16 @@ class Ranker:
         Raises:
           UserError: a target's score is not a finite number.
         """
-        examples = len(self.task.targets)
-        greater, ties = np.zeros(examples, np.int32), np.zeros(examples, np.int32)
-        top = np.zeros((examples, self._depth), np.int32)
+        examples, waiting = len(self.task.targets), collections.deque()
+        columns = {}
 
         def read(chosen, out):
-            for column, value in zip((greater, ties, top), out, strict=True):
-                column[chosen] = np.asarray(value)[: len(chosen)]
+            for name, value in out.items():
+                value = np.asarray(value)
+                if name not in columns:
+                    columns[name] = np.zeros((examples, *value.shape[1:]), value.dtype)
+                columns[name][chosen] = value[: len(chosen)]
 
-        waiting = collections.deque()
         for chosen, batch in self._batches():
             waiting.append((chosen, self._score(params, batch)))
             if len(waiting) > _IN_FLIGHT:
@@ -199,14 +200,16 @@ class Ranker:
         while waiting:
             read(*waiting.popleft())
 
-        broken = (greater == metrics.UNREACHABLE) & ~self.task.unreachable
+        broken = (columns['greater'] == metrics.UNREACHABLE) & ~self.task.unreachable
         if broken.any():
             raise UserError(f'the model gives scores that are not finite for {broken.sum()} users')
-        result = self.task.result(greater, ties)
+        result = self.task.result(columns['greater'], columns['ties'])
         for k in self.task.protocol.cutoffs if self._depth else ():
             result.metrics[f'Coverage@{k}'] = metrics.coverage(
-                top[:, :k], self.task.histories.num_items
+                columns['top'][:, :k], self.task.histories.num_items
             )
+        if 'similarity' in columns:
+            result.interests = _interests(columns)
         return result
 
     def _batches(self):
@@ -225,19 +228,51 @@ class Ranker:
             yield chosen, place_whole(batch)
 
 
+@functools.cache  # a stream makes a ranker per period
+def _scorer(graphdef, num_items, filter_seen, depth):
+    return jax.jit(
+        functools.partial(
+            _score, graphdef, num_items=num_items, filter_seen=filter_seen, depth=depth
+        )
+    )
+
+
 def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
-    """greater, ties int32 [B] and top-`depth` ids int32 [B, depth] of one batch, replicated."""
+    """What `Ranker` reads of one batch, each [B, ..] and replicated."""
     model = nnx.merge(graphdef, params)
-    queries = model.queries(batch)
-    table, targets = model.item_table(), batch['targets']
+    queries, table, targets = model.queries(batch), model.item_table(), batch['targets']
     if 'candidates' in batch:
         counts = retrieval.candidate_counts(queries, table, targets, batch['candidates'])
-        out = (*counts, jax.numpy.zeros((len(targets), 0), 'int32'))
+        out = {'greater': counts[0], 'ties': counts[1]}
     else:
-        out = retrieval.counts_and_top_k(
+        greater, ties, top = retrieval.counts_and_top_k(
             queries, table, num_items, targets, batch['seen'], filter_seen, depth
         )
+        out = {'greater': greater, 'ties': ties, 'top': top}
+    if depth and queries.shape[1] > 1:
+        listed = jnp.concatenate([targets[:, None], top[:, :LISTED]], axis=1)
+        won = retrieval.winners(queries, table, listed)
+        out['won'] = jax.nn.one_hot(jnp.where(listed > 0, won, -1), queries.shape[1])
+        unit = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-9)
+        cosines = jnp.einsum('bkd,bjd->bkj', unit, unit)
+        pairs = queries.shape[1] * (queries.shape[1] - 1)
+        own = jnp.eye(queries.shape[1])
+        out['similarity'] = (cosines * (1 - own)).sum((1, 2)) / pairs
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
+
+
+def _interests(columns) -> dict:
+    """`Result.interests` from won [E, 1 + listed, K] and similarity [E]."""
+
+    def shares(won):
+        total = won.sum((0, 1))
+        return (total / max(total.sum(), 1)).tolist()
+
+    return {
+        'target_wins': shares(columns['won'][:, :1]),
+        'list_wins': shares(columns['won'][:, 1:]),
+        'similarity': float(columns['similarity'].mean()),
+    }
 
 
 def place_whole(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

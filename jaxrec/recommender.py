@@ -11,7 +11,7 @@ from jax import P
 from jaxrec import retrieval, sharding
 from jaxrec.batches import history_batches
 from jaxrec.cli import UserError
-from jaxrec.features import Encoder
+from jaxrec.codes import Encoder
 from jaxrec.histories import Histories
 from jaxrec.ranking import place_whole
 from jaxrec.splits import Targets

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import NO_TIME, Histories
 
 LEAK_WARNING = (
     'note: leave-one-out splits each user by itself, so training sees events of other users that '
@@ -71,16 +71,21 @@ def leave_one_out(histories: Histories) -> Split:
 def temporal(histories: Histories, valid_share: float, test_share: float) -> Split:
     """Global temporal split: everything before one moment trains, whoever the user.
 
-    The test period holds the newest `test_share` of all events, the validation period the
-    `valid_share` before it. The target of a user in a period is the first event of the period
-    (next-item prediction), the input all the user's events before the period; users without any
-    are left out of that period.
+    The test period holds the newest `test_share` of the events that have a time, the validation
+    period the `valid_share` before it; those with NO_TIME train. The target of a user in a period
+    is the first event of the period (next-item prediction), the input all the user's events before
+    the period; users without any are left out of that period.
+
+    Raises:
+      UserError: no event has a time, or the shares do not fit.
     """
     if histories.times is None:
         raise UserError('data.split=temporal needs timestamps, and this data set has none')
     if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
         raise UserError('data.valid_share and data.test_share must be > 0 and add up to < 1')
-    newest = np.sort(histories.times)
+    newest = np.sort(histories.times[histories.times != NO_TIME])
+    if not len(newest):
+        raise UserError('data.split=temporal needs timestamps, and no event has one')
     test_from = newest[int(len(newest) * (1 - test_share))]
     valid_from = newest[int(len(newest) * (1 - test_share - valid_share))]
     valid_ends, test_ends = (_first_at(histories, t) for t in (valid_from, test_from))
@@ -90,6 +95,27 @@ def temporal(histories: Histories, valid_share: float, test_share: float) -> Spl
     return Split(
         valid_ends, valid=Targets(valid, valid_ends[valid]), test=Targets(test, test_ends[test])
     )
+
+
+def period_starts(histories: Histories, periods: int) -> list[np.ndarray]:
+    """Cuts the log by time into periods of equally many events (with a time; those without first).
+
+    Returns:
+      [periods + 1] of int64 [U]: absolute index of each user's first event in or after a period;
+      the last one is the end of the histories.
+
+    Raises:
+      UserError: no times, or more periods than moments.
+    """
+    known = histories.times
+    known = None if known is None else np.sort(known[known != NO_TIME])
+    if known is None or not len(known):
+        raise UserError('periods need timestamps, and this data set has none')
+    moments = known[np.arange(1, periods) * len(known) // periods]
+    if (np.diff(moments) <= 0).any() or (len(moments) and moments[0] <= known[0]):
+        raise UserError(f'the times of this data set do not make {periods} periods: take fewer')
+    inner = [_first_at(histories, moment) for moment in moments]
+    return [histories.offsets[:-1], *inner, histories.offsets[1:]]
 
 
 def _first_at(histories: Histories, moment) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Every experiment file loads, says how to run it, and trains two steps of its own model."""
 
+import dataclasses
+import functools
 import importlib.util
 import pathlib
 
@@ -7,10 +9,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import sharding, workdir
-from jaxrec.batches import TrainBatches
+from jaxrec import checks, sharding, workdir
 from jaxrec.config import Experiment
 from jaxrec.datasets import KNOWN
+from jaxrec.feed import train_batches
 from jaxrec.histories import Histories
 from jaxrec.optim import make_optimizer
 from jaxrec.protocols import protocol_of
@@ -39,6 +41,18 @@ def tiny_histories():
     )
 
 
+def with_columns(histories, features):
+    """The histories with random values of the features, events and items alike."""
+    rng = np.random.default_rng(0)
+    for feature in features:
+        if feature.kind == 'set':
+            sets = rng.integers(0, feature.size + 1, (histories.num_items, 3))
+            histories.item_features[feature.column] = sets.astype(np.int32)
+        elif feature.column != 'gap':
+            histories.features[feature.column] = rng.uniform(0, 9, len(histories.items))
+    return dataclasses.replace(histories, times=np.arange(len(histories.items)))
+
+
 def test_there_are_experiments():
     assert {'quickstart', 'own_log', 'sasrec_beauty', 'sasrec_games_2018'} <= {
         f.stem for f in FILES
@@ -57,15 +71,9 @@ def test_loads_and_trains(path, mesh):
     protocol_of(experiment.eval)
 
     mesh(1, 1)
-    histories = tiny_histories()
-    batches = TrainBatches(
-        histories,
-        leave_one_out(histories).train_ends,
-        max_len=experiment.model.max_len,
-        rows=2,
-        seed=0,
-        unseen_negatives=experiment.data.unseen_negatives,
-    )
+    histories = with_columns(tiny_histories(), getattr(experiment.model, 'features', ()))
+    experiment.train.batch_rows = 2
+    batches = train_batches(experiment, histories, leave_one_out(histories))
     optimizer = make_optimizer(experiment.optim, 10)
     graphdef, _ = split_model(experiment.model, histories.num_items)
     state = init_state(experiment.model, histories.num_items, optimizer, 0)
@@ -74,3 +82,26 @@ def test_loads_and_trains(path, mesh):
         state, metrics = step(state, sharding.put_batch(batches(i)))
         assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
     assert int(jax.device_get(state['step'])) == 2
+
+
+SWEEPS = [path for path in FILES if 'def sweep(' in path.read_text()]
+
+
+@pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
+def test_every_row_of_a_sweep_is_an_experiment(path, mesh):
+    """Its overrides name fields, with values of the right type, and the model can be built."""
+    mesh(1, 1)
+    module = load(path)
+    assert 'launch/sweep.py' in module.__doc__
+    seen = []
+    for arg, overrides in module.sweep().values():
+        experiment = module.get_config(arg)
+        for name, value in overrides.items():
+            *sections, field = name.split('.')
+            section = functools.reduce(getattr, sections, experiment)
+            assert hasattr(section, field), name
+            setattr(section, field, value)
+        checks.check(experiment)
+        split_model(experiment.model, 30)
+        seen.append(workdir.to_record(experiment))
+    assert len(seen) > 3

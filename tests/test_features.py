@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxrec.cli import UserError
-from jaxrec.features import Encoder, Feature, check
+from jaxrec.codes import Encoder
+from jaxrec.features import Feature, check_features
 from jaxrec.histories import Histories
 
 
@@ -128,7 +129,7 @@ def test_refused_by_name(feature, word):
 
 def test_twice_and_without_times():
     with pytest.raises(UserError, match='twice'):
-        check((Feature('a'), Feature('a')))
+        check_features((Feature('a'), Feature('a')))
     h = histories()
     h.times = None
     with pytest.raises(UserError, match='times'):

@@ -25,6 +25,10 @@ KNOWN = {
     'sports': ('s3rec', 'SPORTS', 'Amazon Sports and Outdoors, the 5-core of S3-Rec'),
     'toys': ('s3rec', 'TOYS', 'Amazon Toys and Games, the 5-core of S3-Rec'),
     'yelp': ('s3rec', 'YELP', 'Yelp 2019, the 5-core of S3-Rec'),
+    'kuairand-pure': ('kuairand', 'PURE', 'KuaiRand-Pure: exposures of two weeks, with signals'),
+    'kuairand-pure-watched': ('kuairand', 'WATCHED', 'of these the watched (long_view) ones'),
+    'kuairand-pure-history': ('kuairand', 'HISTORY', 'kuairand-pure after 50 older events a user'),
+    'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
 }
 SYNTHETIC = 'synthetic'
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'features')  # options

@@ -68,15 +68,18 @@ class ComiRec(nnx.Module):
 
     def queries(self, history: dict) -> jax.Array:
         """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(history, self.item_table())
+        return self.encode(history, self.item_table())[:, 0]
 
-    def encode(self, batch: dict, table: jax.Array, key: layers.Key = None) -> jax.Array:
-        """The K interests of each user: [B, K, D]; zeros without a history.
+    def encode(
+        self, batch: dict, table: jax.Array, key: layers.Key = None, cuts: int = 1
+    ) -> jax.Array:
+        """The K interests at the last `cuts` places: [B, G, K, D]; zeros without a history.
 
         Args:
           batch: items, segments, positions: int32 [B, W], and feature.*.
           table: item table to look the items up in.
           key: dropout key; None at inference.
+          cuts: G.
         """
         x = sharding.lookup(table, batch['items']) * self.config.dim**0.5
         if self.tokens is not None:
@@ -84,20 +87,23 @@ class ComiRec(nnx.Module):
         x = layers.dropout(x, self.config.embedding_dropout, key)
         placed = x + sharding.lookup(self.positions[...], batch['positions'])
         logits = self.outer(jnp.tanh(self.inner(placed)))  # [B, W, K]
-        real = (batch['segments'] > 0)[..., None]
-        weights = jax.nn.softmax(jnp.where(real, logits, jnp.finfo(logits.dtype).min), axis=1)
-        return jnp.einsum('blk,bld->bkd', weights * real, x)
+        width = logits.shape[1]
+        before = jnp.arange(width) < width - jnp.arange(cuts)[::-1, None]  # [G, W]
+        real = ((batch['segments'] > 0)[:, None] & before)[..., None]
+        logits = jnp.where(real, logits[:, None], jnp.finfo(logits.dtype).min)
+        weights = jax.nn.softmax(logits, axis=2) * real  # [B, G, W, K]
+        return jnp.einsum('bgwk,bwd->bgkd', weights, x)
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In-batch softmax of the interest nearest to the target (eq. 8, 9), and its terms."""
         in_batch.check_cuts(batch, 'ComiRec')
         encode_key, sample_key = jax.random.split(key)
         table = self.item_table()
-        queries = self.encode(batch, table, encode_key)
+        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
         batch = self.sample(batch, sample_key)
         rows = sharding.lookup(table, batch['targets'])
-        nearest = jnp.einsum('bkd,bd->bk', queries, rows).argmax(1)
-        chosen = jnp.take_along_axis(queries, nearest[:, None, None], axis=1)
+        nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)
+        chosen = jnp.take_along_axis(queries, nearest[..., None, None], axis=2)
         return in_batch.loss(self.config.in_batch, chosen, table, batch, self.num_items)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:

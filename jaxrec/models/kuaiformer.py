@@ -31,6 +31,7 @@ class Config:
     interests: int = 4  # query tokens k, so user vectors
     max_len: int = 256  # newest events that the model sees
     compress: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)  # events per group, oldest first
+    compress_ffn: int = 1  # as ffn, of the layers that compress
     newest: int = 48  # events after the groups that are tokens of their own
     positions: str = 'rope'  # rope | learned
     features: tuple[Feature, ...] = ()  # of the events, beside the item
@@ -45,9 +46,11 @@ class Config:
         """Builds the model for items 1..num_items; UserError for a value that cannot be."""
         self.in_batch.check()
         check_features(self.features)
-        for name in ('dim', 'blocks', 'heads', 'ffn', 'interests', 'max_len', 'feature_dim'):
+        for name in ('dim', 'blocks', 'heads', 'ffn', 'compress_ffn', 'interests', 'max_len'):
             if getattr(self, name) < 1:
                 raise UserError(f'model.{name}={getattr(self, name)} is too small')
+        if self.feature_dim < 1:
+            raise UserError(f'model.feature_dim={self.feature_dim} is too small')
         for name in ('dropout', 'embedding_dropout'):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
@@ -81,15 +84,14 @@ class KuaiFormer(nnx.Module):
         norm = layers.rms_norm(1e-6, dtype)
         rotary = config.positions == 'rope'
 
-        def block(causal):
+        def block(ffn, causal):
             return layers.BlockLlama(
                 config.dim,
                 config.heads,
-                config.ffn,
+                ffn,
                 config.dropout,
                 linear,
                 norm,
-                rotary=rotary,
                 causal=causal,
                 rngs=rngs,
             )
@@ -103,14 +105,12 @@ class KuaiFormer(nnx.Module):
             config.features, config.dim, config.feature_dim, linear, rngs=rngs
         )
         self.sizes = tuple(sorted(set(config.compress)))
-        self.compressors = nnx.List(block(causal=False) for _ in self.sizes)
+        self.compressors = nnx.List(block(config.compress_ffn, causal=False) for _ in self.sizes)
         self.query_tokens = vectors(config.interests)
         length = len(config.compress) + config.newest + config.interests
         self.positions = None if rotary else vectors(length, 0.02)
-        self.group_positions = nnx.List(
-            vectors(size, 0.02) for size in self.sizes if not rotary
-        )
-        self.blocks = nnx.List(block(causal=True) for _ in range(config.blocks))
+        self.group_positions = nnx.List(vectors(size, 0.02) for size in self.sizes if not rotary)
+        self.blocks = nnx.List(block(config.ffn, causal=True) for _ in range(config.blocks))
         self.norm = norm(config.dim, rngs=rngs)
 
     def item_table(self) -> jax.Array:
@@ -119,15 +119,22 @@ class KuaiFormer(nnx.Module):
 
     def queries(self, history: dict) -> jax.Array:
         """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
-        return self.encode(history, self.item_table())
+        return self.encode(history, self.item_table())[:, 0]
 
-    def encode(self, batch: dict, table: jax.Array, key: layers.Key = None) -> jax.Array:
-        """The k interests of each user: [B, k, D].
+    def encode(
+        self, batch: dict, table: jax.Array, key: layers.Key = None, cuts: int = 1
+    ) -> jax.Array:
+        """The k interests at the last `cuts` places of each row: [B, G, k, D].
+
+        Query tokens see the events before their cut and the earlier query tokens of their cut; no
+        event sees a query token: a cut does not notice the others of its row. Only the groups of
+        compressed events end where they end for the last cut.
 
         Args:
           batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and feature.*.
           table: item table to look the items up in.
           key: dropout key; None at inference.
+          cuts: G <= min(newest, W).
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
@@ -136,17 +143,26 @@ class KuaiFormer(nnx.Module):
         x = sharding.lookup(table, batch['items']).astype(dtype) * config.dim**0.5
         x = layers.dropout(self.tokens(x, batch), config.embedding_dropout, token_key)
         x, real = self.compress(x * real[..., None].astype(dtype), real, group_key)
-        tokens = self.query_tokens[...].astype(dtype)
-        x = jnp.concatenate([x, _for_each_row(tokens, x)], axis=1)
+        events, asked = x.shape[1], cuts * config.interests
+        x = jnp.concatenate([x, self._query_tokens(x, cuts)], axis=1)
+        mask, places = mask_and_places(real, cuts, config.interests)
         if self.positions is not None:
-            x = x + self.positions[-x.shape[1] :].astype(dtype)
-        segments = jnp.pad(real.astype(jnp.int32), ((0, 0), (0, len(tokens))), constant_values=1)
-        mask = layers.causal_mask(segments)
+            first = len(self.positions) - config.interests - events
+            x, places = x + self.positions[first + places].astype(dtype), None
         for block, block_key in zip(self.blocks, block_keys, strict=True):
             if block is self.blocks[-1]:  # of which only the query tokens' outputs are used
-                mask = mask[:, :, -len(tokens) :]
-            x = block(x, mask, block_key)
-        return self.norm(x)
+                mask = mask[:, :, events:]
+            x = block(x, mask, block_key, places)
+        x = self.norm(x[:, -asked:])
+        return sharding.reshape_rows(x, (x.shape[0], cuts, config.interests, config.dim))
+
+    def _query_tokens(self, like: jax.Array, cuts: int) -> jax.Array:
+        """[B, cuts k, D] for every row of `like` [B, ..], placed like it."""
+        tokens = jnp.tile(self.query_tokens[...].astype(like.dtype), (cuts, 1))
+        shape, placed = (like.shape[0], *tokens.shape), None
+        if sharding.on_mesh():
+            placed = P(jax.typeof(like).sharding.spec[0], None, None)
+        return jax.lax.broadcast_in_dim(tokens, shape, (1, 2), out_sharding=placed)
 
     def compress(
         self, x: jax.Array, real: jax.Array, key: layers.Key = None
@@ -187,15 +203,20 @@ class KuaiFormer(nnx.Module):
         if self.positions is not None:
             x = x + self.group_positions[which][...].astype(x.dtype)
         mask = (real[:, :, None] == real[:, None, :])[:, None]  # padding sees padding only
-        y = self.compressors[which](x, mask, key) * real[..., None].astype(x.dtype)
-        return y.sum(1) / jnp.maximum(real.sum(1), 1)[:, None].astype(x.dtype)
+        places = jnp.arange(x.shape[1]) if self.positions is None else None
+        weights = real / jnp.maximum(real.sum(1, keepdims=True), 1)
+
+        def mean(y):
+            return jnp.einsum('gs,gsd->gd', weights.astype(y.dtype), y)[:, None]
+
+        return self.compressors[which](x, mask, key, places, mean)[:, 0]
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In-batch softmax of cuts, and its named terms, see `in_batch.loss`."""
         encode_key, sample_key = jax.random.split(key)
         in_batch.check_cuts(batch, 'KuaiFormer')
         table = self.item_table()
-        queries = self.encode(batch, table, encode_key)
+        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
         batch = self.sample(batch, sample_key)
         return in_batch.loss(self.config.in_batch, queries, table, batch, self.num_items)
 
@@ -212,6 +233,31 @@ class KuaiFormer(nnx.Module):
         return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
 
 
+def mask_and_places(real: jax.Array, cuts: int, interests: int) -> tuple[jax.Array, jax.Array]:
+    """Who sees whom among T events and then the query tokens of G cuts, and where they stand.
+
+    Args:
+      real: bool [B, T], events that are no padding.
+      cuts: G; cut g = 0..G-1 comes after place T - (G - 1 - g) - 1.
+      interests: k query tokens per cut.
+
+    Returns:
+      bool [B, 1, T + G k, T + G k], and int32 [T + G k]: tokens' places; the queries of a cut go on
+      counting from its last event.
+    """
+    length = real.shape[1]
+    cut = jnp.repeat(jnp.arange(cuts), interests)  # of each query token
+    nth = jnp.tile(jnp.arange(interests), cuts)
+    end = length - (cuts - 1 - cut)
+    events = layers.causal_mask(real.astype(jnp.int32))  # [B, 1, T, T]
+    seen = real[:, None, None] & (jnp.arange(length) < end[:, None])  # [B, 1, G k, T]
+    own = (cut[:, None] == cut) & (nth <= nth[:, None])
+    own = own & (seen[..., :1] | True)  # for every row, placed like it
+    none = jnp.zeros_like(seen).swapaxes(2, 3)  # events see no queries
+    mask = jnp.block([[events, none], [seen, own]])
+    return mask, jnp.concatenate([jnp.arange(length), end + nth])
+
+
 def groups_within(
     compress: tuple[int, ...], newest: int, width: int
 ) -> tuple[list[tuple[int, int]], int]:
@@ -224,13 +270,3 @@ def groups_within(
         covered += size
     runs = itertools.groupby(reversed(reached))
     return [(size, len(list(run))) for size, run in runs], covered - width
-
-
-def _for_each_row(vectors: jax.Array, like: jax.Array) -> jax.Array:
-    """vectors [k, D] for every row of `like` [B, ..]: [B, k, D], placed like it."""
-    shape = (like.shape[0], *vectors.shape)
-    if not sharding.on_mesh():
-        return jnp.broadcast_to(vectors, shape)
-    return jax.lax.broadcast_in_dim(
-        vectors, shape, (1, 2), out_sharding=P(jax.typeof(like).sharding.spec[0], None, None)
-    )

@@ -96,18 +96,18 @@ class SASRec(nnx.Module):
         return self.table[...]
 
     def encode(
-        self, batch: dict, table: jax.Array, key: layers.Key = None, *, last: bool = False
+        self, batch: dict, table: jax.Array, key: layers.Key = None, *, last: int = 0
     ) -> jax.Array:
-        """Hidden vector after every event, or after the last place of each row alone.
+        """Hidden vector after every event, or after the last ones of each row.
 
         Args:
           batch: items, segments, positions: int32 [B, L], and feature.* of its features.
           table: item table to look the items up in.
           key: dropout key; None at inference.
-          last: the last block computes the last place only.
+          last: > 0: the last block computes this many last places only.
 
         Returns:
-          [B, L, D], or [B, 1, D] if `last`; zeros on padding (before the final LayerNorm).
+          [B, L, D], or [B, last, D]; zeros on padding (before the final LayerNorm).
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
@@ -121,20 +121,20 @@ class SASRec(nnx.Module):
         mask = layers.causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
             if last and block is self.blocks[-1]:
-                mask, real = mask[:, :, -1:], real[:, -1:]
+                mask, real = mask[:, :, -last:], real[:, -last:]
             x = block(x, mask, block_key) * real
-        return self.norm(x[:, -1:] if last else x)
+        return self.norm(x[:, -last:])
 
     def queries(self, history: dict) -> jax.Array:
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(history, self.item_table(), last=True)
+        return self.encode(history, self.item_table(), last=1)
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Next-item loss at every position of packed rows, or of cuts, and its named terms."""
         config = self.config
         if config.loss == 'in_batch':
             in_batch.check_cuts(batch, "SASRec with loss='in_batch'")
-        elif batch['targets'].ndim == 1:
+        elif 'log_share' in batch:
             raise UserError("data.windows='cuts' goes with model.loss='in_batch' alone")
         if 'negatives' in batch and (config.loss == 'softmax' or config.negatives_per != 'data'):
             raise UserError(
@@ -143,7 +143,8 @@ class SASRec(nnx.Module):
         encode_key, table_key, _ = jax.random.split(key, 3)
         table = layers.dropout(self.item_table(), config.table_dropout, table_key)
         if config.loss == 'in_batch':
-            queries = self.encode(batch, table, encode_key, last=True)
+            last = batch['targets'].shape[1]
+            queries = self.encode(batch, table, encode_key, last=last)[:, :, None]
             batch = self.sample(batch, key)
             return in_batch.loss(config.in_batch, queries, table, batch, self.num_items)
         hidden = self.encode(batch, table, encode_key)
