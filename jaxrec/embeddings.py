@@ -54,8 +54,9 @@ class Tokens(nnx.Module):
     """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
 
     The paper (section 3.2) has MLP([x; f]) and does not say more; with x added, the vector of an
-    item as input stays near to its vector as candidate from the start. Every feature has a table of `size + 2` rows; a set is the mean of its members' rows, and code 0
-    (missing, padding) is a zero vector. One hidden layer of D with SiLU.
+    item as input stays near to its vector as candidate from the start. Every feature has a table of
+    `size + 2` rows; a set is the mean of its members' rows, and code 0 (missing, padding) is a zero
+    vector. One hidden layer of D with SiLU.
     """
 
     def __init__(

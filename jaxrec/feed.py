@@ -3,9 +3,9 @@
 import numpy as np
 
 from jaxrec.batches import Codes, TrainBatches
+from jaxrec.codes import Encoder
 from jaxrec.config import Experiment
 from jaxrec.cuts import CutBatches
-from jaxrec.codes import Encoder
 from jaxrec.histories import Histories
 from jaxrec.splits import Split
 

@@ -6,6 +6,7 @@ every validation.
 """
 
 import collections
+import copy
 import dataclasses
 import functools
 
@@ -175,7 +176,22 @@ class Ranker:
         self._rows = sharding.serving_rows(batch_users)
         depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
         self._depth = min(depth, task.histories.num_items)
-        self._score = _scorer(graphdef, task.histories.num_items, task.filter_seen, self._depth)
+        self._score = jax.jit(
+            functools.partial(
+                _score,
+                graphdef,
+                num_items=task.histories.num_items,
+                filter_seen=task.filter_seen,
+                depth=self._depth,
+            )
+        )
+
+    def of(self, split: Split, which: str, *, max_users: int = 0) -> 'Ranker':
+        """One for another split of the same histories, which shares what is compiled."""
+        other = copy.copy(self)
+        old = self.task
+        other.task = Task(old.histories, split, which, old.protocol, max_users=max_users)
+        return other
 
     def __call__(self, params) -> Result:
         """Ranks all targets of the task.
@@ -226,15 +242,6 @@ class Ranker:
                 batch['candidates'] = np.pad(self.task.candidates(chosen), ((0, missing), (0, 0)))
                 del batch['seen']
             yield chosen, place_whole(batch)
-
-
-@functools.cache  # a stream makes a ranker per period
-def _scorer(graphdef, num_items, filter_seen, depth):
-    return jax.jit(
-        functools.partial(
-            _score, graphdef, num_items=num_items, filter_seen=filter_seen, depth=depth
-        )
-    )
 
 
 def _score(graphdef, params, batch, *, num_items, filter_seen, depth):

@@ -92,7 +92,6 @@ def _stream(experiment, folder, histories, meta, periods) -> dict:
     graphdef, abstract = split_model(model, histories.num_items)
     optimizer = make_optimizer(experiment.optim, 1)
     step_fn = train_step(graphdef, optimizer, seed)
-    protocol = protocol_of(experiment.eval)
 
     with contextlib.ExitStack() as closing:
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(folder)))
@@ -112,21 +111,17 @@ def _stream(experiment, folder, histories, meta, periods) -> dict:
         logs = closing.enter_context(
             contextlib.closing(Logs(folder, step, active=jax.process_index() == 0))
         )
+        ranker = None
         for period in range(host['done'], periods):
             before, after = starts[period], starts[period + 1]
             targets = _first_events(histories, before, after)
             if period and len(targets):
-                result = _predict(
-                    experiment,
-                    graphdef,
-                    histories,
-                    Split(before, targets, targets),
-                    protocol,
-                    codes,
-                    evaluated(state),
-                )
-                host['results'].append(result)
-                logs.write(step, {'period': period + 1, **_flat(result)})
+                split = Split(before, targets, targets)
+                if ranker is None:
+                    ranker = _ranker(experiment, graphdef, histories, split, codes)
+                ranker = ranker.of(split, 'valid', max_users=experiment.train.eval_users)
+                host['results'].append(_predict(ranker, evaluated(state)))
+                logs.write(step, {'period': period + 1, **_flat(host['results'][-1])})
             state, loss = _learn(experiment, histories, before, after, codes, step_fn, state)
             if not math.isfinite(loss):
                 raise UserError(
@@ -149,23 +144,24 @@ def _first_events(histories: Histories, before: np.ndarray, after: np.ndarray) -
     return Targets(users, before[users])
 
 
-def _predict(experiment, graphdef, histories, split, protocol, codes, params) -> dict:
-    """{'users': n, 'model': metrics, 'popularity': metrics}."""
-    ranker = Ranker(
+def _ranker(experiment, graphdef, histories, split, codes) -> Ranker:
+    return Ranker(
         graphdef,
         histories,
         split,
         'valid',
-        protocol,
+        protocol_of(experiment.eval),
         max_len=experiment.model.max_len,
         batch_users=experiment.eval.batch_users,
-        max_users=experiment.train.eval_users,
         codes=codes,
     )
+
+
+def _predict(ranker: Ranker, params: dict) -> dict:
+    """{'users': n, 'model': metrics, 'popularity': metrics}."""
     result = ranker(params)
     popularity = baselines.Scorer(ranker.task.training_counts)
-    counts = baselines.rank_counts(popularity, ranker.task)
-    other = ranker.task.result(*counts)
+    other = ranker.task.result(*baselines.rank_counts(popularity, ranker.task))
     return {'users': result.users, 'model': result.metrics, 'popularity': other.metrics}
 
 

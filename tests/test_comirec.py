@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -21,11 +20,11 @@ LENGTHS = (W, 4, 1, 0, 2)  # of the histories in `make_batch`
 def make(**options):
     defaults = {'dim': D, 'interests': K, 'hidden': 2, 'max_len': W, 'embedding_dropout': 0.0}
     config = comirec.Config(feature_dim=3, **(defaults | options))
-    graphdef, params = nnx.split(config.make(ITEMS, rngs=nnx.Rngs(0)))
-    rng = np.random.default_rng(1)  # away from the initial values, so that every term matters
-    params = jax.tree.map(
-        lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), x.dtype), nnx.to_pure_dict(params)
-    )
+    build = lambda: config.make(ITEMS, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, shapes = nnx.split(nnx.eval_shape(build))
+    rng = np.random.default_rng(1)  # parameters large enough that every term matters
+    draw = lambda shape: (0.4 * rng.normal(size=shape.shape)).astype(np.float32)  # noqa: E731
+    params = jax.tree.map(draw, nnx.to_pure_dict(shapes))
     return graphdef, params
 
 
@@ -58,7 +57,7 @@ def slow_interests(params, batch, row, end, features):
                 members = [p['tokens']['tables'][number][c] for c in codes if c]
                 parts.append(sum(members) / len(members) if members else np.zeros(3))
             hidden = np.concatenate(parts) @ p['tokens']['inner']['kernel']
-            x = hidden / (1 + np.exp(-hidden)) @ p['tokens']['outer']['kernel']
+            x = x + hidden / (1 + np.exp(-hidden)) @ p['tokens']['outer']['kernel']
         placed = x + p['positions'][W - batch['items'].shape[1] + place]
         logits.append(np.tanh(placed @ p['inner']['kernel']) @ p['outer']['kernel'])
         vectors.append(x)

@@ -19,17 +19,18 @@ FEATURES = (
 SETS = 4  # numbers per set
 
 
-def perturbed(params, seed=1):
-    """Away from the initial values, so that every term matters."""
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), x.dtype), params)
+def away_from_zero(shapes):
+    """Parameters of these shapes, large enough that every term matters."""
+    rng = np.random.default_rng(1)
+    draw = lambda shape: (0.4 * rng.normal(size=shape.shape)).astype(np.float32)  # noqa: E731
+    return jax.tree.map(draw, nnx.to_pure_dict(shapes))
 
 
 def make_tokens(features):
     linear = layers.linear_layer(embeddings.INITS['xavier_normal'], jnp.float32, bias=False)
-    model = embeddings.Tokens(features, D, 3, linear, rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
-    return graphdef, perturbed(nnx.to_pure_dict(params))
+    build = lambda: embeddings.Tokens(features, D, 3, linear, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, shapes = nnx.split(nnx.eval_shape(build))
+    return graphdef, away_from_zero(shapes)
 
 
 def make_codes(shape, seed=0):
@@ -55,7 +56,8 @@ def slow_tokens(params, features, items, codes):
                 members = [table[c] for c in np.atleast_1d(code) if c > 0]
                 parts.append(sum(members) / len(members) if members else np.zeros(3))
             hidden = np.concatenate(parts) @ p['inner']['kernel']
-            out[row, place] = hidden / (1 + np.exp(-hidden)) @ p['outer']['kernel']
+            hidden = hidden / (1 + np.exp(-hidden))
+            out[row, place] = parts[0] + hidden @ p['outer']['kernel']
     return out
 
 
@@ -66,7 +68,8 @@ def test_tokens(count):
     items = np.random.default_rng(3).normal(size=(4, 6, D))
     codes = make_codes((4, 6))
     used = {feature.key: codes[feature.key] for feature in features}
-    got = nnx.merge(graphdef, params)(jnp.asarray(items, jnp.float32), used)
+    call = jax.jit(lambda p, x, codes: nnx.merge(graphdef, p)(x, codes))
+    got = call(params, items.astype(np.float32), used)
     np.testing.assert_allclose(got, slow_tokens(params, features, items, used), atol=2e-5)
     for number, feature in enumerate(features):
         assert params['tables'][number].shape == (feature.size + 2, 3)
@@ -77,7 +80,8 @@ def test_missing_codes_teach_their_row_nothing():
     graphdef, params = make_tokens(FEATURES)
     items = jnp.ones((4, 6, D))
     codes = make_codes((4, 6))
-    grads = jax.grad(lambda p: (nnx.merge(graphdef, p)(items, codes) ** 2).sum())(params)
+    loss = lambda p: (nnx.merge(graphdef, p)(items, codes) ** 2).sum()  # noqa: E731
+    grads = jax.jit(jax.grad(loss))(params)
     for number, feature in enumerate(FEATURES):
         learnt = (np.asarray(grads['tables'][number]) != 0).any(1)
         found = np.isin(np.arange(feature.rows), codes[feature.key])
@@ -87,8 +91,9 @@ def test_missing_codes_teach_their_row_nothing():
 
 def make_sasrec():
     config = sasrec.Config(dim=D, max_len=L, heads=2, features=FEATURES, feature_dim=3)
-    graphdef, params = nnx.split(config.make(ITEMS, rngs=nnx.Rngs(0)))
-    params = perturbed(nnx.to_pure_dict(params))
+    build = lambda: config.make(ITEMS, rngs=nnx.Rngs(0))  # noqa: E731
+    graphdef, shapes = nnx.split(nnx.eval_shape(build))
+    params = away_from_zero(shapes)
 
     @jax.jit
     def encode(params, batch):

@@ -72,7 +72,7 @@ def test_loads_and_trains(path, mesh):
 
     mesh(1, 1)
     histories = with_columns(tiny_histories(), getattr(experiment.model, 'features', ()))
-    experiment.train.batch_rows = 2
+    experiment.train.batch_rows = 8
     batches = train_batches(experiment, histories, leave_one_out(histories))
     optimizer = make_optimizer(experiment.optim, 10)
     graphdef, _ = split_model(experiment.model, histories.num_items)

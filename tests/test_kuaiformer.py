@@ -36,15 +36,12 @@ def make_small(**options):
     return make_config(**({'max_len': 7, 'compress': (3,), 'blocks': 1} | options))
 
 
-LONG = {'max_len': 140, 'compress': (70,), 'newest': 70, 'heads': 1, 'interests': 2}
 CONFIGS = {
-    'rope': make_config(features=FEATURES),
+    'rope': make_config(features=FEATURES, compress_ffn=3),
     'learned': make_config(positions='learned', dim=6),  # heads of odd width
     'rope, all newest': make_config(compress=(), newest=11, blocks=1),
     'learned, all newest': make_config(compress=(), newest=11, blocks=1, positions='learned'),
-    'rope, long': make_config(**LONG),
-    'learned, long': make_config(**LONG, positions='learned', blocks=1),
-    'small': make_small(features=FEATURES),
+    'long': make_config(max_len=140, compress=(70,), newest=70, heads=1, interests=2),
 }
 # half the time to compile, and nothing here runs for long
 jit = functools.partial(
@@ -170,7 +167,7 @@ def slow_vectors(params, config, events, cuts=1):
                 members = [table[code] for code in np.atleast_1d(codes) if code]
                 parts.append(sum(members) / len(members) if members else np.zeros(3))
         hidden = np.concatenate(parts) @ p['tokens']['inner']['kernel']
-        return hidden / (1 + np.exp(-hidden)) @ p['tokens']['outer']['kernel']
+        return parts[0] + hidden / (1 + np.exp(-hidden)) @ p['tokens']['outer']['kernel']
 
     # events stand at the right end of max_len places
     first = config.max_len - len(events)
@@ -233,13 +230,12 @@ def test_vectors(name):
         np.testing.assert_allclose(got[row], expected, atol=1e-4)
 
 
-@pytest.mark.parametrize('name', ['rope, long', 'learned, long'])
-def test_vectors_of_long_sequences(name):
+def test_vectors_of_long_sequences():
     """Beyond the 64 queries that causal attention takes at once, in a group and after it."""
     histories = make_events((140, 75))
-    got = encoder(name)(right_aligned(histories, 140))
+    got = encoder('long')(right_aligned(histories, 140))
     for row, events in enumerate(histories):
-        expected = slow_vectors(made(name)[1], CONFIGS[name], events)
+        expected = slow_vectors(made('long')[1], CONFIGS['long'], events)
         np.testing.assert_allclose(got[row], expected, atol=1e-4)
 
 
@@ -306,7 +302,8 @@ def test_mask_and_places(length, cuts, interests):
     rng = np.random.default_rng(length)
     real = rng.random((6, length)) < 0.6
     real[0], real[1] = True, False
-    mask, places = kuaiformer.mask_and_places(jnp.asarray(real), cuts, interests)
+    mask, places = jit(kuaiformer.mask_and_places, static_argnums=(1, 2))(real, cuts, interests)
+    mask, places = np.asarray(mask), np.asarray(places)
     total = length + cuts * interests
     assert mask.shape == (6, 1, total, total) and places.shape == (total,)
     ends = [length - (cuts - 1 - g) for g in range(cuts)]
@@ -438,8 +435,8 @@ def test_loss_of_cuts(name):
     settings = SETTINGS[name]
     config = make_small(features=FEATURES, in_batch=settings)
     graphdef, params = make(config)
-    params['table'] = params['table'] / 3  # so that popular items win here and there
     batch = make_cuts()
+    params['table'][batch['targets'][5, 1]] *= 8  # so that some targets score highest
     batch['weights'] = batch['weights'] * np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
     if settings.uniform:
         batch = with_negatives(batch)
@@ -478,10 +475,24 @@ def test_a_rows_own_items_are_no_negatives():
     assert len(candidates & own) > 2
 
 
+def test_uniform_negatives_are_drawn_by_the_loss():
+    graphdef, params = make(make_small(in_batch=InBatch(uniform=400)))
+    model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
+    batch = make_cuts()
+    drawn = np.asarray(model.sample(batch, jax.random.key(0))['sampled'])
+    assert drawn.shape == (400,) and set(drawn.tolist()) == {*range(1, ITEMS + 1)}
+    given = with_negatives(batch)
+    assert model.sample(given, jax.random.key(0)) is given
+    loss = jit(lambda key, batch: model.loss(batch, key)[0])
+    losses = [loss(jax.random.key(seed), batch) for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+    graphdef, _ = make(make_small())
+    assert nnx.merge(graphdef, params).sample(batch, jax.random.key(0)) is batch
+
+
 def test_overfits_one_batch():
     config = make_small(features=FEATURES)
-    graphdef, _ = make(config)
-    params = nnx.to_pure_dict(nnx.state(config.make(ITEMS, rngs=nnx.Rngs(0)), nnx.Param))
+    graphdef, params = make(config)
     batch = make_cuts()
     tx = optax.adam(1e-2)
 
@@ -537,6 +548,8 @@ def test_same_loss_gradients_and_memory_on_any_mesh(mesh, name):
     graphdef, values = make(config)
     results = []
     for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
+        if name == 'kuaiformer-learned' and shape in ((8, 1), (4, 2)):
+            continue  # as above but for the positions: not worth the time to compile
         mesh(*shape)
         specs = {key: P() for key in values} | {'table': sharding.TABLE}
         params = {
@@ -608,14 +621,14 @@ def test_no_memory_without_an_estimate():
 
 
 def test_bf16_stays_close():
-    values = {}
-    for bf16 in (False, True):
-        graphdef, params = make(make_small(features=FEATURES, bf16=bf16))
-        loss = jit(lambda p, b, g=graphdef: nnx.merge(g, p).loss(b, jax.random.key(0))[0])
-        values[bf16] = loss(params, make_cuts())
-        assert values[bf16].dtype == jnp.float32
-    assert values[True] != values[False]
-    assert abs(values[True] / values[False] - 1) < 0.03
+    config = make_small(features=FEATURES, bf16=True)
+    graphdef, params = make(config)
+    batch = make_cuts()
+    value = jit(lambda p, b: nnx.merge(graphdef, p).loss(b, jax.random.key(0))[0])(params, batch)
+    vectors = vectors_of(params, config, batch)
+    expected = slow_loss(config.in_batch, vectors, params['table'], batch, batch['log_share'])[0]
+    assert value.dtype == jnp.float32
+    assert 1e-5 < abs(value / expected - 1) < 0.03
 
 
 @pytest.mark.parametrize(
@@ -631,6 +644,8 @@ def test_bf16_stays_close():
         ({'init': 'zeros'}, "model.init='zeros' is not one of xavier_uniform"),
         ({'blocks': 0}, 'model.blocks=0 is too small'),
         ({'interests': 0}, 'model.interests=0 is too small'),
+        ({'compress_ffn': 0}, 'model.compress_ffn=0 is too small'),
+        ({'feature_dim': 0}, 'model.feature_dim=0 is too small'),
         ({'dropout': 1.0}, r'model.dropout=1.0 is not in \[0, 1\)'),
         ({'embedding_dropout': -0.1}, r'model.embedding_dropout=-0.1 is not in \[0, 1\)'),
         ({'features': (Feature('a'), Feature('a'))}, "feature 'a' is given twice"),

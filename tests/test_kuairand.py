@@ -10,10 +10,10 @@ import pytest
 
 from jaxrec import baselines, datasets, splits
 from jaxrec.cli import UserError
+from jaxrec.codes import Encoder
 from jaxrec.config import Data
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import kuairand
-from jaxrec.codes import Encoder
 from jaxrec.features import Feature
 from jaxrec.histories import NO_TIME, Histories
 

@@ -128,6 +128,46 @@ def test_coverage(histories, mesh):
     assert 0 < result.metrics['Coverage@1'] < 0.7
 
 
+def test_interests(histories, mesh):
+    """Shares of wins and cosines of the two vectors, user by user in float64."""
+    mesh(2, 2)
+    table = make_table() + np.random.default_rng(5).normal(size=make_table().shape)
+    graphdef, params = build(table.astype(np.float32))
+    protocol = protocols.protocol_of(config.Eval(cutoffs=(1, 60), filter_seen=False))
+    split = leave_one_out(histories)
+    run = ranking.Ranker(
+        graphdef, histories, split, 'test', protocol, max_len=MAX_LEN, coverage=True
+    )
+    interests = run(params).interests
+    wins, listed, cosines = np.zeros(2), np.zeros(2), []
+    for user, end in zip(split.test.users, split.test.ends, strict=True):
+        history = histories.items[histories.offsets[user] : end]
+        newest = table[history[-MAX_LEN:]]
+        vectors = np.stack([newest.mean(0), newest[-1]])
+        scores = table[: ITEMS + 1] @ vectors.T
+        wins[scores[histories.items[end]].argmax()] += 1
+        for item in 1 + np.argsort(-scores[1:].max(1))[: ranking.LISTED]:
+            listed[scores[item].argmax()] += 1
+        a, b = vectors
+        cosines.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+    assert min(wins) > 0 and min(listed) > 0
+    np.testing.assert_allclose(interests['target_wins'], wins / wins.sum(), atol=1e-6)
+    np.testing.assert_allclose(interests['list_wins'], listed / listed.sum(), atol=1e-6)
+    np.testing.assert_allclose(interests['similarity'], np.mean(cosines), rtol=1e-4)
+
+
+def test_of_another_split_shares_what_is_compiled(histories, mesh):
+    mesh(1, 1)
+    graphdef, params = build(make_table())
+    protocol = protocols.protocol_of(config.Eval(cutoffs=(1, 10)))
+    split = leave_one_out(histories)
+    valid = ranking.Ranker(graphdef, histories, split, 'valid', protocol, max_len=MAX_LEN)
+    test = ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN)
+    assert valid.of(split, 'test')(params).metrics == test(params).metrics
+    assert valid(params).metrics != test(params).metrics
+    assert valid.of(split, 'test')._score is valid._score
+
+
 @pytest.mark.parametrize('name', protocols.NAMES)
 def test_constant_scorer_is_at_chance(mesh, name):
     """Among n candidates, HR@k of a scorer that knows nothing is k / n."""

@@ -196,3 +196,32 @@ def test_only_candidates_cross_devices(problem, mesh):
     assert gathers
     for line in gathers:
         assert f'{rows}' not in line.split('all-gather(')[0], line
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_top_k_is_the_merge_of_the_vectors_own_lists(mesh, shape):
+    """KuaiFormer's serving: top-N of each vector, merged, repeats dropped, cut to N."""
+    mesh(*shape)
+    rng = np.random.default_rng(3)
+    queries = rng.normal(size=(USERS, VECTORS, DIM)).astype(np.float32)
+    table = rng.normal(size=(sharding.table_rows(ITEMS), DIM)).astype(np.float32)
+    n = 12
+
+    @jax.jit
+    def lists(q, e):
+        whole = retrieval.top_k(q, e, ITEMS, None, n)
+        each = [retrieval.top_k(q[:, j : j + 1], e, ITEMS, None, n) for j in range(VECTORS)]
+        return whole, each, retrieval.winners(q, e, whole[1])
+
+    (scores, items), each, won = jax.device_get(lists(*place(queries), place_table(table)))
+    for user in range(USERS):
+        best = {}
+        for j in range(VECTORS):
+            for score, item in zip(each[j][0][user], each[j][1][user], strict=True):
+                best[item] = max(best.get(item, (-np.inf, j)), (score, j))
+        merged = sorted(best, key=lambda item: -best[item][0])[:n]
+        assert items[user].tolist() == merged
+        assert won[user].tolist() == [best[item][1] for item in merged]
+        exact = queries[user].astype(np.float64) @ table[merged].T.astype(np.float64)
+        assert won[user].tolist() == exact.argmax(0).tolist()
+        np.testing.assert_allclose(scores[user], exact.max(0), rtol=1e-5)
