@@ -43,7 +43,7 @@ def get_config(arg: str = '') -> Experiment:
         model=models[arg],
         # 8 windows of 8 targets each from every user and epoch
         data=Data(dataset='ml-1m', windows='cuts', cuts=8, windows_per_user=8),
-        optim=Optim(learning_rate=1e-3, b2=0.98),
+        optim=Optim(learning_rate=3e-3, b2=0.98, schedule='linear'),
         train=Train(batch_rows=64, epochs=8, eval_every=2, metric='HR@50'),
         eval=Eval(cutoffs=(10, 50, 100, 500, 1000)),
     )
@@ -63,21 +63,23 @@ def sweep() -> dict[str, tuple[str, dict]]:
             'train.batch_rows': 512 // cuts,
         }
 
+    cheap = window(64)  # the rest at length 64
     rows = {
         'kuaiformer': ('', {}),
         'sasrec': ('sasrec', {}),
         'sasrec/256': ('sasrec', {'model.max_len': 256}),
+        'sasrec/no features': ('sasrec', {'model.features': ()}),
         'comirec': ('comirec', {}),
     }
     rows |= {f'length/{n}': ('', window(n)) for n in (8, 16, 32, 64, 128, 256)}
-    rows |= {f'k/{k}': ('', {'model.interests': k}) for k in range(1, 8)}
-    rows |= {f'layers/{n}': ('', {'model.blocks': n}) for n in range(1, 6)}
+    rows |= {f'k/{k}': ('', {**cheap, 'model.interests': k}) for k in range(1, 8)}
+    rows |= {f'layers/{n}': ('', {**cheap, 'model.blocks': n}) for n in range(1, 6)}
     rows |= {
-        'logq/none': ('', {'model.in_batch.logq': 'none'}),
-        'logq/streaming': ('', {'model.in_batch.logq': 'streaming'}),
-        'logq/refined': ('', {'model.in_batch.refined': True}),
-        'smoothing/0.1': ('', {'model.in_batch.smoothing': 0.1}),
-        'uniform/512': ('', {'model.in_batch.uniform': 512}),
-        'features/none': ('', {'model.features': ()}),
+        'logq/none': ('', {**cheap, 'model.in_batch.logq': 'none'}),
+        'logq/streaming': ('', {**cheap, 'model.in_batch.logq': 'streaming'}),
+        'logq/refined': ('', {**cheap, 'model.in_batch.refined': True}),
+        'smoothing/0.1': ('', {**cheap, 'model.in_batch.smoothing': 0.1}),
+        'uniform/512': ('', {**cheap, 'model.in_batch.uniform': 512}),
+        'features/none': ('', {**cheap, 'model.features': ()}),
     }
     return rows

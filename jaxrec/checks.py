@@ -72,6 +72,8 @@ def check(experiment: Experiment) -> None:
             "data.windows='cuts' does not go with train.microbatches: the targets of the whole "
             'batch are negatives'
         )
+    if hasattr(experiment.model, 'check_data'):
+        experiment.model.check_data(experiment.data)
     protocol = protocols.protocol_of(experiment.eval)
     known = metrics.names(protocol.cutoffs)
     if experiment.train.metric not in known:

@@ -47,6 +47,8 @@ class CutBatches:
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
+        if cuts > max_len:
+            raise UserError(f'data.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._cuts, self._codes, self._process = cuts, codes, process
         starts = histories.offsets[:-1]

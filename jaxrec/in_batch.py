@@ -89,8 +89,7 @@ def loss(
     positive = by_vector.max(1)
     negatives = scores(queries, sharding.lookup(table, candidates))
     own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
-    shown = allowed(candidates, batch['targets'], own, own_history=config.own_history)
-    shown = flat(shown)
+    shown = flat(allowed(candidates, batch['targets'], own, own_history=config.own_history))
     value = in_batch_softmax(
         positive,
         negatives,
@@ -108,12 +107,6 @@ def loss(
         won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
         terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
     return value, terms
-
-
-def check_cuts(batch: dict, model: str) -> None:
-    """Raises UserError for a batch of packed windows."""
-    if 'log_share' not in batch:
-        raise UserError(f"{model} trains on cuts: set data.windows='cuts'")
 
 
 def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict:
@@ -198,9 +191,7 @@ def in_batch_softmax(
     log_z = jnp.logaddexp(positive, jax.nn.logsumexp(negatives, axis=-1))
     loss = log_z - positive
     if smoothing:
-        p = jnp.exp(
-            jnp.minimum(negatives - log_z[:, None], -1e-6)
-        )  # below 1, so that log is finite
+        p = jnp.exp(jnp.minimum(negatives - log_z[:, None], -1e-6))  # below 1: its log is finite
         push = -jnp.where(allowed, jnp.log1p(-p), 0).sum(-1)
         loss = (1 - smoothing) * loss + smoothing / negatives.shape[1] * push
     if refined:

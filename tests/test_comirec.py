@@ -144,6 +144,7 @@ def test_loss_and_accuracy_of_the_nearest_interest():
     """All candidates are scored by that one interest, not each by its own nearest."""
     graphdef, params = make(in_batch=InBatch(uniform=6))
     batch = make_cuts()
+    params['table'][batch['targets'][0]] *= 4  # so that some targets score highest
     table = np.asarray(params['table'], np.float64)
     places = list(zip(*np.nonzero(batch['targets']), strict=True))
     candidates = [(batch['targets'][at], float(batch['log_share'][at])) for at in places]
@@ -164,6 +165,7 @@ def test_loss_and_accuracy_of_the_nearest_interest():
     value, terms = loss(params, batch)
     np.testing.assert_allclose(value, np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(terms['accuracy'], np.mean(right), rtol=1e-5)
+    assert 0 < np.mean(right) < 1
     assert set(terms) == {'in_batch', 'accuracy'}
 
 

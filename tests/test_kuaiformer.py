@@ -413,8 +413,11 @@ def slow_loss(settings, vectors, table, batch, log_share):
             own |= {*batch['items'][row].tolist(), *batch['targets'][row].tolist()}
         positive = score(target, float(log_share[row, cut]))
         others = [score(item, share) for item, share in candidates if item not in own]
-        losses.append(math.log(sum(math.exp(s) for s in [positive, *others])) - positive)
         right.append(positive > max(others))
+        if settings.refined:  # whose own score is not corrected
+            positive = max(float(v @ table[target]) for v in vectors[row, cut])
+        loss = math.log(sum(math.exp(s) for s in [positive, *others])) - positive
+        losses.append(loss * (1 - math.exp(-loss)) if settings.refined else loss)
         winners.append(int(np.argmax([v @ table[target] for v in vectors[row, cut]])))
         weights.append(batch['weights'][row, cut])
     mean = functools.partial(np.average, weights=weights)
@@ -427,6 +430,7 @@ SETTINGS = {
     'own history': InBatch(own_history=True),
     'uniform': InBatch(uniform=9),
     'uncorrected': InBatch(logq='none', uniform=9, own_history=True),
+    'refined': InBatch(refined=True, uniform=9),
 }
 
 
@@ -436,7 +440,8 @@ def test_loss_of_cuts(name):
     config = make_small(features=FEATURES, in_batch=settings)
     graphdef, params = make(config)
     batch = make_cuts()
-    params['table'][batch['targets'][5, 1]] *= 8  # so that some targets score highest
+    params['table'] /= 3  # so that the corrections matter
+    params['table'][batch['targets'][5, 1]] *= 3  # and some targets score highest
     batch['weights'] = batch['weights'] * np.linspace(0.5, 1.5, 8, dtype=np.float32)[:, None]
     if settings.uniform:
         batch = with_negatives(batch)

@@ -12,6 +12,7 @@ from flax import nnx
 
 from jaxrec import embeddings, in_batch, layers, sharding
 from jaxrec.cli import UserError
+from jaxrec.config import Data
 from jaxrec.features import Feature, check_features
 from jaxrec.in_batch import InBatch
 
@@ -42,6 +43,11 @@ class Config:
         if self.init not in embeddings.INITS:
             raise UserError(f'model.init={self.init!r} is not one of {", ".join(embeddings.INITS)}')
         return ComiRec(self, num_items, rngs=rngs)
+
+    def check_data(self, data: Data) -> None:
+        """Raises UserError for data that the model cannot train on."""
+        if data.windows != 'cuts':
+            raise UserError(f"ComiRec trains on data.windows='cuts', not {data.windows!r}")
 
 
 class ComiRec(nnx.Module):
@@ -96,7 +102,6 @@ class ComiRec(nnx.Module):
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In-batch softmax of the interest nearest to the target (eq. 8, 9), and its terms."""
-        in_batch.check_cuts(batch, 'ComiRec')
         encode_key, sample_key = jax.random.split(key)
         table = self.item_table()
         queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])

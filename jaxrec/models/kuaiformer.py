@@ -16,6 +16,7 @@ from jax import P
 
 from jaxrec import embeddings, in_batch, layers, sharding
 from jaxrec.cli import UserError
+from jaxrec.config import Data
 from jaxrec.features import Feature, check_features
 from jaxrec.in_batch import InBatch
 
@@ -72,6 +73,13 @@ class Config:
                 f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
             )
         return KuaiFormer(self, num_items, rngs=rngs)
+
+    def check_data(self, data: Data) -> None:
+        """Raises UserError for data that the model cannot train on."""
+        if data.windows != 'cuts':
+            raise UserError(f"KuaiFormer trains on data.windows='cuts', not {data.windows!r}")
+        if data.cuts > self.newest:
+            raise UserError(f'data.cuts={data.cuts} must not exceed model.newest={self.newest}')
 
 
 class KuaiFormer(nnx.Module):
@@ -214,7 +222,6 @@ class KuaiFormer(nnx.Module):
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In-batch softmax of cuts, and its named terms, see `in_batch.loss`."""
         encode_key, sample_key = jax.random.split(key)
-        in_batch.check_cuts(batch, 'KuaiFormer')
         table = self.item_table()
         queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
         batch = self.sample(batch, sample_key)

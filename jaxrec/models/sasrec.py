@@ -9,6 +9,7 @@ from jax import P
 
 from jaxrec import embeddings, in_batch, layers, losses, sharding
 from jaxrec.cli import UserError
+from jaxrec.config import Data
 from jaxrec.features import Feature, check_features
 from jaxrec.in_batch import InBatch
 
@@ -58,6 +59,14 @@ class Config:
         if not 0 <= self.gbce_t <= 1:
             raise UserError(f'model.gbce_t={self.gbce_t} is not in [0, 1]')
         return SASRec(self, num_items, rngs=rngs)
+
+    def check_data(self, data: Data) -> None:
+        """Raises UserError for data that the model cannot train on."""
+        if (data.windows == 'cuts') != (self.loss == 'in_batch'):
+            raise UserError(
+                "data.windows='cuts' and model.loss='in_batch' go together; here they are "
+                f'{data.windows!r} and {self.loss!r}'
+            )
 
 
 _PACKED = ('softmax', 'sampled_softmax', 'bce', 'gbce')  # losses at every position of packed rows
@@ -132,10 +141,6 @@ class SASRec(nnx.Module):
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Next-item loss at every position of packed rows, or of cuts, and its named terms."""
         config = self.config
-        if config.loss == 'in_batch':
-            in_batch.check_cuts(batch, "SASRec with loss='in_batch'")
-        elif 'log_share' in batch:
-            raise UserError("data.windows='cuts' goes with model.loss='in_batch' alone")
         if 'negatives' in batch and (config.loss == 'softmax' or config.negatives_per != 'data'):
             raise UserError(
                 "data.unseen_negatives goes with a sampled loss and negatives_per='data'"
