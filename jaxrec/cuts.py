@@ -17,6 +17,7 @@ class CutBatches:
 
     A user's windows of an epoch are spread over the history at equal distances from a random start
     (systematic sampling), so no target comes twice in an epoch, and each is as likely as any other.
+    Where as many windows as there may be take all targets, they are laid out from the user's end.
 
     Args:
       histories: the events.
@@ -64,7 +65,9 @@ class CutBatches:
         # A window may also end up to G - 1 events after the last target, which leaves its places
         # for these empty: so all targets, the first and the last too, are in G possible windows.
         self._places = self._targets + cuts - 1
-        self._chance = self._taken * cuts / self._places  # of each target, per epoch
+        self._whole = self._taken * cuts >= self._targets
+        chance = self._taken * cuts / self._places
+        self._chance = np.where(self._whole, 1.0, chance)  # of each target, per epoch
         self.rows = rows
         self.rows_per_epoch = self.windows_per_epoch = int(self._taken.sum())
         self.targets_per_epoch = round(float((self._chance * self._targets).sum()))
@@ -127,6 +130,8 @@ class CutBatches:
             start, apart = rng.random(len(self._users)), self._places / self._taken
             places = np.floor((nth + start[users]) * apart[users]).astype(np.int64)
             places = np.minimum(places, self._places[users] - 1)  # against rounding
+            from_end = self._targets[users] - 1 - nth * self._cuts
+            places = np.where(self._whole[users], from_end, places)
             order = rng.permutation(len(places))
             self._epoch = (epoch, users[order], places[order])
         return self._epoch[1:]

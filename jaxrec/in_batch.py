@@ -168,9 +168,9 @@ def in_batch_softmax(
       (1 - a) (-log p_target) + (a / N) sum_j -log(1 - p_j)
 
     The second term is KuaiFormer's smoothing (arXiv 2411.10057, section 3.4): unlike label
-    smoothing it pushes negatives down only. `refined` is arXiv 2507.09331: the target, which is
-    always among the candidates, is not corrected, and each row's loss is multiplied by
-    1 - p_target, through which no gradient flows.
+    smoothing it pushes negatives down only. N is the number of candidates, padding included.
+    `refined` is arXiv 2507.09331: the target, which is always among the candidates, is not
+    corrected, and each row's loss is multiplied by 1 - p_target, through which no gradient flows.
 
     Args:
       positive: [B] scores of the targets.

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxrec.cli import UserError
+from jaxrec.config import Data
 from jaxrec.features import Feature
 from jaxrec.in_batch import InBatch
 from jaxrec.models import comirec
@@ -188,11 +189,9 @@ def test_only_the_nearest_interest_learns():
 
 
 def test_packed_windows_are_refused():
-    graphdef, params = make()
-    batch = make_cuts()
-    del batch['log_share']
-    with pytest.raises(UserError, match="ComiRec trains on cuts: set data.windows='cuts'"):
-        nnx.merge(graphdef, params).loss(batch, jax.random.key(0))
+    comirec.Config().check_data(Data(windows='cuts', cuts=3))
+    with pytest.raises(UserError, match="ComiRec trains on data.windows='cuts', not 'all'"):
+        comirec.Config().check_data(Data(windows='all'))
 
 
 @pytest.mark.parametrize(

@@ -93,8 +93,11 @@ def exact_chances(targets, cuts, taken):
     """Expected times each target is drawn in an epoch, over all random starts.
 
     A window at place p holds targets p - G + 1 .. p; the places are floor((n + start) apart). What
-    they are only changes at multiples of 1 / places, so their middles stand for all starts.
+    they are only changes at multiples of 1 / places, so their middles stand for all starts. As many
+    windows as take all targets hold each of them once.
     """
+    if taken * cuts >= targets:
+        return [Fraction(1)] * targets
     places = targets + cuts - 1
     chances = [Fraction(0)] * targets
     for i in range(places):
@@ -126,7 +129,7 @@ def test_an_epoch_without_limit_holds_every_target_once(cuts):
     assert batches.targets_per_epoch == len(expected)
 
 
-@pytest.mark.parametrize('cuts', [1, 2, 3, 8])
+@pytest.mark.parametrize('cuts', [1, 2, 3, W])
 @pytest.mark.parametrize('windows', [0, 1, 2, 5])
 def test_windows_of_every_user_and_no_target_twice(windows, cuts):
     batches = make(cuts=cuts, windows=windows)
@@ -163,7 +166,7 @@ def test_over_many_epochs_each_target_comes_as_often_as_expected(cuts, windows):
     assert abs(sum(counts.values()) / epochs - total) < 0.1 * math.sqrt(total)
 
 
-@pytest.mark.parametrize(('cuts', 'windows'), [(1, 0), (1, 2), (3, 0), (3, 2), (8, 1)])
+@pytest.mark.parametrize(('cuts', 'windows'), [(1, 0), (1, 2), (3, 0), (3, 2), (W, 1)])
 def test_log_share_is_the_targets_expected_share(cuts, windows):
     batches = make(cuts=cuts, windows=windows)
     of_event = exact_expectations(cuts, windows)
@@ -187,7 +190,7 @@ def test_log_share_is_the_targets_expected_share(cuts, windows):
     assert len(seen) > ITEMS / 2
 
 
-@pytest.mark.parametrize(('cuts', 'windows'), [(1, 0), (3, 0), (3, 1), (8, 2)])
+@pytest.mark.parametrize(('cuts', 'windows'), [(1, 0), (3, 0), (3, 1), (W, 2)])
 def test_a_row_is_the_history_before_its_last_target(cuts, windows):
     batches = make(cuts=cuts, windows=windows)
     masks = set()
@@ -216,7 +219,7 @@ def test_a_row_is_the_history_before_its_last_target(cuts, windows):
                 if weight:
                     assert event in TARGETS[user]
                     assert target == HISTORIES.items[event]
-                    if 0 < cuts - 1 - g <= W:  # stands in the row, after the cut
+                    if g < cuts - 1:  # stands in the row, after the cut
                         assert target == values['items'][W - (cuts - 1 - g)]
     # windows over a history's ends have fewer targets: missing before the last one
     assert all(list(mask) == sorted(mask) for mask in masks)
@@ -323,3 +326,8 @@ def test_nothing_to_train_on_is_an_error():
 def test_rows_must_divide_over_the_processes():
     with pytest.raises(UserError, match='train.batch_rows=4 does not divide over 3 processes'):
         make(process=(0, 3))
+
+
+def test_more_cuts_than_a_row_has_places_is_an_error():
+    with pytest.raises(UserError, match=f'data.cuts={W + 1} is more than the model.max_len={W}'):
+        make(cuts=W + 1)

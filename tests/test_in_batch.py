@@ -56,7 +56,7 @@ def loss_of(queries, table, candidates, targets, history, weights, q, options):
         (queries * rows[targets][:, None]).sum(-1).max(1),
         in_batch.scores(queries, rows[candidates]),
         jnp.asarray(weights),
-        in_batch.allowed(candidates, targets, history, own_history=own),
+        in_batch.allowed(candidates, targets[:, None], history, own_history=own)[:, 0],
         log_q_positive=log_q[targets],
         log_q_negatives=log_q[candidates],
         smoothing=smoothing,

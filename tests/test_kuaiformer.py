@@ -664,15 +664,16 @@ def test_bad_settings(options, message):
         make_config(**options).make(ITEMS, rngs=nnx.Rngs(0))
 
 
-def test_packed_windows_are_refused():
-    batch = make_cuts()
-    del batch['log_share']
-    for config, name in ((make_config(), 'KuaiFormer'), (MODELS['sasrec'], "SASRec with loss='i")):
-        graphdef, params = make(config)
-        with pytest.raises(UserError, match=f"{name}.* trains on cuts: set data.windows='cuts'"):
-            nnx.merge(graphdef, params).loss(batch, jax.random.key(0))
-    graphdef, params = make(sasrec.Config(dim=D, max_len=7))
-    with pytest.raises(
-        UserError, match="data.windows='cuts' goes with model.loss='in_batch' alone"
+def test_data_that_a_model_does_not_train_on_is_refused():
+    cuts = functools.partial(configs.Data, windows='cuts')
+    make_config().check_data(cuts(cuts=4))
+    MODELS['sasrec'].check_data(cuts(cuts=7))
+    sasrec.Config().check_data(configs.Data())
+    for config, data, message in (
+        (make_config(), configs.Data(), "KuaiFormer trains on data.windows='cuts', not 'last'"),
+        (make_config(), cuts(cuts=5), 'data.cuts=5 must not exceed model.newest=4'),
+        (MODELS['sasrec'], configs.Data(windows='all'), "here they are 'all' and 'in_batch'"),
+        (sasrec.Config(), cuts(), "here they are 'cuts' and 'softmax'"),
     ):
-        nnx.merge(graphdef, params).loss(make_cuts(), jax.random.key(0))
+        with pytest.raises(UserError, match=message):
+            config.check_data(data)

@@ -221,15 +221,16 @@ class KuaiFormer(nnx.Module):
 
     def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         """In-batch softmax of cuts, and its named terms, see `in_batch.loss`."""
-        encode_key, sample_key = jax.random.split(key)
+        encode_key, _ = jax.random.split(key)
         table = self.item_table()
         queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
-        batch = self.sample(batch, sample_key)
+        batch = self.sample(batch, key)
         return in_batch.loss(self.config.in_batch, queries, table, batch, self.num_items)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with uniform negatives under 'sampled', if there are to be any."""
-        return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
+        _, sample_key = jax.random.split(key)
+        return in_batch.sample(self.config.in_batch, batch, sample_key, self.num_items)
 
     def init_memory(self) -> dict:
         """See `state`: the frequency estimate, if the loss uses one."""

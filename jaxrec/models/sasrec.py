@@ -193,7 +193,8 @@ class SASRec(nnx.Module):
         """
         config = self.config
         if config.loss == 'in_batch':
-            return in_batch.sample(config.in_batch, batch, key, self.num_items)
+            negative_key = jax.random.split(key, 3)[2]
+            return in_batch.sample(config.in_batch, batch, negative_key, self.num_items)
         if config.loss == 'softmax':
             raise UserError("optim.table: touched rows only need a sampled loss, not 'softmax'")
         if config.negatives_per == 'data':
