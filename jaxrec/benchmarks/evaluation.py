@@ -9,6 +9,7 @@ from jaxrec import config, datasets, sharding, splits
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.peer import K
 from jaxrec.cli import say
+from jaxrec.feed import feature_codes
 from jaxrec.optim import make_optimizer
 from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
@@ -47,6 +48,7 @@ def measure_evaluation(
         protocol_of(full),
         max_len=model.max_len,
         batch_users=experiment.eval.batch_users,
+        codes=feature_codes(model, histories, split.train_ends),
         coverage=True,
     )
     first = measure.seconds(lambda: ranker(params))

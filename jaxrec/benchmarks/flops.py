@@ -24,7 +24,8 @@ def train_flops(model, num_items: int, negatives: int, batch: dict[str, np.ndarr
     """Useful operations of one step on a packed batch, forward and backward.
 
     Args:
-      model: a SASRec Config, or one with the same fields; nan for another kind of model.
+      model: a SASRec Config, or one with the same fields; nan for another kind of model, and for
+        cuts and features, whose operations are not counted here.
       num_items: size of the catalogue.
       negatives: candidates per target besides the target itself (ignored by the exact softmax).
       batch: `segments` int [B, L], as `batches.TrainBatches` makes it.
@@ -35,7 +36,8 @@ def train_flops(model, num_items: int, negatives: int, batch: dict[str, np.ndarr
 
 def forward_flops(model, num_items: int, negatives: int, tokens: int, pairs: int) -> float:
     """Useful operations of the forward pass, see the head of this file."""
-    if getattr(model, 'variant', None) not in DENSE:
+    known = getattr(model, 'variant', None) in DENSE and model.loss != 'in_batch'
+    if not known or getattr(model, 'features', ()):
         return float('nan')
     dense, inner = DENSE[model.variant]
     per_token = (dense + inner * model.ffn) * model.dim**2

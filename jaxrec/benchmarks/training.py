@@ -10,7 +10,7 @@ import jax
 from jaxrec import config, datasets, sharding, splits
 from jaxrec.batches import prefetch
 from jaxrec.benchmarks import measure
-from jaxrec.benchmarks.flops import tokens_and_pairs, train_flops
+from jaxrec.benchmarks.flops import train_flops
 from jaxrec.cli import say
 from jaxrec.feed import train_batches
 from jaxrec.histories import Histories
@@ -84,7 +84,7 @@ class Loop:
     def _counted(self, step: int) -> dict:
         batch = self.batches(step)
         flops = train_flops(self._model, self._num_items, self._negatives, batch)
-        self._counts[step] = (tokens_and_pairs(batch['segments'])[0], flops)
+        self._counts[step] = (int((batch['weights'] > 0).sum()), flops)
         return batch
 
 
