@@ -76,6 +76,12 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
         raise UserError(f'--periods={periods} must be at least 2: one to learn, one to predict')
     if experiment.data.windows != 'cuts':
         raise UserError("streaming trains on cuts: set data.windows='cuts'")
+    for feature in getattr(experiment.model, 'features', ()):
+        if feature.kind == 'quantile':
+            raise UserError(
+                f"feature {feature.column!r}: kind='quantile' looks at all training events, and a "
+                "stream does not know them yet: take 'log' or 'uniform'"
+            )
     if experiment.optim.schedule != 'constant':
         raise UserError("a stream has no end to decay to: set optim.schedule='constant'")
     histories, meta = datasets.load(experiment.data, say=say)
@@ -88,7 +94,7 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
 def _stream(experiment, folder, histories, meta, periods) -> dict:
     model, seed = experiment.model, experiment.train.seed
     starts = period_starts(histories, periods)
-    codes = feature_codes(model, histories, starts[1])  # quantiles of the first period
+    codes = feature_codes(model, histories, starts[1])
     graphdef, abstract = split_model(model, histories.num_items)
     optimizer = make_optimizer(experiment.optim, 1)
     step_fn = train_step(graphdef, optimizer, seed)

@@ -122,6 +122,8 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         else:
             step = checkpoints.last_step()
             state, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+            if 'periods' in host:
+                raise UserError(f'{folder} holds a run of jaxrec.stream; use another --workdir')
             progress = Progress(**host)
             say(f'going on from step {step} of {stop_at}')
         workdir.record(folder, experiment, meta, step)
@@ -268,7 +270,7 @@ class Watch:
         self._logs.progress(
             f'step {step}/{self._stop_at}  epoch {step * per_step:.2f}  loss {mean["loss"]:.4f}  '
             f'{speed["examples_per_second"]:,.0f} examples/s  '
-            f'{speed["tokens_per_second"]:,.0f} real tokens/s  '
+            f'{speed["tokens_per_second"]:,.0f} targets/s  '
             f'{duration((self._stop_at - step) / rate)} left'
         )
         self._clock = time.monotonic()

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import config, splits, stream
+from jaxrec import config, splits, stream, train
 from jaxrec.cli import UserError
 from jaxrec.cuts import CutBatches
+from jaxrec.features import Feature
 from jaxrec.histories import NO_TIME, Histories
 from jaxrec.models import sasrec
 
@@ -133,12 +134,15 @@ def test_a_killed_stream_goes_on_with_its_period(tmp_path, mesh, monkeypatch):
     assert {**again, 'workdir': ''} == {**whole, 'workdir': ''}
     with pytest.raises(UserError, match='another run'):
         stream.stream(experiment(tmp_path), tmp_path / 'killed', 5)
+    with pytest.raises(UserError, match=r'a run of jaxrec.stream; use another --workdir'):
+        train.train(experiment(tmp_path), tmp_path / 'killed')
 
 
 def test_errors(tmp_path, mesh):
     for change, message in (
         ({'data.windows': 'last', 'model.loss': 'softmax'}, "data.windows='cuts'"),
         ({'optim.schedule': 'cosine'}, 'no end to decay'),
+        ({'model.features': (Feature('gap', 'quantile', size=3),)}, "take 'log' or 'uniform'"),
     ):
         wrong = experiment(tmp_path)
         for name, value in change.items():
