@@ -7,6 +7,9 @@ python -m jaxrec.evaluate --workdir=runs/kuairand
 FOLDER holds the data set's files, see jaxrec/datasets/kuairand.py. The events are the videos that
 users watched to the end or for 18 seconds, from 25 April to 8 May 2022 with times and features, and
 each user's last 50 before as a prefix without. The newest tenth of the events with times tests.
+Not run to the end with these 8 epochs; with 2 and linear decay (4 minutes on one busy CPU core) the
+test HR@50 is .2660, SASRec's .2742, popularity's .1604, seed 0. README has the table.
+
 experiments/kuaiformer_kuairand.py:sasrec and :comirec are the baselines. As a service would train,
 each day predicted before it is learnt:
 
@@ -39,7 +42,7 @@ def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is '' (KuaiFormer), 'sasrec' or 'comirec'."""
     models = {
         '': kuaiformer.Config(
-            **WIDTH, blocks=2, heads=2, interests=4, max_len=64, compress=(16, 16), newest=32
+            **WIDTH, blocks=2, heads=2, ffn=2, interests=4, max_len=64, compress=(16, 16), newest=32
         ),
         'sasrec': sasrec.Config(
             **WIDTH,
@@ -62,7 +65,7 @@ def get_config(arg: str = '') -> Experiment:
             cuts=8,
             split='temporal',
         ),
-        optim=Optim(learning_rate=1e-3, b2=0.98),
+        optim=Optim(learning_rate=3e-3, b2=0.98),
         train=Train(batch_rows=64, epochs=8, patience=3, metric='HR@50'),
         eval=Eval(cutoffs=(10, 50, 100, 500, 1000)),
     )

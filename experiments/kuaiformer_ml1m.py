@@ -4,6 +4,9 @@ python -m jaxrec.train --config=experiments/kuaiformer_ml1m.py --workdir=runs/ku
 python -m jaxrec.evaluate --workdir=runs/kuaiformer
 python -m jaxrec.recommend --workdir=runs/kuaiformer --user=42 --explain
 
+Not run to the end with these 8 epochs; with 3 (9 minutes on one busy CPU core) the test HR@50 is
+.5197, at window 64 .5184 (3 seeds), SASRec's .5253 (3 seeds). README, "KuaiFormer", has the table.
+
 experiments/kuaiformer_ml1m.py:sasrec and :comirec are the baselines: same features, loss, targets.
 All rows of the ablations:
 
@@ -25,7 +28,7 @@ WIDTH = {'dim': 64, 'features': FEATURES}
 def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is '' (KuaiFormer), 'sasrec' or 'comirec'."""
     models = {
-        '': kuaiformer.Config(**WIDTH, blocks=2, heads=2, interests=4),
+        '': kuaiformer.Config(**WIDTH, blocks=2, heads=2, ffn=2, interests=4),
         'sasrec': sasrec.Config(
             **WIDTH,
             variant='pre_ln',

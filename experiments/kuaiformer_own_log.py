@@ -24,7 +24,7 @@ def get_config(arg: str = '') -> Experiment:
     features = (Feature('gap', 'quantile', size=20),)
     features += tuple(Feature(column, 'quantile', size=20) for column in columns)
     return Experiment(
-        model=kuaiformer.Config(dim=64, blocks=2, interests=4, features=features),
+        model=kuaiformer.Config(dim=64, blocks=2, ffn=2, interests=4, features=features),
         data=Data(features=','.join(columns), windows='cuts', cuts=8, windows_per_user=8),
         optim=Optim(learning_rate=2e-3, ema=0.995),
         train=Train(batch_rows=64, epochs=50, patience=5, metric='HR@50', eval_users=20_000),

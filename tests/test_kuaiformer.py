@@ -33,7 +33,7 @@ def make_config(**options):
 
 def make_small(**options):
     """One group, one block, for what takes long to compile."""
-    return make_config(**({'max_len': 7, 'compress': (3,), 'blocks': 1} | options))
+    return make_config(**({'max_len': 7, 'compress': (3,), 'blocks': 1, 'ffn': 2} | options))
 
 
 CONFIGS = {

@@ -28,7 +28,7 @@ class Config:
     dim: int = 64
     blocks: int = 4  # causal layers over the compressed sequence
     heads: int = 2
-    ffn: int = 2  # inner width of the feed-forward layer, in multiples of dim
+    ffn: int = 4  # inner width of the feed-forward layer, in multiples of dim
     interests: int = 4  # query tokens k, so user vectors
     max_len: int = 256  # newest events that the model sees
     compress: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)  # events per group, oldest first
