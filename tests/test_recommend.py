@@ -102,6 +102,7 @@ def flags(**given):
         'output': None,
         'k': 10,
         'keep_seen': False,
+        'explain': False,
         'skip_unknown': False,
         'checkpoint': 'best',
         'batch_users': 16,
