@@ -1,6 +1,7 @@
 """What the commands share: one clear line per user error, and `--json` output."""
 
 import json
+import pathlib
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,29 @@ def run(main: Callable[[list[str]], None]) -> None:
         app.run(_guarded(main), flags_parser=_parse)
     except KeyboardInterrupt:
         _fail('interrupted')
+
+
+def define_run_flags() -> None:
+    """Flags of a command that trains an experiment: --config, --workdir, --json."""
+    from ml_collections import config_flags  # not for the commands that train nothing
+
+    config_flags.DEFINE_config_file(
+        'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
+    )
+    flags.DEFINE_string('workdir', None, 'Folder of the run; an unfinished run there goes on.')
+    flags.DEFINE_bool('json', False, 'Print a JSON summary as the last line of standard output.')
+
+
+def given_run() -> tuple[Any, pathlib.Path]:
+    """The experiment of --config and the folder of --workdir; UserError if one is missing."""
+    from ml_collections import config_flags
+
+    if FLAGS.config is None or not FLAGS.workdir:
+        raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
+    file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
+    if not pathlib.Path(file).is_file():  # ml_collections is silent about it
+        raise UserError(f'no such experiment file: {file} (--config)')
+    return FLAGS.config, pathlib.Path(FLAGS.workdir)
 
 
 def people() -> TextIO:

@@ -5,14 +5,15 @@ popular items come often, so log of the expected number of draws, logQ, is taken
 (Yi et al. 2019). How often an item comes is counted by the data pipeline, or estimated on the way
 by `estimate`.
 
-`InBatch` and `loss` are all that a model needs; `sample`, `init_memory` and `remember` are what it
-passes on.
+`InBatch` and `loss` are all that a model needs; `InBatchModel` passes on `sample`, `init_memory`
+and `remember`.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import P
 
 from jaxrec import sharding
@@ -34,13 +35,15 @@ class InBatch:
     def check(self) -> None:
         """Raises UserError for a value that cannot be."""
         if self.logq not in ('counted', 'streaming', 'none'):
-            raise UserError(f'in_batch.logq={self.logq!r} is not one of counted, streaming, none')
+            raise UserError(
+                f'model.in_batch.logq={self.logq!r} is not one of counted, streaming, none'
+            )
         if not 0 < self.rate < 1:
-            raise UserError(f'in_batch.rate={self.rate} is not between 0 and 1')
+            raise UserError(f'model.in_batch.rate={self.rate} is not between 0 and 1')
         if not 0 <= self.smoothing < 1:
-            raise UserError(f'in_batch.smoothing={self.smoothing} is not in [0, 1)')
+            raise UserError(f'model.in_batch.smoothing={self.smoothing} is not in [0, 1)')
         if self.uniform < 0:
-            raise UserError(f'in_batch.uniform={self.uniform} must not be negative')
+            raise UserError(f'model.in_batch.uniform={self.uniform} must not be negative')
 
 
 def loss(
@@ -132,6 +135,23 @@ def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[d
     if sharding.on_mesh():
         log_share = jax.reshard(log_share, P('data', None))
     return {**batch, 'log_share': log_share}, memory
+
+
+class InBatchModel(nnx.Module):
+    """A model that trains with `loss` alone; has `config.in_batch` and `num_items`."""
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with the uniform negatives that `loss(batch, key)` uses under 'sampled'."""
+        _, sample_key = jax.random.split(key)
+        return sample(self.config.in_batch, batch, sample_key, self.num_items)
+
+    def init_memory(self) -> dict:
+        """See `state`: the frequency estimate, if the loss uses one."""
+        return init_memory(self.config.in_batch, self.num_items)
+
+    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
+        """See `state`."""
+        return remember(batch, memory, step, self.config.in_batch.rate)
 
 
 def _everywhere(x: jax.Array) -> jax.Array:

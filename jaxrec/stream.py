@@ -17,7 +17,6 @@ import pathlib
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 
 from jaxrec import baselines, checks, cli, config, datasets, sharding, workdir
 from jaxrec.batches import prefetch
@@ -38,23 +37,14 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
-    config_flags.DEFINE_config_file(
-        'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
-    )
-    flags.DEFINE_string('workdir', None, 'Folder of the run; an unfinished run there goes on.')
+    cli.define_run_flags()
     flags.DEFINE_integer('periods', 10, 'Parts of the log, with equally many events each.')
-    flags.DEFINE_bool('json', False, 'Print a JSON summary as the last line of standard output.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    if FLAGS.config is None or not FLAGS.workdir:
-        raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
-    file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
-    if not pathlib.Path(file).is_file():  # ml_collections is silent about it
-        raise UserError(f'no such experiment file: {file} (--config)')
-    cli.emit(stream(FLAGS.config, pathlib.Path(FLAGS.workdir), FLAGS.periods))
+    cli.emit(stream(*cli.given_run(), FLAGS.periods))
 
 
 def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) -> dict:

@@ -19,8 +19,6 @@ import sys
 import time
 
 import jax
-from absl import flags
-from ml_collections import config_flags
 
 from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
 from jaxrec.batches import prefetch
@@ -34,27 +32,16 @@ from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
 from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
 
-FLAGS = flags.FLAGS
-
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
-    config_flags.DEFINE_config_file(
-        'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
-    )
-    flags.DEFINE_string('workdir', None, 'Folder of the run; an unfinished run there goes on.')
-    flags.DEFINE_bool('json', False, 'Print a JSON summary as the last line of standard output.')
+    cli.define_run_flags()
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    if FLAGS.config is None or not FLAGS.workdir:
-        raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
-    file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
-    if not pathlib.Path(file).is_file():  # ml_collections is silent about it
-        raise UserError(f'no such experiment file: {file} (--config)')
-    cli.emit(train(FLAGS.config, pathlib.Path(FLAGS.workdir)))
+    cli.emit(train(*cli.given_run()))
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:

@@ -33,6 +33,8 @@ flags.DEFINE_list('metrics', ['HR@50'], 'Columns of the table.')
 
 def main(argv: list[str]) -> None:
     """The command."""
+    if not pathlib.Path(FLAGS.experiment).is_file():
+        sys.exit(f'error: no such experiment file: {FLAGS.experiment} (--experiment)')
     sweep = runpy.run_path(FLAGS.experiment).get('sweep')
     if sweep is None:
         sys.exit(f'error: {FLAGS.experiment} has no sweep()')
@@ -90,6 +92,9 @@ def table(rows: dict) -> str:
         hashes |= {r['data_hash'] for r in results}
         cells = []
         for metric in FLAGS.metrics:
+            if missing := [r for r in results if metric not in r['metrics']]:
+                known = ', '.join(missing[0]['metrics'])
+                sys.exit(f'error: --metrics={metric}: {name} has only {known}')
             values = np.array([r['metrics'][metric] for r in results])
             spread = f' ± {values.std(ddof=1):.4f}' if len(values) > 1 else ''
             cells.append(f'{values.mean():.4f}{spread}')

@@ -81,6 +81,14 @@ def test_runs_once_and_tabulates(experiment):
 def test_errors(experiment):
     done = sweep(experiment, '--only=nothing')
     assert done.returncode == 1 and 'takes no row of base, width/4, cut/5' in done.stderr
+    folder = experiment.parent / 'runs' / 'base' / 'seed0'
+    folder.mkdir(parents=True)
+    result = {'metrics': {'HR@5': 0.1}, 'data_hash': 'a'}
+    (folder / 'evaluation_test_full.json').write_text(json.dumps(result))
+    done = sweep(experiment, '--table', '--metrics=HR@7')
+    assert done.returncode == 1 and '--metrics=HR@7: base has only HR@5' in done.stderr
+    done = sweep(experiment.with_name('nonesuch.py'))
+    assert done.returncode == 1 and 'no such experiment file' in done.stderr
     experiment.write_text('def get_config(arg): pass')
     done = sweep(experiment)
     assert done.returncode == 1 and 'has no sweep()' in done.stderr

@@ -50,7 +50,7 @@ class Config:
             raise UserError(f"ComiRec trains on data.windows='cuts', not {data.windows!r}")
 
 
-class ComiRec(nnx.Module):
+class ComiRec(in_batch.InBatchModel):
     """K attentions over the history: V = softmax(W2 tanh(W1 (H + positions)))^T H (eq. 6, 7)."""
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
@@ -110,16 +110,3 @@ class ComiRec(nnx.Module):
         nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)
         chosen = jnp.take_along_axis(queries, nearest[..., None, None], axis=2)
         return in_batch.loss(self.config.in_batch, chosen, table, batch, self.num_items)
-
-    def sample(self, batch: dict, key: jax.Array) -> dict:
-        """The batch with uniform negatives under 'sampled', if there are to be any."""
-        _, sample_key = jax.random.split(key)
-        return in_batch.sample(self.config.in_batch, batch, sample_key, self.num_items)
-
-    def init_memory(self) -> dict:
-        """See `state`: the frequency estimate, if the loss uses one."""
-        return in_batch.init_memory(self.config.in_batch, self.num_items)
-
-    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
-        """See `state`."""
-        return in_batch.remember(batch, memory, step, self.config.in_batch.rate)

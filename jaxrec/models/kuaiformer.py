@@ -82,7 +82,7 @@ class Config:
             raise UserError(f'data.cuts={data.cuts} must not exceed model.newest={self.newest}')
 
 
-class KuaiFormer(nnx.Module):
+class KuaiFormer(in_batch.InBatchModel):
     """Tokens of item and features, compressed groups, a causal transformer, k query tokens."""
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
@@ -226,19 +226,6 @@ class KuaiFormer(nnx.Module):
         queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
         batch = self.sample(batch, key)
         return in_batch.loss(self.config.in_batch, queries, table, batch, self.num_items)
-
-    def sample(self, batch: dict, key: jax.Array) -> dict:
-        """The batch with uniform negatives under 'sampled', if there are to be any."""
-        _, sample_key = jax.random.split(key)
-        return in_batch.sample(self.config.in_batch, batch, sample_key, self.num_items)
-
-    def init_memory(self) -> dict:
-        """See `state`: the frequency estimate, if the loss uses one."""
-        return in_batch.init_memory(self.config.in_batch, self.num_items)
-
-    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
-        """See `state`."""
-        return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
 
 
 def mask_and_places(real: jax.Array, cuts: int, interests: int) -> tuple[jax.Array, jax.Array]:

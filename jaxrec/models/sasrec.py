@@ -43,7 +43,7 @@ class Config:
     def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..num_items; UserError for a value that cannot be."""
         _one_of('variant', self.variant, layers.BLOCKS)
-        _one_of('loss', self.loss, (*_PACKED, 'in_batch'))
+        _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce', 'in_batch'))
         _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
         _one_of('init', self.init, embeddings.INITS)
         self.in_batch.check()
@@ -67,9 +67,6 @@ class Config:
                 "data.windows='cuts' and model.loss='in_batch' go together; here they are "
                 f'{data.windows!r} and {self.loss!r}'
             )
-
-
-_PACKED = ('softmax', 'sampled_softmax', 'bce', 'gbce')  # losses at every position of packed rows
 
 
 class SASRec(nnx.Module):
