@@ -15,6 +15,7 @@ from jaxrec.histories import Histories
 from jaxrec.splits import Targets
 
 Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index
+Extras = Callable[[int, np.ndarray, np.ndarray], dict[str, np.ndarray]]  # see `positives.Users`
 SEEN_ENTRIES = 1 << 24  # of `seen` in one batch of histories, unless a single user needs more
 
 
@@ -36,6 +37,7 @@ class TrainBatches:
       unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
         whole training history (the SASRec authors' sampler).
       codes: of features, `codes.Encoder.events`.
+      extras: what else a batch has of its users, of (step, users, index of the event after each).
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -50,12 +52,13 @@ class TrainBatches:
         windows: str = 'last',
         unseen_negatives: int = 0,
         codes: Codes | None = None,
+        extras: Extras | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._codes, self._process = codes, process
+        self._codes, self._extras, self._process = codes, extras, process
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
         )
@@ -107,21 +110,21 @@ class TrainBatches:
         source = ranges(self._starts[windows], lengths)
         place = ranges(row * self._max_len + column, lengths)
         batch = {
-            'items': _scatter(shape, place, self._histories.items[source]),
-            'targets': _scatter(shape, place, self._histories.items[source + 1]),
-            'segments': _scatter(shape, place, np.repeat(index_in_row + 1, lengths)),
-            'positions': _scatter(shape, place, ranges(self._max_len - lengths, lengths)),
+            'items': scatter(shape, place, self._histories.items[source]),
+            'targets': scatter(shape, place, self._histories.items[source + 1]),
+            'segments': scatter(shape, place, np.repeat(index_in_row + 1, lengths)),
+            'positions': scatter(shape, place, ranges(self._max_len - lengths, lengths)),
         }
         batch['weights'] = (batch['segments'] > 0).astype(np.float32)
         for name, codes in self._codes(source).items() if self._codes else ():
-            batch[name] = _scatter(shape, place, codes)
+            batch[name] = scatter(shape, place, codes)
         if self._negatives is not None:
             rng = np.random.default_rng([self._seed, 2, step])
             drawn = self._negatives(rng, np.repeat(self._users[windows], lengths))
-            batch['negatives'] = _scatter(shape, place, drawn)
-        index, count = self._process
-        part = self.rows // count
-        return {name: value[index * part : (index + 1) * part] for name, value in batch.items()}
+            batch['negatives'] = scatter(shape, place, drawn)
+        if self._extras is not None:
+            batch |= self._extras(step, self._users[windows], self._starts[windows] + lengths)
+        return {name: part(value, *self._process) for name, value in batch.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the rows in `epoch`, and the window that each slot holds."""
@@ -157,6 +160,12 @@ class UnseenNegatives:
             if not seen.any():
                 return drawn.astype(np.int32)
             drawn[seen] = rng.integers(1, self._num_items + 1, int(seen.sum()))
+
+
+def part(values: np.ndarray, index: int, count: int) -> np.ndarray:
+    """Part number `index` of `count` equal ones of the leading axis."""
+    size = len(values) // count
+    return values[index * size : (index + 1) * size]
 
 
 def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -232,14 +241,14 @@ def history_batch(
     shape = (len(starts), width)
     place = ranges(np.arange(len(starts)) * width + width - lengths, lengths)
     source = ranges(ends - lengths, lengths)
-    events = _scatter(shape, place, items[source])
+    events = scatter(shape, place, items[source])
     coded = codes(source) if codes else {}
     positions = np.broadcast_to(np.arange(max_len - width, max_len, dtype=np.int32), shape)
     return {
         'items': events,
         'segments': (events > 0).astype(np.int32),
         'positions': np.where(events > 0, positions, 0).astype(np.int32),
-        **{name: _scatter(shape, place, values) for name, values in coded.items()},
+        **{name: scatter(shape, place, values) for name, values in coded.items()},
     }
 
 
@@ -307,7 +316,7 @@ def _windows(offsets, train_ends, max_len, windows):
     return starts, ends - starts, users
 
 
-def _scatter(shape, place, values):
+def scatter(shape: tuple[int, ...], place: np.ndarray, values: np.ndarray) -> np.ndarray:
     """int32 [*shape, ..]: values [n, ..] at these places of the flattened shape, else 0."""
     out = np.zeros((math.prod(shape), *values.shape[1:]), np.int32)
     out[place] = values

@@ -67,11 +67,16 @@ def check(experiment: Experiment) -> None:
         raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
     if optim.table != 'dense' and experiment.train.microbatches > 1:
         raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
-    if experiment.data.windows == 'cuts' and experiment.train.microbatches > 1:
-        raise UserError(
-            "data.windows='cuts' does not go with train.microbatches: the targets of the whole "
-            'batch are negatives'
-        )
+    contrast = getattr(experiment.model, 'contrast', None)
+    whole = {
+        "data.windows='cuts'": experiment.data.windows == 'cuts',
+        'model.contrast.weight > 0': contrast is not None and contrast.weight > 0,
+    }
+    for setting, given in whole.items():
+        if given and experiment.train.microbatches > 1:
+            raise UserError(
+                f'{setting} does not go with train.microbatches: the whole batch is negatives'
+            )
     if hasattr(experiment.model, 'check_data'):
         experiment.model.check_data(experiment.data)
     protocol = protocols.protocol_of(experiment.eval)

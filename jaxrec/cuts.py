@@ -7,7 +7,7 @@ the one before it one event earlier, and so on. With G = 1 each cut has a whole 
 
 import numpy as np
 
-from jaxrec.batches import Codes, history_batch, ranges
+from jaxrec.batches import Codes, Extras, history_batch, part, ranges
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 
@@ -29,6 +29,7 @@ class CutBatches:
       cuts: G, targets per window.
       train_starts: int64 [U], absolute index before which no event is a target; None = none.
       codes: of features, `codes.Encoder.events`.
+      extras: what else a batch has of its users, of (step, users, index of the event after each).
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -44,6 +45,7 @@ class CutBatches:
         cuts: int = 1,
         train_starts: np.ndarray | None = None,
         codes: Codes | None = None,
+        extras: Extras | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -51,7 +53,7 @@ class CutBatches:
         if cuts > max_len:
             raise UserError(f'data.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._cuts, self._codes, self._process = cuts, codes, process
+        self._cuts, self._codes, self._extras, self._process = cuts, codes, extras, process
         starts = histories.offsets[:-1]
         first = starts + 1 if train_starts is None else np.maximum(starts + 1, train_starts)
         targets = np.maximum(train_ends - first, 0)
@@ -98,11 +100,16 @@ class CutBatches:
         # Rows are spread evenly over the epoch's steps: no tiny last batch.
         first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
         last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
+        users, places = users[first:last], places[first:last]
+        extras = {}
+        if self._extras is not None:
+            target = self._first[users] + np.minimum(places, self._targets[users] - 1)
+            extras = self._extras(step, self._users[users], target)
         index, count = self._process
-        part = self.rows // count
-        mine = slice(min(first + index * part, last), min(first + (index + 1) * part, last))
+        size = self.rows // count
+        mine = slice(index * size, (index + 1) * size)
         users, places = users[mine], places[mine]
-        missing = (0, part - len(users))
+        missing = (0, size - len(users))
 
         ends = np.minimum(places, self._targets[users] - 1)  # number of the row's last target
         batch = history_batch(
@@ -119,7 +126,7 @@ class CutBatches:
         batch['targets'] = np.pad(targets, (missing, (0, 0)))
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
-        return batch
+        return batch | {name: part(value, index, count) for name, value in extras.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """User (an index of self._users) and place of every window of `epoch`, in order."""

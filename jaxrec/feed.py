@@ -1,7 +1,11 @@
 """What an experiment trains on: its batches, and the codes of its model's features."""
 
+import math
+
+import jax
 import numpy as np
 
+from jaxrec import positives
 from jaxrec.batches import Codes, TrainBatches
 from jaxrec.codes import Encoder
 from jaxrec.config import Experiment
@@ -27,6 +31,9 @@ def train_batches(
         'codes': feature_codes(experiment.model, histories, split.train_ends),
         'process': process,
     }
+    contrast = getattr(experiment.model, 'contrast', None)
+    if contrast is not None and contrast.weight:
+        common |= _for_contrast(contrast, common, histories, split.train_ends)
     if data.windows == 'cuts':
         return CutBatches(
             histories, split.train_ends, windows=data.windows_per_user, cuts=data.cuts, **common
@@ -44,3 +51,27 @@ def feature_codes(model, histories: Histories, train_ends: np.ndarray) -> Codes 
     """Codes of the features that a model's Config declares; None if it declares none."""
     features = getattr(model, 'features', ())
     return Encoder(histories, features, train_ends).events if features else None
+
+
+def _for_contrast(contrast, common, histories, train_ends) -> dict:
+    """`extras`, and `codes` with the item most similar to each event's where a view needs it."""
+    views, codes = (contrast.first, contrast.second), common['codes']
+    mesh = jax.sharding.get_mesh()
+    users = positives.Users(
+        histories,
+        train_ends,
+        max_len=common['max_len'],
+        seed=common['seed'],
+        same_target='same_target' in views,
+        codes=codes,
+        multiple=1 if mesh.empty else math.lcm(mesh.shape['data'], common['process'][1]),
+    )
+    if 'augment' not in views or not {'substitute', 'insert'} & contrast.rates.keys():
+        return {'extras': users}
+    similar = positives.similar_items(histories, train_ends)
+
+    def with_similar(index):
+        known = codes(index) if codes else {}
+        return {**known, 'similar': similar[histories.items[index]]}
+
+    return {'extras': users, 'codes': with_similar}

@@ -75,7 +75,7 @@ def loss(
 
     queries, targets, weights = flat(queries), flat(batch['targets']), flat(batch['weights'])
     log_q = flat(batch['log_share'])
-    candidates, candidates_log_q = _everywhere(targets), _everywhere(log_q)
+    candidates, candidates_log_q = sharding.replicated(targets), sharding.replicated(log_q)
     if config.uniform:
         drawn = batch['sampled']
         candidates = jnp.concatenate([candidates, drawn])
@@ -127,7 +127,7 @@ def init_memory(config: InBatch, num_items: int) -> dict[str, jax.Array]:
 
 def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[dict, dict]:
     """The batch with its log_share from the estimate, and the new estimate; see `state`."""
-    targets = _everywhere(batch['targets'])
+    targets = sharding.replicated(batch['targets'])
     memory, log_q = estimate(memory, targets.reshape(-1), step, rate)
     # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
     log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
@@ -149,13 +149,12 @@ class InBatchModel(nnx.Module):
         """See `state`: the frequency estimate, if the loss uses one."""
         return init_memory(self.config.in_batch, self.num_items)
 
-    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
+    def remember(
+        self, batch: dict, memory: dict, step: jax.Array, key: jax.Array
+    ) -> tuple[dict, dict]:
         """See `state`."""
+        del key
         return remember(batch, memory, step, self.config.in_batch.rate)
-
-
-def _everywhere(x: jax.Array) -> jax.Array:
-    return jax.reshard(x, P()) if sharding.on_mesh() else x
 
 
 def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:

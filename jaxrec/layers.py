@@ -29,14 +29,19 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 [shape]: two rounds of a 32-bit mixer over the entry's index, seeded by the key."""
-    seed = jax.random.bits(key, (2,), jnp.uint32)
+    """uint32 [shape]: `hashed` of the entries' indices."""
     index = jnp.zeros(shape, jnp.uint32)
     stride = 1
     for axis in reversed(range(len(shape))):
         step = jnp.uint32(stride % 2**32)
         index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * step
         stride *= shape[axis]
+    return hashed(key, index)
+
+
+def hashed(key: jax.Array, index: jax.Array) -> jax.Array:
+    """uint32 like `index` uint32: two rounds of a 32-bit mixer, seeded by the key."""
+    seed = jax.random.bits(key, (2,), jnp.uint32)
     return _mix(_mix(index ^ seed[0]) + seed[1])
 
 

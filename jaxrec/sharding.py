@@ -53,6 +53,11 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
 
 
+def replicated(x: jax.Array) -> jax.Array:
+    """The whole of x on every device."""
+    return jax.reshard(x, REPLICATED) if on_mesh() else x
+
+
 def serving_rows(batch_users: int) -> dict[str, int]:
     """Sizes for `batches.history_batches` on the current mesh: batch_users, multiple, tokens.
 

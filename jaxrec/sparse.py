@@ -20,7 +20,8 @@ from jax import P
 from jaxrec import config, sharding
 
 KINDS = ('rowwise_adagrad', 'sparse_adam')
-_IDS = ('items', 'targets', 'negatives', 'sampled')  # the batch's item numbers
+# the batch's item numbers
+_IDS = ('items', 'targets', 'negatives', 'sampled', 'similar', 'positive.items')
 
 
 def init(table: jax.Array, kind: str) -> dict[str, jax.Array]:
@@ -39,7 +40,7 @@ def touched(batch: dict, rows: int) -> tuple[jax.Array, dict]:
     """The distinct items of a batch, and the batch in the numbering of the small table.
 
     Args:
-      batch: with item numbers under some of items, targets, negatives, sampled.
+      batch: with item numbers under some of `_IDS`.
       rows: of the whole table; marks unused places.
 
     Returns:
@@ -48,7 +49,7 @@ def touched(batch: dict, rows: int) -> tuple[jax.Array, dict]:
       replaced by its place in `ids`.
     """
     names = [name for name in _IDS if name in batch]
-    flat = [_replicated(batch[name].reshape(-1)) for name in names]
+    flat = [sharding.replicated(batch[name].reshape(-1)) for name in names]
     everything = jnp.concatenate([jnp.zeros(1, jnp.int32), *flat])
     size = min(everything.size, rows)
     ids, place = jnp.unique(everything, size=size, fill_value=rows, return_inverse=True)
@@ -139,7 +140,3 @@ def value_and_grad(
         lambda rows, rest: loss({**rest, 'table': rows}, batch), argnums=(0, 1), has_aux=True
     )(small, rest)
     return result, (ids, *grads)
-
-
-def _replicated(x):
-    return jax.reshard(x, P()) if sharding.on_mesh() else x

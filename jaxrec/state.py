@@ -1,8 +1,8 @@
 """The train state: a plain dict of step, params, opt_state and, where needed, ema and memory.
 
 A model may remember more than parameters, a queue or a frequency estimate: `init_memory()` gives
-its first value, a dict of arrays, and `remember(batch, memory, step)`, before the gradient of each
-step, the next one and what the loss needs of it, added to the batch.
+its first value, a dict of arrays, and `remember(batch, memory, step, key)`, before the gradient of
+each step, the next one and what the loss needs of it, added to the batch; key is the loss's.
 """
 
 import functools
@@ -67,7 +67,7 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
         new = {}
         if 'memory' in state:
             model = nnx.merge(graphdef, state['params'])
-            batch, new['memory'] = model.remember(batch, state['memory'], state['step'] + 1)
+            batch, new['memory'] = model.remember(batch, state['memory'], state['step'] + 1, key)
         params, opt_state, loss, terms, norm = update(graphdef, optimizer, state, batch, key)
         new |= {'step': state['step'] + 1, 'params': params, 'opt_state': opt_state}
         if ema:

@@ -567,7 +567,7 @@ def test_same_loss_gradients_and_memory_on_any_mesh(mesh, name):
             model = nnx.merge(graphdef, params)
             memory = model.init_memory()
             if memory:
-                batch, memory = model.remember(batch, memory, jnp.int32(7))
+                batch, memory = model.remember(batch, memory, jnp.int32(7), jax.random.key(0))
             loss = lambda p: nnx.merge(graphdef, p).loss(batch, key)  # noqa: E731
             return jax.value_and_grad(loss, has_aux=True)(params), memory
 

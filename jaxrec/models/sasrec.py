@@ -42,6 +42,11 @@ class Config:
 
     def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..num_items; UserError for a value that cannot be."""
+        self.check()
+        return SASRec(self, num_items, rngs=rngs)
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be."""
         _one_of('variant', self.variant, layers.BLOCKS)
         _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce', 'in_batch'))
         _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
@@ -58,7 +63,6 @@ class Config:
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         if not 0 <= self.gbce_t <= 1:
             raise UserError(f'model.gbce_t={self.gbce_t} is not in [0, 1]')
-        return SASRec(self, num_items, rngs=rngs)
 
     def check_data(self, data: Data) -> None:
         """Raises UserError for data that the model cannot train on."""
@@ -107,7 +111,8 @@ class SASRec(nnx.Module):
         """Hidden vector after every event, or after the last ones of each row.
 
         Args:
-          batch: items, segments, positions: int32 [B, L], and feature.* of its features.
+          batch: items, segments, positions: int32 [B, L], and feature.* of its features; cutoff:
+            bool [B, L, D] if there is any, where the vectors of events are 0.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: > 0: the last block computes this many last places only.
@@ -123,6 +128,8 @@ class SASRec(nnx.Module):
         if self.tokens is not None:
             x = self.tokens(x, batch)
         x = x + sharding.lookup(self.positions[...], batch['positions'])
+        if 'cutoff' in batch:
+            x = jnp.where(batch['cutoff'], 0, x)
         x = layers.dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = layers.causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
@@ -211,8 +218,11 @@ class SASRec(nnx.Module):
             return {}
         return in_batch.init_memory(self.config.in_batch, self.num_items)
 
-    def remember(self, batch: dict, memory: dict, step: jax.Array) -> tuple[dict, dict]:
+    def remember(
+        self, batch: dict, memory: dict, step: jax.Array, key: jax.Array
+    ) -> tuple[dict, dict]:
         """See `state`."""
+        del key
         return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
 
 

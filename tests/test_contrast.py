@@ -1,0 +1,196 @@
+"""InfoNCE against float64 loops; user vectors, views and the queue."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrec import contrast, losses
+from jaxrec.cli import UserError
+from jaxrec.contrast import Contrast
+
+N, D = 7, 5
+RNG = np.random.default_rng(0)
+FIRST, SECOND, QUEUE = (RNG.normal(size=(n, D)) for n in (N, N, 12))
+WEIGHTS = np.array([1, 0.5, 2, 0, 1, 0, 1])
+ALIKE = RNG.random((N, N)) < 0.3
+ALIKE_QUEUE = RNG.random((N, 12)) < 0.3
+ALIKE_QUEUE[2] = True  # no negative is left
+
+
+def similarity(a, b, cosine, temperature):
+    scale = math.sqrt(a @ a) * math.sqrt(b @ b) if cosine else 1
+    return float(a @ b) / scale / temperature
+
+
+def slow_info_nce(cosine, temperature, alike):
+    total = 0.0
+    for views in ((FIRST, SECOND), (SECOND, FIRST)):
+        for n in range(N):
+            score = lambda x, n=n, views=views: math.exp(  # noqa: E731
+                similarity(views[0][n], x, cosine, temperature)
+            )
+            positive = score(views[1][n])
+            negatives = [
+                score(view[m])
+                for m in range(N)
+                for view in views
+                if m != n and WEIGHTS[m] and not (alike is not None and alike[n, m])
+            ]
+            total -= WEIGHTS[n] * math.log(positive / (positive + sum(negatives)))
+    return total / (2 * WEIGHTS.sum())
+
+
+@pytest.mark.parametrize('cosine', [False, True])
+@pytest.mark.parametrize('temperature', [1.0, 0.3])
+@pytest.mark.parametrize('alike', [None, ALIKE], ids=['all', 'hidden'])
+def test_info_nce(cosine, temperature, alike):
+    got = losses.info_nce(
+        jnp.asarray(FIRST),
+        jnp.asarray(SECOND),
+        jnp.asarray(WEIGHTS),
+        temperature=temperature,
+        cosine=cosine,
+        hidden=alike,
+    )
+    np.testing.assert_allclose(got, slow_info_nce(cosine, temperature, alike), rtol=2e-5)
+
+
+@pytest.mark.parametrize('cosine', [False, True])
+def test_info_nce_with_a_queue(cosine):
+    total = 0.0
+    for n in range(N):
+        score = lambda x, n=n: math.exp(similarity(FIRST[n], x, cosine, 0.7))  # noqa: E731
+        rest = sum(score(x) for m, x in enumerate(QUEUE) if not ALIKE_QUEUE[n, m])
+        total -= WEIGHTS[n] * math.log(score(SECOND[n]) / (score(SECOND[n]) + rest))
+    arrays = [jnp.asarray(x) for x in (FIRST, SECOND, QUEUE.reshape(3, 4, D), WEIGHTS)]
+    options = {'temperature': 0.7, 'cosine': cosine, 'hidden': ALIKE_QUEUE}
+    value, grads = jax.value_and_grad(
+        lambda first: losses.info_nce_queue(first, *arrays[1:], **options)
+    )(arrays[0])
+    np.testing.assert_allclose(value, total / WEIGHTS.sum(), rtol=2e-5)
+    assert np.isfinite(grads).all() and not np.asarray(grads)[[2, 3, 5]].any()
+
+
+def test_a_pair_alone_costs_nothing_and_has_finite_gradients():
+    weights = jnp.array([1.0, 0, 0, 0, 0, 0, 0])
+    value, grad = jax.value_and_grad(losses.info_nce)(
+        jnp.asarray(FIRST), jnp.asarray(SECOND), weights, cosine=True
+    )
+    assert value == 0 and np.isfinite(grad).all()
+
+
+def test_alignment_and_uniformity():
+    """Wang & Isola 2020, section 4.1.2, worked out pair by pair."""
+    users = np.array([4, 2, 9, 0, 1, 0, 5], np.int32)
+    batch = {'users': jnp.asarray(users), 'user_targets': jnp.asarray(users)}
+    _, terms = contrast.term(Contrast(), jnp.asarray(FIRST), jnp.asarray(SECOND), batch)
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (FIRST, SECOND))
+    real = np.flatnonzero(users)
+    alignment = np.mean([((a[n] - b[n]) ** 2).sum() for n in real])
+    apart = [math.exp(-2 * ((a[n] - a[m]) ** 2).sum()) for n in real for m in real if m != n]
+    np.testing.assert_allclose(terms['alignment'], alignment, rtol=1e-5)
+    np.testing.assert_allclose(terms['uniformity'], math.log(np.mean(apart)), rtol=1e-5)
+
+
+@pytest.mark.parametrize('same_user', [False, True])
+@pytest.mark.parametrize('same_target', [False, True])
+def test_which_users_are_negatives(same_user, same_target):
+    users = jnp.array([3, 1, 3, 0, 2, 5, 7])
+    targets = jnp.array([8, 8, 1, 0, 2, 1, 3])
+    settings = Contrast(same_user_negatives=same_user, same_target_negatives=same_target)
+    got, _ = contrast.term(
+        settings,
+        jnp.asarray(FIRST),
+        jnp.asarray(SECOND),
+        {'users': users, 'user_targets': targets},
+    )
+    hidden = np.zeros((N, N), bool)
+    for n in range(N):
+        for m in range(N):
+            hidden[n, m] |= not same_user and users[n] == users[m]
+            hidden[n, m] |= not same_target and targets[n] == targets[m]
+    weights = jnp.asarray(users > 0, jnp.float32)
+    expected = losses.info_nce(jnp.asarray(FIRST), jnp.asarray(SECOND), weights, hidden=hidden)
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('pool', ['last', 'mean'])
+def test_user_vectors(pool, mesh):
+    segments = np.array([[1, 1, 2, 0, 3], [0, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 2, 2, 0, 0]] * 2)
+    positions = np.array([[3, 4, 4, 0, 4], [0] * 5, [0, 1, 2, 3, 4], [4, 3, 4, 0, 0]] * 2)
+    hidden = RNG.normal(size=(8, 5, 3)).astype(np.float32)
+    expected = []
+    for row in range(8):
+        for number in range(1, segments[row].max() + 1):
+            vectors = hidden[row][segments[row] == number]
+            expected.append(vectors[-1] if pool == 'last' else vectors.mean(0))
+    for shape in (None, (1, 1), (8, 1), (2, 4)):
+        arrays = {'segments': segments, 'positions': positions, 'hidden': hidden}
+        if shape:
+            mesh(*shape)
+            split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
+            arrays = {k: jax.device_put(v, split) for k, v in arrays.items()}
+        get = jax.jit(lambda rows: contrast.user_vectors(rows['hidden'], rows, 20, 4, pool))
+        got = get({k: jnp.asarray(v) for k, v in arrays.items()} if not shape else arrays)
+        assert got.shape == (20, 3)
+        np.testing.assert_allclose(got[: len(expected)], expected, rtol=1e-5)
+
+
+def test_the_queue_is_first_in_first_out(mesh):
+    settings = Contrast(momentum=0.9, queue=192)
+    rng = np.random.default_rng(0)
+    steps = [
+        (rng.normal(size=(n, 3)).astype(np.float32), rng.integers(0, 9, (2, n)).astype(np.int32))
+        for n in (64, 128, 64, 128, 256)
+    ]
+    for shape in (None, (4, 2), (8, 1)):
+        if shape:
+            mesh(*shape)
+        queue = jax.jit(lambda: contrast.start_queue(settings, 3))()
+        slow = [(np.zeros(3), 0, 0)] * 192
+        for keys, (users, targets) in steps:
+            batch = {'users': jnp.asarray(users), 'user_targets': jnp.asarray(targets)}
+            queue = jax.jit(contrast.enqueue)(queue, jnp.asarray(keys), batch)
+            slow = (slow + list(zip(keys, users, targets, strict=True)))[-192:]
+            if shape:
+                assert queue['queue'].sharding.spec == jax.P(None, 'data', None)
+                assert queue['queue.users'].sharding.spec == jax.P(None, 'data')
+            for name, of in (('queue', 0), ('queue.users', 1), ('queue.targets', 2)):
+                flat = np.asarray(queue[name]).reshape(192, *queue[name].shape[2:])
+                np.testing.assert_array_equal(flat, np.stack([entry[of] for entry in slow]))
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'first': 'crop'},
+        {'second': 'main'},
+        {'pool': 'max'},
+        {'similarity': 'l2'},
+        {'crop': 1.5},
+        {'cutoff': -0.1},
+        {'crop': 0.0, 'mask': 0.0, 'reorder': 0.0},
+        {'weight': -1.0},
+        {'weight': math.nan},
+        {'temperature': 0.0},
+        {'momentum': 1.0, 'queue': 64},
+        {'momentum': 0.9},
+        {'queue': 64},
+        {'momentum': 0.9, 'queue': 100},
+    ],
+    ids=str,
+)
+def test_settings_that_cannot_be(wrong):
+    Contrast().check()
+    with pytest.raises(UserError, match='model.contrast'):
+        dataclasses.replace(Contrast(), **wrong).check()
+
+
+def test_a_queue_needs_a_mesh_that_divides_it(mesh):
+    mesh(3, 1)
+    with pytest.raises(UserError, match='divides 64'):
+        contrast.start_queue(Contrast(momentum=0.9, queue=64), 3)
