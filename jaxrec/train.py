@@ -34,6 +34,7 @@ from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
 from jaxrec.feed import feature_codes, train_batches
+from jaxrec.grow import grown_state
 from jaxrec.logs import Logs, duration
 from jaxrec.optim import make_optimizer
 from jaxrec.plots import plot_curves
@@ -128,14 +129,16 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         max_users=settings.eval_users,
         codes=feature_codes(model, histories, split.train_ends),
     )
-    step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
 
     with contextlib.ExitStack() as closing:
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(folder)))
         if checkpoints.last_step() is None:
             step, progress = 0, Progress()
-            state = init_state(model, histories.num_items, optimizer, settings.seed)
+            if data.grow_vocabulary:
+                state = grown_state(experiment, histories, optimizer)
+            else:
+                state = init_state(model, histories.num_items, optimizer, settings.seed)
             checkpoints.save_last(0, state, dataclasses.asdict(progress))
         else:
             step = checkpoints.last_step()
@@ -144,6 +147,9 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
                 raise UserError(f'{folder} holds a run of jaxrec.stream; use another --workdir')
             progress = Progress(**host)
             say(f'going on from step {step} of {stop_at}')
+        begun = int(state['step']) - step  # steps of the run that this one has grown from
+        optimizer = make_optimizer(experiment.optim, horizon, begun)
+        step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
         workdir.record(folder, experiment, meta, step)
         logs = closing.enter_context(
             contextlib.closing(Logs(folder, step, active=jax.process_index() == 0))
