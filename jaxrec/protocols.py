@@ -11,7 +11,7 @@ import numpy as np
 from jaxrec import config
 from jaxrec.batches import ranges
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, blocks
 from jaxrec.splits import Split, Targets
 
 
@@ -103,9 +103,15 @@ def choose_users(targets: Targets, max_users: int, seed: int) -> Targets:
 
 def training_counts(histories: Histories, split: Split) -> np.ndarray:
     """Training interactions per item: int64 [num_items + 1], entry 0 is padding."""
-    starts = histories.offsets[:-1]
-    events = histories.items[ranges(starts, split.train_ends - starts)]
-    return np.bincount(events, minlength=histories.num_items + 1)
+    counts = np.zeros(histories.num_items + 1, np.int64)
+    for users in blocks(histories.offsets):  # all their events without those held out
+        ends = histories.offsets[users.start + 1 : users.stop + 1]
+        train_ends = split.train_ends[users]
+        events = histories.items[histories.offsets[users.start] : ends[-1]]
+        held_out = histories.items[ranges(train_ends, ends - train_ends)]
+        counts += np.bincount(events, minlength=len(counts))
+        counts -= np.bincount(held_out, minlength=len(counts))
+    return counts
 
 
 class Negatives:
