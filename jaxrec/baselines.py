@@ -11,7 +11,7 @@ from jaxrec.histories import NO_TIME, Histories, blocks
 from jaxrec.metrics import UNREACHABLE
 from jaxrec.ranking import Result, Task
 from jaxrec.splits import Split
-from jaxrec.tally import Tally
+from jaxrec.tally import Tally, distinct
 
 _DAY = 86_400
 _PAIRS_AT_ONCE = 1 << 23  # (user, item) pairs looked at together
@@ -117,7 +117,7 @@ def _catalogue_counts(scorer, task, chosen, last):
         lengths = task.targets.ends[chosen] - start
         owner = np.repeat(np.arange(len(chosen)), lengths)
         events = task.histories.items[ranges(start, lengths)]
-        seen = np.unique(owner * (scorer.num_items + 1) + events)
+        seen = distinct(owner * (scorer.num_items + 1) + events)
         owner, events = np.divmod(seen, scorer.num_items + 1)
         add(owner, scorer(last[owner], events), -1)
     return greater, ties

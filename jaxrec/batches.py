@@ -13,6 +13,7 @@ import numpy as np
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories
 from jaxrec.splits import Targets
+from jaxrec.tally import distinct
 
 Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index
 SEEN_ENTRIES = 1 << 24  # of `seen` in one batch of histories, unless a single user needs more
@@ -151,7 +152,7 @@ class UnseenNegatives:
         lengths = self._lengths[users]
         owner = np.repeat(np.arange(len(users)), lengths)
         items = self._items[ranges(self._starts[users], lengths)]
-        return np.unique(owner * (self._num_items + 1) + items)
+        return distinct(owner * (self._num_items + 1) + items)
 
     def __call__(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
         """int32 [len(users), count]."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxrec import tally
+
 FORMAT = 1  # of the folder written by `save`
 NO_TIME = np.iinfo(
     np.int64
@@ -106,7 +108,7 @@ class Histories:
             offsets = self.offsets[block.start : block.stop + 1]
             events = slice(offsets[0], offsets[-1])
             owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
-            distinct += len(np.unique(owner * (items + 1) + self.items[events]))
+            distinct += len(tally.distinct(owner * (items + 1) + self.items[events]))
             if self.times is not None:
                 times = self.times[events]
                 inner = (owner[1:] == owner[:-1]) & (times[:-1] != NO_TIME)

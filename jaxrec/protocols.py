@@ -13,6 +13,7 @@ from jaxrec.batches import ranges
 from jaxrec.cli import UserError
 from jaxrec.histories import Histories, blocks
 from jaxrec.splits import Split, Targets
+from jaxrec.tally import distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +192,7 @@ class Negatives:
             ends = self._split.train_ends[users]
         row = np.repeat(np.arange(len(users)), ends - starts)
         events = self._histories.items[ranges(starts, ends - starts)]
-        return np.unique(row * (self._histories.num_items + 1) + events)
+        return distinct(row * (self._histories.num_items + 1) + events)
 
     def _invert(self, uniform: np.ndarray) -> np.ndarray:
         """Items whose slice of the cumulative weights holds `uniform` in [0, 1)."""
