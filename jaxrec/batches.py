@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, ranges
 from jaxrec.splits import Targets
 from jaxrec.tally import distinct
 
@@ -157,8 +157,8 @@ class UnseenNegatives:
     def __call__(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
         """int32 [len(users), count]."""
         drawn = rng.integers(1, self._num_items + 1, (len(users), self._count))
-        distinct, number = np.unique(users, return_inverse=True)
-        all_seen = self._keys(distinct)
+        who, number = np.unique(users, return_inverse=True)
+        all_seen = self._keys(who)
         while True:
             keys = number[:, None] * (self._num_items + 1) + drawn
             at = np.minimum(np.searchsorted(all_seen, keys), len(all_seen) - 1)
@@ -196,12 +196,6 @@ def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray
         left = left - pattern * times
     row_slots = np.concatenate([[0], np.cumsum(np.concatenate(per_row))])
     return np.concatenate(slot_lengths), row_slots
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenation of arange(start, start + length) over all pairs, int64."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
 
 
 def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterator[dict]:

@@ -200,6 +200,12 @@ def blocks(offsets: np.ndarray, events: int = 0) -> Iterator[slice]:
         yield slice(start, stop)
 
 
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenation of arange(start, start + length) over all pairs, int64."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
 def read_meta(folder: str | os.PathLike) -> dict:
     """meta.json of a saved folder; FileNotFoundError if there is none."""
     return json.loads((pathlib.Path(folder) / 'meta.json').read_text())

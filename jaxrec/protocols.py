@@ -159,7 +159,7 @@ class Negatives:
             good = ~_contains(forbidden, keys)
             if not self._protocol.duplicates:
                 good &= _first_of_its_kind(keys)
-                taken = np.unique(rows[:, None] * items + out[rows])  # 0s are never drawn
+                taken = distinct(rows[:, None] * items + out[rows])  # 0s are never drawn
                 good &= ~_contains(taken, keys)
             index = filled[rows, None] + np.cumsum(good, axis=1) - 1
             good &= index < count

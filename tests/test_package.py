@@ -10,7 +10,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
 COMMANDS = {'train', 'stream', 'evaluate', 'recommend', 'prepare', 'benchmark'}
-OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas')
+OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam')
 ONLY_JAX = {'losses', 'layers'}  # and the mesh
 
 

@@ -84,12 +84,12 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histori
     found = find(folder)
     if found:
         return found
-    with _locked(folder, root):
+    with locked(folder, root):
         found = find(folder)  # built by another process while this one waited
         if found:
             return found
         try:
-            with _scratch(folder) as scratch:
+            with scratch_beside(folder) as scratch:
                 _build(_read(recipe, scratch), folder, root, say)
         except (OSError, RuntimeError) as e:
             if isinstance(e, RuntimeError) and NO_SPACE not in str(e):
@@ -131,7 +131,7 @@ def _check_space(h: Histories, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def scratch_beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """An empty folder beside `folder`, for as long as it is built; makes room for both."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for kind in ('incomplete.*', 'scratch.*'):  # of a build that was killed
@@ -142,7 +142,7 @@ def _scratch(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
+def locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
     """Holds the lock of `folder`, so that of several processes one builds and the others wait."""
     name = '-'.join(folder.relative_to(root).parts)
     with contextlib.ExitStack() as held:
