@@ -3,8 +3,9 @@
 The real training step is compiled for the mesh on as many virtual CPU devices: the program is
 partitioned as it will be, nothing is allocated and nothing runs. Sizes of parameters, optimiser
 state and batch, matrix products and what crosses devices follow from the partitioned program.
-Temporaries are those of XLA's CPU compiler; another backend fuses and schedules otherwise, and
-merges collectives that are sums of sums (the CPU compiler does not), so take them as a guide.
+Temporaries, and which collectives are merged into one, are the choice of XLA's CPU compiler: other
+backends fuse, schedule and merge otherwise, so take these two as a guide. (The gradient of a dense
+table is summed over 'data' once for each use of the table: a compiler may add up before it sums.)
 """
 
 import dataclasses
