@@ -66,16 +66,15 @@ def too_large(moved, limit):
     return [(k, s) for k, s in moved if max(s, default=0) >= limit or math.prod(s) >= limit * DIM]
 
 
-def cases():
-    """Every step on every mesh; by default all on (2, 4), and two on the others."""
-    always = ('softmax', 'per batch, rowwise_adagrad')
-    for name in STEPS:
+def cases(names, always=()):
+    """Every name on every mesh; by default all on (2, 4), and those of `always` on the others."""
+    for name in names:
         for shape in MESHES:
             slow = shape != (2, 4) and name not in always
             yield pytest.param(name, shape, marks=[pytest.mark.slow] if slow else [])
 
 
-@pytest.mark.parametrize(('name', 'shape'), cases())
+@pytest.mark.parametrize(('name', 'shape'), cases(STEPS, always=('softmax',)))
 def test_a_training_step_moves_no_table(mesh, name, shape):
     mesh(*shape)
     options, table = STEPS[name]
@@ -107,8 +106,7 @@ def shard_bytes(x):
     return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
 
 
-@pytest.mark.parametrize('shape', MESHES)
-@pytest.mark.parametrize('what', ['ranking', 'candidates', 'lists'])
+@pytest.mark.parametrize(('what', 'shape'), cases(('ranking', 'candidates', 'lists')))
 def test_evaluation_and_lists_move_no_table_and_no_scores(mesh, what, shape):
     mesh(*shape)
     graphdef, params = split_model(model_of(blocks=1), ITEMS)

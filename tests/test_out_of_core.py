@@ -1,9 +1,10 @@
 """Logs larger than memory: the same results in pieces, and no copy of the events anywhere."""
 
-import dataclasses
+import json
+import subprocess
+import sys
 import tracemalloc
 
-import jax
 import numpy as np
 import pytest
 
@@ -164,20 +165,25 @@ def test_the_generated_log_of_the_data_suite(tmp_path):
         data_suite.measure_data(Experiment(), ['5'], repeats=1, steps=1)
 
 
-@pytest.mark.slow
-def test_the_data_suite(tmp_path, monkeypatch):
-    from tests.test_train import EXPERIMENT
+EXPERIMENT = """
+from jaxrec.config import Data, Experiment, Train
+from jaxrec.models import sasrec
 
+def get_config(arg=''):
+    model = sasrec.Config(dim=8, blocks=1, max_len=10, loss='bce', negatives=1)
+    return Experiment(model=model, data=Data(data_dir={!r}), train=Train(batch_rows=8))
+"""
+
+
+@pytest.mark.slow
+def test_the_data_suite(tmp_path):
     config = tmp_path / 'experiment.py'
-    config.write_text(EXPERIMENT.format(data_dir=str(tmp_path)))
-    monkeypatch.setattr('sys.argv', ['benchmark', f'--config={config}'])
-    experiment = Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10), data=Data(data_dir=str(tmp_path))
-    )
-    experiment = dataclasses.replace(experiment, train=Train(batch_rows=8))
-    before = jax.sharding.get_mesh()
-    found = data_suite.measure_data(experiment, ['3000', '6000'], repeats=2, steps=2)
-    jax.set_mesh(before)
+    config.write_text(EXPERIMENT.format(str(tmp_path / 'data')))
+    words = [sys.executable, '-m', 'jaxrec.benchmark', '--suite=data', f'--config={config}']
+    words += ['--cases=3000,6000', '--repeats=2', '--steps=2', '--json']
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
     assert found['events'] == [3000, 6000] and len(found['turns']) == 2
     assert all(50 < mib < 4000 for mib in found['vm_hwm_mib'])
     assert found['ratio'] > 0 and found['cpu_ratio'] > 0
