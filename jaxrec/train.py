@@ -15,8 +15,8 @@ that size instead of the data set's.
 --config.data.grow_vocabulary=runs/before goes on, in a new work directory, from a run on an earlier
 state of the log: items keep what was learnt, new ones are added (see jaxrec/grow.py).
 
-Every field of the experiment is a flag, with these
-defaults where the experiment file says nothing (the model's own fields are in jaxrec/models/):
+Every field of the experiment is a flag, with these defaults where the experiment file says nothing
+(the model's own fields are in jaxrec/models/):
 
 FIELDS
 """

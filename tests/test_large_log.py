@@ -1,6 +1,7 @@
 """A Parquet log in pieces: bit by bit what reading it at once gives, whatever the pieces."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -147,6 +148,15 @@ def test_the_same_complaints(tmp_path, pieces):
     fails(table(), 'has no column', time_col='when')
     fails(table(), 'nothing is left of log.parquet', min_user=200)
     fails({k: pa.array(v)[:0] for k, v in table().items()}, 'no events in log.parquet')
+
+
+def test_a_full_disk_is_told_before_the_events_are_written(tmp_path, pieces, monkeypatch):
+    path = written(tmp_path / 'log.parquet', table())
+    pieces(41, 30)
+    free = types.SimpleNamespace(free=300 * 2 * 16 - 1)  # user, item and time are 16 bytes
+    monkeypatch.setattr(large.shutil, 'disk_usage', lambda folder: free)
+    with pytest.raises(UserError, match='cannot write .*No space left .*data_dir'):
+        datasets.load(Data(log=str(path), data_dir=str(tmp_path / 'd')), say=str)
 
 
 def test_no_column_of_the_log_is_held(tmp_path, monkeypatch):

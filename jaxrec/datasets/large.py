@@ -7,7 +7,10 @@ then each is sorted by itself and added to the columns. In memory are ids, a few
 and item, and the events of one piece or file. The result is that of `events.to_histories`.
 """
 
+import errno
+import os
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -69,6 +72,7 @@ def to_histories(
     ranges = list(blocks(offsets, size))
     kinds = {'user': np.int32, 'item': np.int32} | {c: n.dtype for c, n in columns.items()}
     kinds = np.dtype(list(kinds.items()))
+    _check_space(scratch, 2 * int(offsets[-1]) * kinds.itemsize)  # these files and the columns
     paths = [scratch / f'events.{n}' for n in range(len(ranges))]
     for row, batch in _numbered(batches):
         rows = np.empty(len(batch), kinds)
@@ -106,6 +110,14 @@ def to_histories(
         features={feature: out[f'feature.{feature}'] for feature in features},
         name=name,
     )
+
+
+def _check_space(folder: pathlib.Path, need: int) -> None:
+    """Raises OSError if so many bytes do not fit: a mapped file could not say so."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        reason = f'{os.strerror(errno.ENOSPC)} ({need >> 20} MiB needed, {free >> 20} MiB free)'
+        raise OSError(errno.ENOSPC, reason)
 
 
 class _Numbers:
