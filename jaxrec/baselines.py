@@ -7,10 +7,11 @@ seen filter and the tie rule of the model (`ranking.Task`). Scores are integers,
 import numpy as np
 
 from jaxrec.batches import ranges
-from jaxrec.histories import Histories
+from jaxrec.histories import NO_TIME, Histories, blocks
 from jaxrec.metrics import UNREACHABLE
 from jaxrec.ranking import Result, Task
 from jaxrec.splits import Split
+from jaxrec.tally import Tally, distinct
 
 _DAY = 86_400
 _PAIRS_AT_ONCE = 1 << 23  # (user, item) pairs looked at together
@@ -116,7 +117,7 @@ def _catalogue_counts(scorer, task, chosen, last):
         lengths = task.targets.ends[chosen] - start
         owner = np.repeat(np.arange(len(chosen)), lengths)
         events = task.histories.items[ranges(start, lengths)]
-        seen = np.unique(owner * (scorer.num_items + 1) + events)
+        seen = distinct(owner * (scorer.num_items + 1) + events)
         owner, events = np.divmod(seen, scorer.num_items + 1)
         add(owner, scorer(last[owner], events), -1)
     return greater, ties
@@ -136,10 +137,13 @@ def transitions(histories: Histories, split: Split) -> tuple[np.ndarray, np.ndar
     Returns:
       pairs: int64 [P] ascending, i * (num_items + 1) + j; counts: int64 [P].
     """
-    starts = histories.offsets[:-1]
-    index = ranges(starts, np.maximum(split.train_ends - starts - 1, 0))
-    before, after = histories.items[index].astype(np.int64), histories.items[index + 1]
-    return np.unique(before * (histories.num_items + 1) + after, return_counts=True)
+    tally = Tally()
+    for users in blocks(histories.offsets):
+        starts = histories.offsets[users]
+        index = ranges(starts, np.maximum(split.train_ends[users] - starts - 1, 0))
+        before, after = histories.items[index].astype(np.int64), histories.items[index + 1]
+        tally.add(*np.unique(before * (histories.num_items + 1) + after, return_counts=True))
+    return tally.result()
 
 
 def last_week_counts(histories: Histories, split: Split) -> np.ndarray | None:
@@ -150,14 +154,22 @@ def last_week_counts(histories: Histories, split: Split) -> np.ndarray | None:
     """
     if histories.times is None:
         return None
-    starts = histories.offsets[:-1]
-    index = ranges(starts, split.train_ends - starts)
-    times = histories.times[index]
-    day = ticks_per_day(int(times.max(initial=0)))
+
+    def training():
+        for users in blocks(histories.offsets):
+            starts = histories.offsets[users]
+            index = ranges(starts, split.train_ends[users] - starts)
+            yield histories.times[index], index
+
+    newest = max(int(times.max(initial=NO_TIME)) for times, _ in training())
+    day = ticks_per_day(newest)
     if day is None:
         return None
-    recent = histories.items[index[times > times.max() - 7 * day]]
-    return np.bincount(recent, minlength=histories.num_items + 1)
+    counts = np.zeros(histories.num_items + 1, np.int64)
+    for times, index in training():
+        recent = histories.items[index[times > newest - 7 * day]]
+        counts += np.bincount(recent, minlength=len(counts))
+    return counts
 
 
 def ticks_per_day(newest: int) -> int | None:

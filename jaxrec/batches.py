@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, ranges
 from jaxrec.splits import Targets
+from jaxrec.tally import distinct
 
 Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index
 Extras = Callable[[int, np.ndarray, np.ndarray], dict[str, np.ndarray]]  # see `positives.Users`
@@ -64,8 +65,8 @@ class TrainBatches:
         )
         if not len(self._starts):
             raise UserError('no user has two training events: there is nothing to train on')
-        self._slot_lengths, self._row_slots = pack_lengths(self._lengths, max_len)
-        self._slot_order = np.argsort(self._slot_lengths, kind='stable')
+        slot_lengths, self._row_slots = pack_lengths(self._lengths, max_len)
+        self._slot_order = np.argsort(slot_lengths, kind='stable')
         self.rows = rows
         self.windows_per_epoch = len(self._lengths)
         self.targets_per_epoch = int(self._lengths.sum())
@@ -143,20 +144,28 @@ class UnseenNegatives:
 
     def __init__(self, histories: Histories, train_ends: np.ndarray, count: int):
         self._num_items, self._count = histories.num_items, count
-        lengths = train_ends - histories.offsets[:-1]
-        owner = np.repeat(np.arange(histories.num_users), lengths)
-        items = histories.items[ranges(histories.offsets[:-1], lengths)]
-        self._seen = np.unique(owner * (self._num_items + 1) + items)  # sorted (user, item) keys
-        if np.bincount(self._seen // (self._num_items + 1)).max() >= self._num_items:
-            raise UserError('a user has seen every item: data.unseen_negatives must be 0')
+        self._items, self._starts = histories.items, histories.offsets[:-1]
+        self._lengths = train_ends - self._starts
+        for user in np.flatnonzero(self._lengths >= self._num_items):
+            if len(self._keys(np.array([user]))) >= self._num_items:
+                raise UserError('a user has seen every item: data.unseen_negatives must be 0')
+
+    def _keys(self, users: np.ndarray) -> np.ndarray:
+        """Sorted n * (num_items + 1) + item of the items that users[n] has seen in training."""
+        lengths = self._lengths[users]
+        owner = np.repeat(np.arange(len(users)), lengths)
+        items = self._items[ranges(self._starts[users], lengths)]
+        return distinct(owner * (self._num_items + 1) + items)
 
     def __call__(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
         """int32 [len(users), count]."""
         drawn = rng.integers(1, self._num_items + 1, (len(users), self._count))
+        who, number = np.unique(users, return_inverse=True)
+        all_seen = self._keys(who)
         while True:
-            keys = users[:, None] * (self._num_items + 1) + drawn
-            at = np.minimum(np.searchsorted(self._seen, keys), len(self._seen) - 1)
-            seen = self._seen[at] == keys
+            keys = number[:, None] * (self._num_items + 1) + drawn
+            at = np.minimum(np.searchsorted(all_seen, keys), len(all_seen) - 1)
+            seen = all_seen[at] == keys
             if not seen.any():
                 return drawn.astype(np.int32)
             drawn[seen] = rng.integers(1, self._num_items + 1, int(seen.sum()))
@@ -196,12 +205,6 @@ def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray
         left = left - pattern * times
     row_slots = np.concatenate([[0], np.cumsum(np.concatenate(per_row))])
     return np.concatenate(slot_lengths), row_slots
-
-
-def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenation of arange(start, start + length) over all pairs, int64."""
-    ends = np.cumsum(lengths)
-    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
 
 
 def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterator[dict]:

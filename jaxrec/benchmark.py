@@ -8,6 +8,7 @@ python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
 --suite=eval       users/s of ranking all users of the test split, with their top-10 lists
 --suite=loss       the exact softmax by itself, value and gradients, up to 25k tokens x 1M items
 --suite=catalogue  step time and peak memory from 10k to 10M items, a sampled loss
+--suite=data       the training command on 2M and on 200M generated events: targets/s and memory
 
 Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
 times a large matrix product. With --peer every turn also runs the peer on the same data with the
@@ -20,13 +21,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec import cli, workdir
-from jaxrec.benchmarks import evaluation, measure, report, sizes, training
+from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
 
 FLAGS = flags.FLAGS
 _PLACES = ('data.source', 'data.data_dir')
-SUITES = ('train', 'eval', 'loss', 'catalogue')
+SUITES = ('train', 'eval', 'loss', 'catalogue', 'data')
 
 
 def define_flags() -> None:
@@ -60,7 +61,8 @@ def define_flags() -> None:
         'cases',
         None,
         'Suites loss and catalogue: sizes instead of the usual ones, ascending: 6400x12000x64 '
-        '(tokens x items x dim) or 100000 (items).',
+        '(tokens x items x dim) or 100000 (items). Suite data: events of the small and the large '
+        'log, 2000000,200000000.',
     )
     flags.DEFINE_integer('max_items', 10_000_000, 'Suites loss and catalogue: largest catalogue.')
     flags.DEFINE_float(
@@ -106,6 +108,10 @@ def _run(settings: dict) -> dict:
             users = peer_lib.BATCH_USERS if FLAGS.peer else 0
         measured = training.measure_training(
             FLAGS.config, steps=FLAGS.steps, users_per_batch=users, peer=peer, **settings
+        )
+    elif FLAGS.suite == 'data':
+        measured = data.measure_data(
+            FLAGS.config, FLAGS.cases, repeats=FLAGS.repeats, steps=FLAGS.steps
         )
     elif FLAGS.suite in ('loss', 'catalogue'):
         limits = {'max_items': FLAGS.max_items, 'max_seconds': FLAGS.max_seconds}

@@ -56,14 +56,21 @@ def define_run_flags() -> None:
 
 def given_run() -> tuple[Any, pathlib.Path]:
     """The experiment of --config and the folder of --workdir; UserError if one is missing."""
-    from ml_collections import config_flags
-
     if FLAGS.config is None or not FLAGS.workdir:
         raise UserError('give --config=experiments/X.py and --workdir=DIR (see --help)')
+    return given_experiment(), pathlib.Path(FLAGS.workdir)
+
+
+def given_experiment() -> Any:
+    """The experiment of --config; UserError if there is none."""
+    from ml_collections import config_flags
+
+    if FLAGS.config is None:
+        raise UserError('give --config=experiments/X.py (see --help)')
     file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
     if not pathlib.Path(file).is_file():  # ml_collections is silent about it
         raise UserError(f'no such experiment file: {file} (--config)')
-    return FLAGS.config, pathlib.Path(FLAGS.workdir)
+    return FLAGS.config
 
 
 def people() -> TextIO:

@@ -7,6 +7,8 @@ from jaxrec.cli import UserError
 from jaxrec.features import GAP, Feature, check_features
 from jaxrec.histories import NO_TIME, Histories
 
+_SAMPLE = 1 << 24  # events that the edges of quantile buckets are taken from; fewer: all
+
 
 class Encoder:
     """Codes of the features of any events of `histories`.
@@ -15,7 +17,7 @@ class Encoder:
       histories: the events.
       features: which.
       train_ends: int64 [U], absolute end of each user's training events; only they make the edges
-        of quantile buckets.
+        of quantile buckets, _SAMPLE evenly spread ones where there are more.
 
     Raises:
       UserError: the histories have no such column, or it does not fit the feature's kind.
@@ -76,12 +78,14 @@ class Encoder:
         times, offsets = self._histories.times, self._histories.offsets
         before = times[np.maximum(index - 1, 0)]
         # A user's first event has none before it; one without a time has none with a time before.
-        missing = np.isin(index, offsets) | (before == NO_TIME)
+        first = offsets[np.searchsorted(offsets, index)] == index
+        missing = first | (before == NO_TIME)
         return np.where(missing, np.nan, (times[index] - before).astype(np.float64))
 
     def _quantiles(self, feature, column, train_ends):
         starts = self._histories.offsets[:-1]
-        index = ranges(starts, train_ends - starts)
+        lengths = train_ends - starts
+        index = _spread(starts, lengths) if lengths.sum() > _SAMPLE else ranges(starts, lengths)
         if feature.column in self._histories.item_features:
             values = np.asarray(column)[self._histories.items[index] - 1]
         else:
@@ -112,3 +116,11 @@ class Encoder:
                 bucket = np.log1p(values) / np.log1p(feature.cap) * feature.size
             bucket = np.minimum(np.floor(bucket), feature.size)
         return np.where(missing, 0, bucket + 1).astype(np.int32)
+
+
+def _spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Absolute index of _SAMPLE events, evenly spread over all in these ranges, ascending."""
+    ends = np.cumsum(lengths)
+    chosen = np.arange(_SAMPLE) * ends[-1] // _SAMPLE
+    users = np.searchsorted(ends, chosen, side='right')
+    return starts[users] + chosen - (ends[users] - lengths[users])

@@ -23,6 +23,8 @@ class Data:
     min_user: int = 0  # k-core: least events per user, iterated to a fixed point with min_item
     min_item: int = 0
     data_dir: str = '~/.cache/jaxrec'  # where prepared data sets are kept
+    grow_vocabulary: str = ''  # work directory of a run on an earlier state of the log, to go on
+    # from with its items and the new ones (see jaxrec.grow)
     split: str = 'leave-one-out'  # or 'temporal'
     valid_share: float = 0.1  # temporal split: share of the events in the validation period
     test_share: float = 0.1  # temporal split: share of the events in the test period

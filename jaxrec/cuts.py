@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrec.batches import Codes, Extras, history_batch, part, ranges
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, blocks
 
 
 class CutBatches:
@@ -71,7 +71,8 @@ class CutBatches:
         chance = self._taken * cuts / self._places
         self._chance = np.where(self._whole, 1.0, chance)  # of each target, per epoch
         self.rows = rows
-        self.rows_per_epoch = self.windows_per_epoch = int(self._taken.sum())
+        self._ends = np.cumsum(self._taken)  # number of each user's last window, plus one
+        self.rows_per_epoch = self.windows_per_epoch = int(self._ends[-1])
         self.targets_per_epoch = round(float((self._chance * self._targets).sum()))
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
         self._log_shares = self._log_target_shares()
@@ -79,8 +80,12 @@ class CutBatches:
 
     @property
     def fill(self) -> float:
-        """Share of the tokens of all rows that are real, in the first epoch."""
-        users, places = self._order(0)
+        """Share of the tokens of all rows that are real, in the first epoch.
+
+        Of many millions of windows, some evenly spread ones speak for all.
+        """
+        every = max(self.windows_per_epoch >> 22, 1)
+        users, places = self._placed(np.arange(0, self.windows_per_epoch, every), self._order(0)[0])
         last = np.minimum(places, self._targets[users] - 1) + self._first[users]
         before = last - self._histories.offsets[self._users[users]]
         return float(np.minimum(before, self._max_len).mean() / self._max_len)
@@ -96,11 +101,11 @@ class CutBatches:
           expected share of all targets.
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        users, places = self._order(epoch)
+        starts, order = self._order(epoch)
         # Rows are spread evenly over the epoch's steps: no tiny last batch.
         first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
         last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
-        users, places = users[first:last], places[first:last]
+        users, places = self._placed(order[first:last].astype(np.int64), starts)
         extras = {}
         if self._extras is not None:
             target = self._first[users] + np.minimum(places, self._targets[users] - 1)
@@ -129,25 +134,31 @@ class CutBatches:
         return batch | {name: part(value, index, count) for name, value in extras.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """User (an index of self._users) and place of every window of `epoch`, in order."""
+        """In [0, 1), where each user's windows of `epoch` start, and the order of all windows."""
         if self._epoch[0] != epoch:
             rng = np.random.default_rng([self._seed, 3, epoch])
-            users = np.repeat(np.arange(len(self._users)), self._taken)
-            nth = ranges(np.zeros_like(self._taken), self._taken)
-            start, apart = rng.random(len(self._users)), self._places / self._taken
-            places = np.floor((nth + start[users]) * apart[users]).astype(np.int64)
-            places = np.minimum(places, self._places[users] - 1)  # against rounding
-            from_end = self._targets[users] - 1 - nth * self._cuts
-            places = np.where(self._whole[users], from_end, places)
-            order = rng.permutation(len(places))
-            self._epoch = (epoch, users[order], places[order])
+            starts, count = rng.random(len(self._users)), self.windows_per_epoch
+            kind = np.int32 if count < 2**31 else np.int64  # half the memory
+            self._epoch = (epoch, starts, rng.permutation(np.arange(count, dtype=kind)))
         return self._epoch[1:]
+
+    def _placed(self, windows: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """User (an index of self._users) and place of these windows, numbered user by user."""
+        users = np.searchsorted(self._ends, windows, side='right')
+        taken = self._taken[users]
+        nth = windows - (self._ends[users] - taken)
+        places = np.floor((nth + starts[users]) * (self._places[users] / taken)).astype(np.int64)
+        places = np.minimum(places, self._places[users] - 1)  # against rounding
+        from_end = self._targets[users] - 1 - nth * self._cuts
+        return users, np.where(self._whole[users], from_end, places)
 
     def _log_target_shares(self) -> np.ndarray:
         """float32 [num_items + 1], log of each item's expected share of the targets; 0 if none."""
-        items = self._histories.items[ranges(self._first, self._targets)]
-        chance = np.repeat(self._chance, self._targets)
-        expected = np.bincount(items, chance, minlength=self._histories.num_items + 1)
+        expected = np.zeros(self._histories.num_items + 1)
+        for users in blocks(np.concatenate([[0], np.cumsum(self._targets)])):
+            items = self._histories.items[ranges(self._first[users], self._targets[users])]
+            chance = np.repeat(self._chance[users], self._targets[users])
+            expected += np.bincount(items, chance, minlength=len(expected))
         with np.errstate(divide='ignore'):
             shares = np.log(expected / expected.sum())
         return np.where(expected > 0, shares, 0).astype(np.float32)

@@ -7,13 +7,17 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
+
+from jaxrec import tally
 
 FORMAT = 1  # of the folder written by `save`
 NO_TIME = np.iinfo(
     np.int64
 ).min  # of an event that is older than the user's others, but not known when
+EVENTS_AT_ONCE = 1 << 22  # that are copied together, of a log larger than memory
 _INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
 
 
@@ -99,23 +103,24 @@ class Histories:
         Tied is the share of a user's consecutive pairs with the same time, of those that have one.
         """
         n, users, items = len(self.items), self.num_users, self.num_items
-        inner = np.ones(max(n - 1, 0), bool)  # consecutive pairs within one user
-        starts = self.offsets[1:-1]
-        inner[starts[(starts > 0) & (starts < n)] - 1] = False
-        if self.times is not None:
-            inner &= self.times[:-1] != NO_TIME
-        tied = None
-        if self.times is not None and inner.any():
-            tied = float(np.mean((self.times[1:] == self.times[:-1])[inner]))
-        owner = np.repeat(np.arange(users, dtype=np.int64), np.diff(self.offsets))
-        distinct = len(np.unique(owner * (items + 1) + self.items))
+        distinct, pairs, tied = 0, 0, 0
+        for block in blocks(self.offsets):
+            offsets = self.offsets[block.start : block.stop + 1]
+            events = slice(offsets[0], offsets[-1])
+            owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            distinct += len(tally.distinct(owner * (items + 1) + self.items[events]))
+            if self.times is not None:
+                times = self.times[events]
+                inner = (owner[1:] == owner[:-1]) & (times[:-1] != NO_TIME)
+                pairs += int(inner.sum())
+                tied += int(((times[1:] == times[:-1]) & inner).sum())
         return {
             'users': users,
             'items': items,
             'interactions': n,
             'mean_length': n / max(users, 1),
             'density': n / max(users * items, 1),
-            'tied_timestamps': tied,
+            'tied_timestamps': tied / pairs if pairs else None,
             'repeats': n - distinct,
         }
 
@@ -177,6 +182,28 @@ class Histories:
         columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
         columns |= {f'item.{name}': column for name, column in sorted(self.item_features.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
+
+
+def blocks(offsets: np.ndarray, events: int = 0) -> Iterator[slice]:
+    """Users in runs of about `events` (EVENTS_AT_ONCE if 0) events, one user at least.
+
+    Args:
+      offsets: int64 [U + 1] ascending; user u has offsets[u + 1] - offsets[u] events.
+      events: see above.
+
+    Yields:
+      Slices of user numbers that cover 0..U in order.
+    """
+    ends = np.arange(offsets[0], offsets[-1], events or EVENTS_AT_ONCE)
+    cuts = np.unique(np.concatenate([[0], np.searchsorted(offsets, ends), [len(offsets) - 1]]))
+    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        yield slice(start, stop)
+
+
+def ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Concatenation of arange(start, start + length) over all pairs, int64."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
 
 
 def read_meta(folder: str | os.PathLike) -> dict:

@@ -1,6 +1,7 @@
 """The optimiser that an experiment's Optim describes (optax)."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,13 @@ class Optimizer:
         return self.settings.table != 'dense'
 
 
-def make_optimizer(optim: config.Optim, steps: int) -> Optimizer:
+def make_optimizer(optim: config.Optim, steps: int, begun: int = 0) -> Optimizer:
     """Adam, or AdamW when weight_decay > 0, after clipping by global norm if asked for.
 
     Args:
       optim: the experiment's settings.
       steps: length of the decay, in steps.
+      begun: steps that the state had behind it when the run began; the schedule starts there.
     """
     peak, warmup = optim.learning_rate, optim.warmup_steps
     decay = max(steps - warmup, 1)
@@ -49,6 +51,8 @@ def make_optimizer(optim: config.Optim, steps: int) -> Optimizer:
     if warmup:
         rise = optax.linear_schedule(0.0, peak, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup])
+    if begun:
+        schedule = functools.partial(_later, schedule, begun)
     moments = {'b1': optim.b1, 'b2': optim.b2, 'eps': optim.eps}
     if optim.weight_decay:
         adam = optax.adamw(schedule, **moments, weight_decay=optim.weight_decay)
@@ -57,6 +61,10 @@ def make_optimizer(optim: config.Optim, steps: int) -> Optimizer:
     if optim.clip_norm:
         adam = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam)
     return Optimizer(optim, schedule, adam)
+
+
+def _later(schedule, begun, count):
+    return schedule(count - begun)
 
 
 def average(old, new, decay: float, step):

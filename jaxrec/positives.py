@@ -6,8 +6,8 @@ item most similar to each (CoSeRec).
 
 import numpy as np
 
-from jaxrec.batches import Codes, ranges, scatter
-from jaxrec.histories import Histories
+from jaxrec.batches import Codes, scatter
+from jaxrec.histories import Histories, ranges
 
 _BLOCK = 64  # users come in multiples of it, so that few shapes are ever compiled
 _ROWS = 8  # and so do rows of positives

@@ -12,6 +12,10 @@ A log (--log) is a CSV, TSV or Parquet table with named columns, or text without
 item item ...` (sequences) or `user item` (pairs); plain or gzip'd. How --layout=auto tells them
 apart, and what becomes of ids and times, is written at the top of jaxrec/datasets/log_file.py.
 
+A Parquet log of more than 16 million events is read in pieces, in little memory. One that is too
+large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_options=OPTION,OPTION
+(see jaxrec/datasets/beam.py; pip install 'jaxrec[beam]').
+
 The result is a TFDS data set (array_record, one example = one user's time-ordered history) below
 --data_dir, with the same events beside it as memory-mapped columns, which is all that training
 reads. Preparing the same source again finds it finished.
@@ -24,6 +28,7 @@ from absl import flags
 
 from jaxrec import cli, datasets
 from jaxrec import config as config_lib
+from jaxrec.datasets import beam
 
 _WIDTH = max(len(name) for name in datasets.NAMES)
 _LINES = [f'  {name:{_WIDTH}}  {summary}' for name, (_, _, summary) in datasets.KNOWN.items()]
@@ -32,6 +37,8 @@ __doc__ = (__doc__ or '').format(known='\n'.join(_LINES))
 
 DEFAULT = config_lib.Data()
 TIES = 'sorted by user and time; equal times keep the order of the source'
+
+TIES_OF_BEAM = 'sorted by user and time; equal times by item'
 
 FLAGS = flags.FLAGS
 FIELDS = (*datasets.OF_A_LOG, 'dataset', 'source', 'log', 'min_user', 'min_item', 'data_dir')
@@ -68,6 +75,12 @@ def define_flags() -> None:
     )
     flags.DEFINE_integer('min_item', DEFAULT.min_item, 'k-core: least events of an item.')
     flags.DEFINE_string('data_dir', DEFAULT.data_dir, 'Where prepared data sets are kept.')
+    flags.DEFINE_string(
+        'beam_runner',
+        '',
+        'Apache Beam runner that reads --log, Parquet files, e.g. FlinkRunner.',
+    )
+    flags.DEFINE_list('beam_options', None, "Beam's pipeline options, e.g. --region=x,--project=y.")
     flags.DEFINE_bool('json', False, 'Print the result as JSON, the last line of stdout.')
 
 
@@ -83,15 +96,22 @@ def main(argv: list[str]) -> None:
         built.append(line)
         cli.say(line)
 
-    histories, meta = datasets.load(config, say, flags='--')
-    report(meta, timed=histories.times is not None, found=not built)
+    if FLAGS.beam_runner:
+        if not FLAGS.log:
+            raise cli.UserError('--beam_runner reads your own files: give --log=PATTERN')
+        options = tuple(FLAGS.beam_options or ())
+        histories, meta = beam.prepare(config, FLAGS.beam_runner, options, say)
+    else:
+        histories, meta = datasets.load(config, say, flags='--')
+    ties = TIES_OF_BEAM if FLAGS.beam_runner else TIES
+    report(meta, timed=histories.times is not None, found=not built, ties=ties)
 
 
-def report(meta: dict, *, timed: bool, found: bool) -> None:
+def report(meta: dict, *, timed: bool, found: bool, ties: str = TIES) -> None:
     """Prints what was prepared."""
     s = meta['statistics']
     tied = s['tied_timestamps']
-    order = TIES if timed else 'in the order of the source, which has no times'
+    order = ties if timed else 'in the order of the source, which has no times'
     lines = {
         'data set': meta['name'],
         'source': meta['source'],

@@ -11,8 +11,9 @@ import numpy as np
 from jaxrec import config
 from jaxrec.batches import ranges
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, blocks
 from jaxrec.splits import Split, Targets
+from jaxrec.tally import distinct
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +104,15 @@ def choose_users(targets: Targets, max_users: int, seed: int) -> Targets:
 
 def training_counts(histories: Histories, split: Split) -> np.ndarray:
     """Training interactions per item: int64 [num_items + 1], entry 0 is padding."""
-    starts = histories.offsets[:-1]
-    events = histories.items[ranges(starts, split.train_ends - starts)]
-    return np.bincount(events, minlength=histories.num_items + 1)
+    counts = np.zeros(histories.num_items + 1, np.int64)
+    for users in blocks(histories.offsets):  # all their events without those held out
+        ends = histories.offsets[users.start + 1 : users.stop + 1]
+        train_ends = split.train_ends[users]
+        events = histories.items[histories.offsets[users.start] : ends[-1]]
+        held_out = histories.items[ranges(train_ends, ends - train_ends)]
+        counts += np.bincount(events, minlength=len(counts))
+        counts -= np.bincount(held_out, minlength=len(counts))
+    return counts
 
 
 class Negatives:
@@ -152,7 +159,7 @@ class Negatives:
             good = ~_contains(forbidden, keys)
             if not self._protocol.duplicates:
                 good &= _first_of_its_kind(keys)
-                taken = np.unique(rows[:, None] * items + out[rows])  # 0s are never drawn
+                taken = distinct(rows[:, None] * items + out[rows])  # 0s are never drawn
                 good &= ~_contains(taken, keys)
             index = filled[rows, None] + np.cumsum(good, axis=1) - 1
             good &= index < count
@@ -185,7 +192,7 @@ class Negatives:
             ends = self._split.train_ends[users]
         row = np.repeat(np.arange(len(users)), ends - starts)
         events = self._histories.items[ranges(starts, ends - starts)]
-        return np.unique(row * (self._histories.num_items + 1) + events)
+        return distinct(row * (self._histories.num_items + 1) + events)
 
     def _invert(self, uniform: np.ndarray) -> np.ndarray:
         """Items whose slice of the cumulative weights holds `uniform` in [0, 1)."""

@@ -19,7 +19,7 @@ from jax import P
 from jaxrec import metrics, protocols, retrieval, sharding
 from jaxrec.batches import Codes, history_batches, ranges
 from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.histories import Histories, blocks
 from jaxrec.splits import Split, Targets
 
 LISTED = 10  # places of the top lists that `Result.interests` looks at
@@ -134,11 +134,14 @@ class Task:
     def _in_input_history(self) -> np.ndarray:
         starts = self.histories.offsets[self.targets.users]
         lengths = self.targets.ends - starts
-        events = self.histories.items[ranges(starts, lengths)]
-        repeats = events == np.repeat(self.items, lengths)
-        before = np.concatenate([[0], np.cumsum(repeats)])
-        ends = np.cumsum(lengths)
-        return before[ends] > before[ends - lengths]
+        found = np.zeros(len(lengths), bool)
+        for some in blocks(np.concatenate([[0], np.cumsum(lengths)])):
+            events = self.histories.items[ranges(starts[some], lengths[some])]
+            repeats = events == np.repeat(self.items[some], lengths[some])
+            before = np.concatenate([[0], np.cumsum(repeats)])
+            ends = np.cumsum(lengths[some])
+            found[some] = before[ends] > before[ends - lengths[some]]
+        return found
 
 
 class Ranker:

@@ -1,12 +1,15 @@
 """Which events train, validate and test: index arrays over Histories, nothing is copied."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import numpy as np
 
 from jaxrec.cli import UserError
-from jaxrec.histories import NO_TIME, Histories
+from jaxrec.histories import EVENTS_AT_ONCE, NO_TIME, Histories, blocks
 
+_BINS = 1 << 16
+_LATEST = np.iinfo(np.int64).max
 LEAK_WARNING = (
     'note: leave-one-out splits each user by itself, so training sees events of other users that '
     'happened after a test event; --config.data.split=temporal avoids that'
@@ -83,11 +86,11 @@ def temporal(histories: Histories, valid_share: float, test_share: float) -> Spl
         raise UserError('data.split=temporal needs timestamps, and this data set has none')
     if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
         raise UserError('data.valid_share and data.test_share must be > 0 and add up to < 1')
-    newest = np.sort(histories.times[histories.times != NO_TIME])
-    if not len(newest):
+    known = _known(histories.times)
+    if not known:
         raise UserError('data.split=temporal needs timestamps, and no event has one')
-    test_from = newest[int(len(newest) * (1 - test_share))]
-    valid_from = newest[int(len(newest) * (1 - test_share - valid_share))]
+    test_from = _at_rank(histories.times, int(known * (1 - test_share)))
+    valid_from = _at_rank(histories.times, int(known * (1 - test_share - valid_share)))
     valid_ends, test_ends = (_first_at(histories, t) for t in (valid_from, test_from))
     starts, stops = histories.offsets[:-1], histories.offsets[1:]
     valid = np.flatnonzero((valid_ends > starts) & (valid_ends < test_ends))
@@ -107,12 +110,11 @@ def period_starts(histories: Histories, periods: int) -> list[np.ndarray]:
     Raises:
       UserError: no times, or more periods than moments.
     """
-    known = histories.times
-    known = None if known is None else np.sort(known[known != NO_TIME])
-    if known is None or not len(known):
+    known = 0 if histories.times is None else _known(histories.times)
+    if not known:
         raise UserError('periods need timestamps, and this data set has none')
-    moments = known[np.arange(1, periods) * len(known) // periods]
-    if (np.diff(moments) <= 0).any() or (len(moments) and moments[0] <= known[0]):
+    first, *moments = (_at_rank(histories.times, n * known // periods) for n in range(periods))
+    if (np.diff([first, *moments]) <= 0).any():
         raise UserError(f'the times of this data set do not make {periods} periods: take fewer')
     inner = [_first_at(histories, moment) for moment in moments]
     return [histories.offsets[:-1], *inner, histories.offsets[1:]]
@@ -120,5 +122,37 @@ def period_starts(histories: Histories, periods: int) -> list[np.ndarray]:
 
 def _first_at(histories: Histories, moment) -> np.ndarray:
     """Absolute index of each user's first event at or after `moment` (its end if none)."""
-    before = np.concatenate([[0], np.cumsum(histories.times < moment, dtype=np.int64)])
-    return histories.offsets[:-1] + np.diff(before[histories.offsets])
+    first = np.array(histories.offsets[:-1])
+    for users in blocks(histories.offsets):
+        offsets = histories.offsets[users.start : users.stop + 1]
+        earlier = histories.times[offsets[0] : offsets[-1]] < moment
+        before = np.concatenate([[0], np.cumsum(earlier, dtype=np.int64)])
+        first[users] += np.diff(before[offsets - offsets[0]])
+    return first
+
+
+def _known(times: np.ndarray) -> int:
+    """How many events have a time."""
+    return sum(int((part != NO_TIME).sum()) for part in _parts(times))
+
+
+def _at_rank(times: np.ndarray, rank: int) -> int:
+    """np.sort(times[times != NO_TIME])[rank], by counting in ever narrower bins."""
+    low = min(int(part[part != NO_TIME].min(initial=_LATEST)) for part in _parts(times))
+    high, below = max(int(part.max(initial=NO_TIME)) for part in _parts(times)), 0
+    while low < high:
+        width = (high - low) // _BINS + 1
+        counts = np.zeros(_BINS, np.int64)
+        for part in _parts(times):
+            inside = part[(part >= low) & (part <= high)]
+            bins = (inside - low).view(np.uint64) // np.uint64(width)
+            counts += np.bincount(bins.astype(np.int64), minlength=_BINS)
+        up_to = below + np.cumsum(counts)
+        place = int(np.searchsorted(up_to, rank, side='right'))
+        below = int(up_to[place - 1]) if place else below
+        low, high = low + place * width, min(low + (place + 1) * width - 1, high)
+    return low
+
+
+def _parts(times: np.ndarray) -> Iterator[np.ndarray]:
+    return (times[n : n + EVENTS_AT_ONCE] for n in range(0, len(times), EVENTS_AT_ONCE))

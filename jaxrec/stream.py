@@ -64,6 +64,8 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
     checks.check(experiment)
     if periods < 2:
         raise UserError(f'--periods={periods} must be at least 2: one to learn, one to predict')
+    if experiment.data.grow_vocabulary:
+        raise UserError('data.grow_vocabulary is for jaxrec.train, not for a stream')
     if experiment.data.windows != 'cuts':
         raise UserError("streaming trains on cuts: set data.windows='cuts'")
     for feature in getattr(experiment.model, 'features', ()):

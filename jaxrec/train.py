@@ -4,8 +4,19 @@ python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickst
     [--config.model.dim=128 --config.train.steps=1000 --config.data.log=events.csv ...]
 
 The work directory gets config.json, run.json, metrics.jsonl, checkpoints/last, checkpoints/best,
-and curves.png if matplotlib is installed. Every field of the experiment is a flag, with these
-defaults where the experiment file says nothing (the model's own fields are in jaxrec/models/):
+and curves.png if matplotlib is installed.
+
+python -m jaxrec.train --dry_run --config=experiments/sasrec_beauty.py --mesh=64,8 [--items=N]
+
+trains nothing: it compiles the step for 64 x 8 devices, which need not be here, and prints the
+memory of a device, its operations and what crosses devices. --items=N plans for a catalogue of
+that size instead of the data set's.
+
+--config.data.grow_vocabulary=runs/before goes on, in a new work directory, from a run on an earlier
+state of the log: items keep what was learnt, new ones are added (see jaxrec/grow.py).
+
+Every field of the experiment is a flag, with these defaults where the experiment file says nothing
+(the model's own fields are in jaxrec/models/):
 
 FIELDS
 """
@@ -19,12 +30,14 @@ import sys
 import time
 
 import jax
+from absl import flags
 
-from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
+from jaxrec import checks, cli, config, datasets, dry_run, sharding, splits, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
 from jaxrec.feed import feature_codes, train_batches
+from jaxrec.grow import grown_state
 from jaxrec.logs import Logs, duration
 from jaxrec.optim import make_optimizer
 from jaxrec.plots import plot_curves
@@ -32,16 +45,38 @@ from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
 from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
 
+FLAGS = flags.FLAGS
+
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cli.define_run_flags()
+    flags.DEFINE_bool('dry_run', False, 'Train nothing; print what a step costs on --mesh.')
+    flags.DEFINE_string('mesh', '', 'DATA,MODEL: devices of a --dry_run, which need not be here.')
+    flags.DEFINE_integer('items', 0, 'Catalogue of a --dry_run; 0 = that of the data set.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    if FLAGS.dry_run:
+        cli.emit(_plan(cli.given_experiment()))
+        return
+    if FLAGS.mesh or FLAGS.items:
+        raise UserError('--mesh and --items go with --dry_run; to train, --config.mesh.model=N')
     cli.emit(train(*cli.given_run()))
+
+
+def _plan(experiment: config.Experiment) -> dict:
+    """Prints the plan of --dry_run."""
+    mesh = dry_run.parse_mesh(FLAGS.mesh)
+    if FLAGS.items < 0:
+        raise UserError(f'--items={FLAGS.items} must not be negative')
+    checks.check(experiment)
+    dry_run.pretend(mesh)
+    found = dry_run.plan(experiment, mesh, FLAGS.items)
+    say(dry_run.text(found, experiment.train.batch_rows))
+    return found
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
@@ -97,14 +132,16 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         max_users=settings.eval_users,
         codes=feature_codes(model, histories, split.train_ends),
     )
-    step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
     evaluate_every = max(round(settings.eval_every * batches.steps_per_epoch), 1)
 
     with contextlib.ExitStack() as closing:
         checkpoints = closing.enter_context(contextlib.closing(Checkpoints(folder)))
         if checkpoints.last_step() is None:
             step, progress = 0, Progress()
-            state = init_state(model, histories.num_items, optimizer, settings.seed)
+            if data.grow_vocabulary:
+                state = grown_state(experiment, histories, optimizer)
+            else:
+                state = init_state(model, histories.num_items, optimizer, settings.seed)
             checkpoints.save_last(0, state, dataclasses.asdict(progress))
         else:
             step = checkpoints.last_step()
@@ -113,6 +150,9 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
                 raise UserError(f'{folder} holds a run of jaxrec.stream; use another --workdir')
             progress = Progress(**host)
             say(f'going on from step {step} of {stop_at}')
+        begun = int(state['step']) - step  # steps of the run that this one has grown from
+        optimizer = make_optimizer(experiment.optim, horizon, begun)
+        step_fn = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
         workdir.record(folder, experiment, meta, step)
         logs = closing.enter_context(
             contextlib.closing(Logs(folder, step, active=jax.process_index() == 0))

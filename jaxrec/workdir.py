@@ -74,7 +74,7 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
     step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
     if step is None:
         raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
-    histories, data_hash = _open_data(workdir, experiment)
+    histories, data_hash = open_data(workdir, experiment)
     model_axis = math.gcd(experiment.mesh.model, jax.device_count())
     jax.set_mesh(sharding.make_mesh(config_lib.Mesh(model=model_axis)))
     graphdef, params = split_model(experiment.model, histories.num_items)
@@ -90,7 +90,7 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
     return Trained(experiment, histories, parts, graphdef, params, step, data_hash, workdir)
 
 
-def _open_data(workdir: pathlib.Path, experiment: config_lib.Experiment) -> tuple[Histories, str]:
+def open_data(workdir: pathlib.Path, experiment: config_lib.Experiment) -> tuple[Histories, str]:
     """The data set of a run: the prepared folder it used, else what its config names."""
     run = files.read_json(workdir / 'run.json')
     prepared = pathlib.Path(run['data_path'])
@@ -132,7 +132,8 @@ def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
             'use another --workdir'
         )
-    old, new = _flat(files.read_json(workdir / 'config.json')), _flat(to_record(experiment))
+    old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
+    old, new = _flat(to_record(old)), _flat(to_record(experiment))
     may_differ = _MAY_DIFFER
     if experiment.optim.schedule == 'constant':  # else the decay depends on the length
         may_differ += ('train.epochs',)

@@ -102,13 +102,13 @@ def _open_folder(path: pathlib.Path, config: config_lib.Data) -> tuple[Histories
 def _log(config: config_lib.Data, path: pathlib.Path, say: Callable) -> store.Recipe:
     from jaxrec.datasets import events, log_file
 
-    def read() -> store.Source:
+    def read(scratch: pathlib.Path) -> store.Source:
         say(f'reading {path}')
-        return store.Source(
-            events.to_histories(log_file.read(config), path.name, config.min_user, config.min_item),
-            f'Interaction log {path.name}.',
-            str(path.resolve()),
-        )
+        histories = log_file.read_large(config, scratch)
+        if histories is None:
+            raw = log_file.read(config)
+            histories = events.to_histories(raw, path.name, config.min_user, config.min_item)
+        return store.Source(histories, f'Interaction log {path.name}.', str(path.resolve()))
 
     if not path.exists():
         raise UserError(f'no such file: {path} (--log)')
@@ -120,7 +120,8 @@ def _synthetic(config: config_lib.Data) -> store.Recipe:
 
     parameters = synthetic.parse(config.dataset.partition(':')[2])
 
-    def read() -> store.Source:
+    def read(scratch: pathlib.Path) -> store.Source:
+        del scratch
         generated = synthetic.generate(parameters)
         return store.Source(
             events.to_histories(generated, config.dataset, config.min_user, config.min_item),
@@ -135,7 +136,8 @@ def _synthetic(config: config_lib.Data) -> store.Recipe:
 def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
     module, attribute, _ = KNOWN[config.dataset]
 
-    def read() -> store.Source:
+    def read(scratch: pathlib.Path) -> store.Source:
+        del scratch
         from jaxrec.datasets import events
 
         data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)

@@ -73,25 +73,30 @@ def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0
         raise UserError(f'no events in {name}')
     kept = k_core(events.users.codes, events.items.codes, min_user, min_item)
     if kept is not None and not len(kept):
-        raise UserError(
-            f'nothing is left of {name}: no group of users with at least {min_user} events on '
-            f'items with at least {min_item}; lower --min_user or --min_item'
-        )
+        raise nothing_left(name, min_user, min_item)
     users, user_ids = _number(events.users, kept)
     items, item_ids = _number(events.items, kept)
     times = _take(events.times, kept)
-    order = _time_order(users, times)
+    order = time_order(users, times)
     counts = np.bincount(users, minlength=len(user_ids))
     return Histories(
         items=_take(items, order) + np.int32(1),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
         user_ids=user_ids,
         item_ids=item_ids,
-        times=None if times is None else _integer_times(_take(times, order), name),
+        times=None if times is None else integer_times(_take(times, order), name),
         features={k: _take(_take(v, kept), order) for k, v in events.features.items()},
         item_features={k: _by_item(item_ids, *v) for k, v in events.item_features.items()},
         titles=None if events.titles is None else _by_item(item_ids, *events.titles),
         name=name,
+    )
+
+
+def nothing_left(name: str, min_user: int, min_item: int) -> UserError:
+    """The complaint about a k-core without events."""
+    return UserError(
+        f'nothing is left of {name}: no group of users with at least {min_user} events on '
+        f'items with at least {min_item}; lower --min_user or --min_item'
     )
 
 
@@ -131,10 +136,10 @@ def encode(chunks: list[pa.Array], *, text: bool) -> Coded:
         return Coded(np.zeros(0, np.int32), np.zeros(0, np.int64))
     column = pa.chunked_array(chunks).unify_dictionaries()
     codes = np.concatenate([c.indices.to_numpy(zero_copy_only=False) for c in column.chunks])
-    return Coded(codes.astype(np.int32, copy=False), _plain_ids(column.chunk(0).dictionary, text))
+    return Coded(codes.astype(np.int32, copy=False), plain_ids(column.chunk(0).dictionary, text))
 
 
-def _plain_ids(values: pa.Array, text: bool) -> np.ndarray:
+def plain_ids(values: pa.Array, text: bool) -> np.ndarray:
     kind = values.type
     if pa.types.is_null(kind):
         return np.zeros(0, np.int64)
@@ -200,7 +205,7 @@ def _take(column, index):
     return column if column is None or index is None else column[index]
 
 
-def _time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
+def time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | None:
     """Stable order by (user, time); None if the events are already in it."""
     later = users[1:] > users[:-1]
     same = users[1:] == users[:-1]
@@ -213,7 +218,7 @@ def _time_order(users: np.ndarray, times: np.ndarray | None) -> np.ndarray | Non
     return np.lexsort((times, users))  # stable
 
 
-def _integer_times(times: np.ndarray, name: str) -> np.ndarray:
+def integer_times(times: np.ndarray, name: str) -> np.ndarray:
     """Times as int64; fractions are kept as millionths of the source's unit."""
     if times.dtype.kind != 'f':
         return times.astype(np.int64, copy=False)

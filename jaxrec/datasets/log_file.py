@@ -23,23 +23,29 @@ time has a fraction, all are kept as millionths of the unit; ISO dates and Arrow
 microseconds since 1970 in UTC (nanoseconds if a date needs them). Sorting uses the times as given.
 """
 
+import contextlib
+import errno
+import functools
 import gzip
 import hashlib
 import itertools
 import pathlib
 import re
 import zlib
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import pyarrow as pa
 
 from jaxrec import config as config_lib
 from jaxrec.cli import UserError
-from jaxrec.datasets import tables, text_layouts
+from jaxrec.datasets import large, tables, text_layouts
 from jaxrec.datasets.events import Events
+from jaxrec.histories import Histories
 
 LAYOUTS = ('auto', 'table', 'sequences', 'pairs')
 SAMPLE = 1 << 20  # bytes looked at to tell the layout
+LARGE = 1 << 24  # events of a Parquet log that are read into memory together
 
 
 def key(config: config_lib.Data) -> str:
@@ -71,11 +77,39 @@ def read(config: config_lib.Data) -> Events:
       UserError: the file is missing, empty, truncated, ragged, or not as the options say.
     """
     path = pathlib.Path(config.log).expanduser()
+    with _complaints(path):
+        return _read(path, path.name, config)
+
+
+def read_large(config: config_lib.Data, scratch: pathlib.Path) -> Histories | None:
+    """Reads config.log if it is a Parquet file of more than LARGE events, else None.
+
+    Args:
+      config: see `read`.
+      scratch: see `large.to_histories`.
+    """
+    path = pathlib.Path(config.log).expanduser()
+    with _complaints(path):
+        with open(path, 'rb') as file:
+            parquet = file.read(4) == b'PAR1' and config.layout in ('auto', 'table')
+        if not parquet or tables.parquet_rows(path) <= LARGE:
+            return None
+        _check_columns(tables.parquet_columns(path), path.name, config)
+        names = {'user_col': config.user_col, 'item_col': config.item_col}
+        names |= {'time_col': config.time_col, 'features': columns(config)}
+        wanted = [config.user_col, config.item_col, *columns(config)]
+        wanted += [config.time_col] if config.time_col else []
+        limits = {'min_user': config.min_user, 'min_item': config.min_item}
+        batches = functools.partial(tables.parquet_batches, path, wanted)
+        return large.to_histories(batches, path.name, scratch, **names, **limits)
+
+
+@contextlib.contextmanager
+def _complaints(path: pathlib.Path) -> Iterator[None]:
+    """One line for what is wrong with a log or its layout."""
     name = path.name
-    if config.layout not in LAYOUTS:
-        raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
     try:
-        return _read(path, name, config)
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise UserError(f'{name} is a damaged or truncated gzip file; copy it again') from e
     except pa.ArrowException as e:
@@ -84,6 +118,8 @@ def read(config: config_lib.Data) -> Events:
             reason = 'it is not UTF-8 text; convert it, e.g. with iconv'
         raise UserError(f'cannot read {name}: {reason}') from e
     except OSError as e:
+        if e.errno == errno.ENOSPC:
+            raise  # where the result goes, not the log
         raise UserError(f'cannot read {path}: {e.strerror or e}') from e
 
 
@@ -95,6 +131,8 @@ def open_plain(path: pathlib.Path) -> BinaryIO:
 
 
 def _read(path: pathlib.Path, name: str, config: config_lib.Data) -> Events:
+    if config.layout not in LAYOUTS:
+        raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
     with open_plain(path) as file:
         sample = file.read(SAMPLE)
     if not sample.strip():

@@ -12,6 +12,7 @@ import errno
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 
 from jaxrec import files
@@ -41,11 +42,11 @@ class Recipe:
 
     Attributes:
       folder: path below data_dir: name[/variant]/version.
-      read: reads the source.
+      read: reads the source; may leave files that the histories need in the empty folder given.
     """
 
     folder: str
-    read: Callable[[], Source]
+    read: Callable[[pathlib.Path], Source]
 
 
 def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
@@ -83,13 +84,13 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histori
     found = find(folder)
     if found:
         return found
-    with _locked(folder, root):
+    with locked(folder, root):
         found = find(folder)  # built by another process while this one waited
         if found:
             return found
-        source = recipe.read()
         try:
-            _build(source, folder, root, say)
+            with scratch_beside(folder) as scratch:
+                _build(_read(recipe, scratch), folder, root, say)
         except (OSError, RuntimeError) as e:
             if isinstance(e, RuntimeError) and NO_SPACE not in str(e):
                 raise
@@ -98,12 +99,19 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histori
     return find(folder)
 
 
+def _read(recipe: Recipe, scratch: pathlib.Path) -> Source:
+    try:
+        return recipe.read(scratch)
+    except OSError as e:
+        if e.errno == errno.ENOSPC:  # of what is written beside the result
+            raise
+        where = f' ({e.filename})' if e.filename else ''
+        raise UserError(f'cannot read the source: {e.strerror or e}{where}') from e
+
+
 def _build(source: Source, folder: pathlib.Path, root: pathlib.Path, say: Callable) -> None:
     from jaxrec.datasets import tfds_builder  # imports tensorflow_datasets: only to build
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.parent.glob('incomplete.*'):
-        shutil.rmtree(leftover, ignore_errors=True)  # of a build that was killed
     shutil.rmtree(folder, ignore_errors=True)
     _check_space(source.histories, folder.parent)
     say(f'writing {folder}')
@@ -123,7 +131,18 @@ def _check_space(h: Histories, folder: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
+def scratch_beside(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    """An empty folder beside `folder`, for as long as it is built; makes room for both."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for kind in ('incomplete.*', 'scratch.*'):  # of a build that was killed
+        for leftover in folder.parent.glob(kind):
+            shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix='scratch.', dir=folder.parent) as scratch:
+        yield pathlib.Path(scratch)
+
+
+@contextlib.contextmanager
+def locked(folder: pathlib.Path, root: pathlib.Path) -> Iterator[None]:
     """Holds the lock of `folder`, so that of several processes one builds and the others wait."""
     name = '-'.join(folder.relative_to(root).parts)
     with contextlib.ExitStack() as held:

@@ -79,10 +79,21 @@ def read_parquet(
     features: tuple[str, ...] = (),
 ) -> Events:
     """Reads a Parquet file; ids keep the column's type (integers or text). See `read_csv`."""
-    wanted = dict.fromkeys([user_col, item_col, *features, *([time_col] if time_col else [])])
+    columns = [user_col, item_col, *features, *([time_col] if time_col else [])]
+    batches = parquet_batches(path, columns)
+    return _collect(batches, name, user_col, item_col, time_col, features, text=False)
+
+
+def parquet_batches(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The columns of a Parquet file, piece by piece."""
     with pa.parquet.ParquetFile(path) as file:
-        batches = file.iter_batches(batch_size=BATCH, columns=list(wanted))
-        return _collect(batches, name, user_col, item_col, time_col, features, text=False)
+        yield from file.iter_batches(batch_size=BATCH, columns=list(dict.fromkeys(columns)))
+
+
+def parquet_rows(path: str) -> int:
+    """Number of rows of a Parquet file."""
+    with pa.parquet.ParquetFile(path) as file:
+        return file.metadata.num_rows
 
 
 def parquet_columns(path: str) -> list[str]:
@@ -98,12 +109,12 @@ def _collect(
     columns = {feature: [] for feature in features}
     row = 1
     for batch in batches:
-        users.append(_ids(batch.column(user_col), user_col, name, row))
-        items.append(_ids(batch.column(item_col), item_col, name, row))
+        users.append(ids(batch.column(user_col), user_col, name, row))
+        items.append(ids(batch.column(item_col), item_col, name, row))
         if time_col:
-            times.append(_numbers(batch.column(time_col), time_col, name, row, dates=True))
+            times.append(numbers(batch.column(time_col), time_col, name, row, dates=True))
         for feature, chunks in columns.items():
-            chunks.append(_numbers(batch.column(feature), feature, name, row, dates=False))
+            chunks.append(numbers(batch.column(feature), feature, name, row, dates=False))
         row += len(batch)
     return Events(
         encode(users, text=text),
@@ -113,7 +124,7 @@ def _collect(
     )
 
 
-def _ids(column: pa.Array, col: str, name: str, row: int) -> pa.Array:
+def ids(column: pa.Array, col: str, name: str, row: int) -> pa.Array:
     """Dictionary-encoded ids; raises UserError on a missing one."""
     column = column.dictionary_encode()
     missing = pc.is_null(column)
@@ -127,7 +138,7 @@ def _ids(column: pa.Array, col: str, name: str, row: int) -> pa.Array:
     return column
 
 
-def _numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> np.ndarray:
+def numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> np.ndarray:
     """A piece of a numeric column: int64, float64, or datetime64 where `dates` allows it."""
     if column.null_count:
         row += pc.index(pc.is_null(column), True).as_py()
@@ -210,6 +221,11 @@ def _finite(values: pa.Array, column: pa.Array, col: str, name: str, row: int) -
     return values
 
 
+def mixed(col: str, name: str) -> UserError:
+    """The complaint about a column of two kinds."""
+    return UserError(f'column {col!r} of {name} holds both numbers and dates')
+
+
 def _join(chunks: list[np.ndarray], col: str, name: str) -> np.ndarray:
     """One column: int64 if every value is whole, else float64; dates become integers.
 
@@ -218,7 +234,7 @@ def _join(chunks: list[np.ndarray], col: str, name: str) -> np.ndarray:
     if not chunks:
         return np.zeros(0, np.int64)
     if {'M'} < {c.dtype.kind for c in chunks}:
-        raise UserError(f'column {col!r} of {name} holds both numbers and dates')
+        raise mixed(col, name)
     column = np.concatenate(chunks)
     if column.dtype.kind == 'M':
         fine = column.astype('datetime64[us]')

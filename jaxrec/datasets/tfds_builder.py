@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -38,11 +39,11 @@ class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self) -> tfds.core.DatasetInfo:
         h = self._histories
-        features = {'user': _id_feature(h.user_ids), 'items': _column(h.items)}
+        features = {'user': id_feature(h.user_ids), 'items': column_feature(h.items)}
         if h.times is not None:
-            features['times'] = _column(h.times)
+            features['times'] = column_feature(h.times)
         if h.features:
-            features['features'] = {name: _column(c) for name, c in h.features.items()}
+            features['features'] = {name: column_feature(c) for name, c in h.features.items()}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self._about['description'],
@@ -71,11 +72,7 @@ def write(histories: Histories, folder: pathlib.Path, data_dir: pathlib.Path, ab
     """Writes `histories` into `folder` = data_dir/name[/variant]/version, whole or not at all."""
     name, *variant, _ = folder.relative_to(data_dir).parts
     config = tfds.core.BuilderConfig(name=variant[0]) if variant else None
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)  # progress and warnings about what is meant to be so
-    tfds.disable_progress_bar()
-    quiet = contextlib.redirect_stdout(io.StringIO())  # it prints with print()
-    try:
+    with silence():
         builder = HistoriesBuilder(
             histories,
             about,
@@ -85,16 +82,26 @@ def write(histories: Histories, folder: pathlib.Path, data_dir: pathlib.Path, ab
         )
         if pathlib.Path(builder.data_dir) != folder:
             raise AssertionError(f'{builder.data_dir} is not {folder}')
-        with quiet:
-            builder.download_and_prepare()
+        builder.download_and_prepare()
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Without TFDS's progress and its warnings about what is meant to be so."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints with print()
+            yield
     finally:
         logging.set_verbosity(verbosity)
         tfds.enable_progress_bar()
 
 
-def _id_feature(ids: np.ndarray):
+def id_feature(ids: np.ndarray):
     return tfds.features.Text() if ids.dtype.kind == 'S' else tfds.features.Scalar(np.int64)
 
 
-def _column(column: np.ndarray):
+def column_feature(column: np.ndarray):
     return tfds.features.Tensor(shape=(None,), dtype=column.dtype)

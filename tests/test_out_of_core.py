@@ -1,0 +1,189 @@
+"""Logs larger than memory: the same results in pieces, and no copy of the events anywhere."""
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from jaxrec import baselines, codes, histories, protocols, splits, tally
+from jaxrec.batches import TrainBatches, UnseenNegatives
+from jaxrec.benchmarks import data as data_suite
+from jaxrec.cli import UserError
+from jaxrec.config import Data, Experiment, Train
+from jaxrec.cuts import CutBatches
+from jaxrec.features import GAP, Feature
+from jaxrec.feed import train_batches
+from jaxrec.histories import NO_TIME, Histories, blocks
+from jaxrec.models import sasrec
+from jaxrec.ranking import Task
+
+
+def some_histories(users=60, items=30, longest=20, seed=0):
+    """Skewed items, repeats, equal and missing times, users without events."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, longest + 1, users)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    owner = np.repeat(np.arange(users), lengths)
+    times = rng.integers(10**9, 10**9 + 40 * 86_400, len(owner)) // 7200 * 7200
+    times[rng.random(len(owner)) < 0.1] = NO_TIME
+    times = times[np.lexsort((times, owner))]
+    return Histories(
+        items=rng.integers(1, items + 1, len(owner)).astype(np.int32),
+        offsets=offsets,
+        user_ids=np.arange(users),
+        item_ids=np.arange(items),
+        times=times,
+    )
+
+
+@pytest.mark.parametrize('size', [1, 5, 64, 10**6])
+def test_blocks_cover_all_users_once(size):
+    offsets = some_histories().offsets
+    found = list(blocks(offsets, size))
+    assert [u for block in found for u in range(block.start, block.stop)] == list(range(60))
+    for block in found[:-1]:
+        assert offsets[block.stop] - offsets[block.start] < size + 20
+    assert (len(found) == 1) == (size == 10**6)
+    assert list(blocks(np.zeros(1, np.int64))) == []
+    assert list(blocks(np.zeros(4, np.int64))) == [slice(0, 3)]
+
+
+def everything(h):
+    """What is computed over all events, as a flat dict of arrays."""
+    loo, temporal = splits.leave_one_out(h), splits.temporal(h, 0.2, 0.2)
+    encoder = codes.Encoder(h, (Feature(GAP, 'quantile', size=4),), loo.train_ends)
+    task = Task(h, loo, 'test', protocols.Protocol('full', filter_seen=True))
+    cuts = CutBatches(h, loo.train_ends, max_len=6, rows=8, seed=1, cuts=2, windows=2)
+    draw = UnseenNegatives(h, loo.train_ends, 5)
+    batches = TrainBatches(h, loo.train_ends, max_len=7, rows=4, seed=2, unseen_negatives=3)
+    found = {
+        'statistics': [repr(h.statistics())],
+        'counts': protocols.training_counts(h, loo),
+        'unreachable': task.unreachable,
+        'valid_ends': temporal.train_ends,
+        'test': np.stack([temporal.test.users, temporal.test.ends]),
+        'periods': np.concatenate(splits.period_starts(h, 4)),
+        'last week': baselines.last_week_counts(h, loo),
+        'negatives': draw(np.random.default_rng(3), np.repeat(np.arange(60), 2)),
+        'fill': [cuts.fill],
+    }
+    found |= {f'transitions {n}': x for n, x in enumerate(baselines.transitions(h, loo))}
+    found |= {f'codes {n}': x for n, x in encoder.events(np.arange(len(h.items))).items()}
+    for step in (0, 1, 5):
+        found |= {f'cuts {step} {k}': v for k, v in cuts(step).items()}
+        found |= {f'rows {step} {k}': v for k, v in batches(step).items()}
+    return found
+
+
+@pytest.mark.parametrize('size', [1, 7, 50])
+def test_the_same_in_pieces(monkeypatch, size):
+    h = some_histories()
+    whole = everything(h)
+    monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', size)
+    monkeypatch.setattr(splits, 'EVENTS_AT_ONCE', size)
+    monkeypatch.setattr(splits, '_BINS', 3)
+    monkeypatch.setattr(tally, '_LEAST', 2)
+    pieces = everything(h)
+    assert whole.keys() == pieces.keys()
+    for name, value in whole.items():
+        if 'log_share' in name:  # a sum in another order
+            np.testing.assert_allclose(pieces[name], value, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(pieces[name], value, err_msg=name)
+
+
+def test_moments_and_distinct_against_numpy():
+    rng = np.random.default_rng(0)
+    for times in (rng.integers(-(2**62), 2**62, 999), rng.integers(0, 4, 999), np.full(5, 8)):
+        times = np.concatenate([times, [NO_TIME, NO_TIME]])
+        known = np.sort(times[times != NO_TIME])
+        for rank in (0, 1, 2, 3, 4, len(known) - 1):
+            assert splits._at_rank(times, rank) == known[rank]
+    keys = rng.integers(0, 50, (20, 5))
+    np.testing.assert_array_equal(tally.distinct(keys), np.unique(keys))
+    assert len(tally.distinct(keys[:0])) == 0
+
+
+def test_a_sample_makes_the_edges_of_a_long_log(monkeypatch):
+    h = some_histories(users=400, longest=30)
+    feature = (Feature(GAP, 'quantile', size=4),)
+    ends = splits.leave_one_out(h).train_ends
+    exact = codes.Encoder(h, feature, ends)._edges[GAP]
+    monkeypatch.setattr(codes, '_SAMPLE', 3000)
+    index = codes._spread(h.offsets[:-1], ends - h.offsets[:-1])
+    assert len(index) == 3000 and (np.diff(index) > 0).all() and (index < len(h.items)).all()
+    sampled = codes.Encoder(h, feature, ends)._edges[GAP]
+    np.testing.assert_allclose(sampled[1:3], exact[1:3], rtol=0.1)
+
+
+@pytest.mark.parametrize('windows', ['last', 'all', 'cuts'])
+def test_training_holds_no_copy_of_the_events(monkeypatch, tmp_path, windows):
+    """6 million mapped events of 5,000 users; an int32 column takes 24 MB, and 48 in int64."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(900, 1500, 5000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    items = np.memmap(tmp_path / 'items', np.int32, 'w+', shape=int(offsets[-1]))
+    items[:] = rng.integers(1, 2001, len(items))
+    times = np.memmap(tmp_path / 'times', np.int64, 'w+', shape=len(items))
+    times[:] = np.arange(len(items))
+    h = Histories(items, offsets, np.arange(5000), np.arange(2000), times)
+    monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', 1 << 16)
+    monkeypatch.setattr(splits, 'EVENTS_AT_ONCE', 1 << 16)
+    loss = 'in_batch' if windows == 'cuts' else 'softmax'
+    experiment = Experiment(
+        model=sasrec.Config(dim=8, max_len=500, loss=loss),
+        data=Data(windows=windows, cuts=100 if windows == 'cuts' else 1),
+        train=Train(batch_rows=4),
+    )
+    if windows != 'cuts':
+        experiment.data.unseen_negatives = 1
+    tracemalloc.start()
+    for split in (splits.leave_one_out(h), splits.temporal(h, 0.1, 0.1)):
+        batches = train_batches(experiment, h, split)
+        for step in (0, batches.steps_per_epoch):
+            batches(step)
+        Task(h, split, 'valid', protocols.Protocol('full', filter_seen=True))
+    h.statistics()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6, peak
+
+
+def test_the_generated_log_of_the_data_suite(tmp_path):
+    folder = data_suite.generated(tmp_path / 'log', 20_000)
+    h = Histories.load(folder / 'columns')
+    assert abs(len(h.items) / 20_000 - 1) < 0.1 and h.items.min() >= 1
+    assert h.items.max() <= h.num_items == data_suite.ITEMS
+    lengths = np.diff(h.offsets)
+    assert (lengths.min(), lengths.max()) == (5, 35)
+    assert data_suite.generated(folder, 20_000) == folder  # found, not made again
+    assert {f.name for f in folder.iterdir()} == {'columns'}
+    with pytest.raises(UserError, match='two numbers of events'):
+        data_suite.measure_data(Experiment(), ['5'], repeats=1, steps=1)
+
+
+EXPERIMENT = """
+from jaxrec.config import Data, Experiment, Train
+from jaxrec.models import sasrec
+
+def get_config(arg=''):
+    model = sasrec.Config(dim=8, blocks=1, max_len=10, loss='bce', negatives=1)
+    return Experiment(model=model, data=Data(data_dir={!r}), train=Train(batch_rows=8))
+"""
+
+
+@pytest.mark.slow
+def test_the_data_suite(tmp_path):
+    config = tmp_path / 'experiment.py'
+    config.write_text(EXPERIMENT.format(str(tmp_path / 'data')))
+    words = [sys.executable, '-m', 'jaxrec.benchmark', '--suite=data', f'--config={config}']
+    words += ['--cases=3000,6000', '--repeats=2', '--steps=2', '--json']
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found['events'] == [3000, 6000] and len(found['turns']) == 2
+    assert all(50 < mib < 4000 for mib in found['vm_hwm_mib'])
+    assert found['ratio'] > 0 and found['cpu_ratio'] > 0
