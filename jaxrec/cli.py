@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
+_silent = False
 
 
 class UserError(Exception):
@@ -47,6 +48,12 @@ def given_run() -> tuple[Any, pathlib.Path]:
     return FLAGS.config, pathlib.Path(FLAGS.workdir)
 
 
+def be_silent() -> None:
+    """Makes `say` and `emit` do nothing: in all processes of a run but the first."""
+    global _silent
+    _silent = True
+
+
 def people() -> TextIO:
     """Where text for people goes: standard output, or standard error when --json owns that."""
     return sys.stderr if _json_wanted() else sys.stdout
@@ -54,12 +61,13 @@ def people() -> TextIO:
 
 def say(*text: Any) -> None:
     """Prints a line for people."""
-    print(*text, file=people(), flush=True)
+    if not _silent:
+        print(*text, file=people(), flush=True)
 
 
 def emit(result: dict) -> None:
     """Prints `result` as the last line of standard output if --json was given."""
-    if _json_wanted():
+    if _json_wanted() and not _silent:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 

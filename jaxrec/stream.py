@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxrec import baselines, checks, cli, config, datasets, sharding, workdir
+from jaxrec import baselines, checks, cli, cluster, config, datasets, sharding, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -38,13 +38,15 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cli.define_run_flags()
+    cluster.define_flags()
     flags.DEFINE_integer('periods', 10, 'Parts of the log, with equally many events each.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    cli.emit(stream(*cli.given_run(), FLAGS.periods))
+    with cluster.joined():
+        cli.emit(stream(*cli.given_run(), FLAGS.periods))
 
 
 def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) -> dict:
@@ -76,6 +78,7 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
         raise UserError("a stream has no end to decay to: set optim.schedule='constant'")
     histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    workdir.check_processes(experiment, meta)
     with workdir.claimed(folder):
         workdir.compare(folder, experiment, meta)
         return _stream(experiment, folder, histories, meta, periods)
@@ -176,7 +179,7 @@ def _learn(experiment, histories, before, after, codes, step_fn, state) -> tuple
         cuts=data.cuts,
         train_starts=before,
         codes=codes,
-        process=(jax.process_index(), jax.process_count()),
+        process=sharding.batch_part(),
     )
     losses = []
     with contextlib.closing(prefetch(batches, 0)) as feed:

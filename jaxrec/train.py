@@ -14,13 +14,12 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
 import sys
 import time
 
 import jax
 
-from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
+from jaxrec import checks, cli, cluster, config, datasets, sharding, splits, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -36,12 +35,17 @@ from jaxrec.state import abstract_state, evaluated, init_state, split_model, tra
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cli.define_run_flags()
+    cluster.define_flags()
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    cli.emit(train(*cli.given_run()))
+    with cluster.joined(saves_on_signal=True):
+        summary = train(*cli.given_run())
+        cli.emit(summary)
+    if summary['stopped'] == 'signal' and cluster.requeued():
+        sys.exit(cluster.AGAIN)
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
@@ -57,7 +61,7 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
     Raises:
       UserError: anything the user can put right, a non-finite loss among them.
     """
-    stop = StopSignal()
+    stop = cluster.StopSignal()
     checks.check(experiment)
     histories, meta = datasets.load(experiment.data, say=say)
     mesh = sharding.make_mesh(experiment.mesh)
@@ -68,9 +72,12 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
             f'data axis times train.microbatches={turns}'
         )
     jax.set_mesh(mesh)
+    workdir.check_processes(experiment, meta)
     with workdir.claimed(folder):
         workdir.compare(folder, experiment, meta)
         summary = _train(experiment, folder, histories, meta, stop)
+        if jax.process_index():
+            return summary
     why_not = plot_curves(folder, experiment.train.metric)
     say(f'no curves.png: {why_not}' if why_not else f'training curves: {folder / "curves.png"}')
     return summary
@@ -80,9 +87,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     data, settings, model = experiment.data, experiment.train, experiment.model
     graphdef, abstract = split_model(model, histories.num_items)  # checks the model's settings
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    batches = train_batches(
-        experiment, histories, split, process=(jax.process_index(), jax.process_count())
-    )
+    batches = train_batches(experiment, histories, split, process=sharding.batch_part())
     horizon = settings.epochs * batches.steps_per_epoch
     stop_at = settings.steps or horizon
     optimizer = make_optimizer(experiment.optim, horizon)
@@ -123,6 +128,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
         watch = Watch(logs, batches, checkpoints, step, stop_at)
         saved_at = time.monotonic()
+        stopping = stop(step)
 
         def validate():
             with watch.naming(step):
@@ -136,17 +142,22 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         def due():
             return step > 0 and (step % evaluate_every == 0 or step >= stop_at)
 
+        def late():  # by the clock of process 0, which is asked for when all wait anyway
+            if not settings.save_every or (jax.process_count() > 1 and step % settings.log_every):
+                return False
+            return cluster.first_says(time.monotonic() - saved_at > 60 * settings.save_every)
+
         if due() and progress.validated < step:  # the signal came before this validation
             validate()
-        while step < stop_at and not stop.received and not progress.done(settings.patience):
+        while step < stop_at and not stopping and not progress.done(settings.patience):
             state, metrics = step_fn(state, sharding.put_batch(next(feed)))
             step += 1
             watch.add(step, metrics)
-            late = settings.save_every and time.monotonic() - saved_at > 60 * settings.save_every
-            pause = due() or late or stop.received
+            stopping = stop(step)
+            pause = due() or late() or stopping
             if pause or step % settings.log_every == 0:
                 watch.read()  # waits for the device; raises if a loss was not finite
-            if due() and not stop.received:
+            if due() and not stopping:
                 validate()
             if pause:
                 checkpoints.save_last(step, state, dataclasses.asdict(progress))
@@ -156,7 +167,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     stopped = 'finished'
     if progress.done(settings.patience):
         stopped = 'early stopping'
-    elif stop.received and (step < stop_at or progress.validated < step):
+    elif stopping and (step < stop_at or progress.validated < step):
         stopped = 'signal'
     _say_end(stopped, step, stop_at, progress, settings.metric)
     return {
@@ -189,20 +200,6 @@ class Progress:
 
     def done(self, patience: int) -> bool:
         return 0 < patience <= self.validations_since_best
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGINT (preemption, Ctrl-C), for the loop to save and leave."""
-
-    def __init__(self):
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
 
 
 class Watch:
