@@ -9,6 +9,7 @@ Exit codes: 0 finished; 2 a mistake of the user; 1 a bug (with its traceback); A
 signal after saving, or another process was lost: the same command goes on from the last checkpoint.
 """
 
+import collections
 import contextlib
 import ctypes
 import hashlib
@@ -30,7 +31,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from jaxrec import cli
+from jaxrec import cli, sharding
 from jaxrec.cli import UserError
 
 AGAIN = 75  # EX_TEMPFAIL of sysexits.h
@@ -53,14 +54,11 @@ def define_flags() -> None:
 
 
 @contextlib.contextmanager
-def joined(*, saves_on_signal: bool = False) -> Iterator[None]:
+def joined() -> Iterator[None]:
     """Runs a command's body together with the other processes, if there are any.
 
     Only process 0 speaks. An exception in one process ends all of them, with one exit code and
     one line.
-
-    Args:
-      saves_on_signal: the body has a `StopSignal`; else SIGTERM ends the process as usual.
 
     Raises:
       UserError: flags that do not go together, or the others cannot be reached.
@@ -71,8 +69,9 @@ def joined(*, saves_on_signal: bool = False) -> Iterator[None]:
         return
     if jax.process_index():
         cli.be_silent()
-    if not saves_on_signal:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # What libraries write to standard output (Gloo does) is none of the command's.
+    sys.stdout = os.fdopen(os.dup(1), 'w', buffering=1)
+    os.dup2(2, 1)
     _die_with_a_word()
     follower = threading.Thread(target=_follow, daemon=True)
     follower.start()
@@ -93,37 +92,41 @@ def requeued() -> bool:
 
 
 class StopSignal:
-    """Notes SIGTERM and SIGINT (preemption, Ctrl-C), for the loop to save and leave.
-
-    Call it with every step number from the first: it is True from the step on at which to stop,
-    the same in all processes, whichever got the signal.
-    """
+    """Notes SIGTERM and SIGINT (preemption, Ctrl-C), for the loop to save and leave."""
 
     def __init__(self):
-        self._received, self._alone = False, jax.process_count() == 1
-        signal.signal(signal.SIGINT, self._note)
-        if self._alone:  # else JAX listens to SIGTERM and tells the other processes
-            signal.signal(signal.SIGTERM, self._note)
-
-    def __call__(self, step: int) -> bool:
-        if not self._alone and not self._received:
-            self._received = multihost_utils.reached_preemption_sync_point(step)
-        return self._received
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
 
     def _note(self, number, frame):
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one does not wait
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = True
+
+
+class Poll:
+    """`poll(*flags)`, once a step: which flags are set in any process, the same answer in all.
+
+    Between processes an answer is that of the call two steps ago, so that none has to wait; alone
+    it is `flags`. `forget` drops the answers that are still to come.
+    """
+
+    _LAG = 2
+
+    def __init__(self):
+        self._alone, self._coming = jax.process_count() == 1, collections.deque()
+
+    def __call__(self, *flags: bool) -> tuple[bool, ...]:
         if self._alone:
-            self._received = True
-        else:
-            signal.raise_signal(signal.SIGTERM)
+            return flags
+        self._coming.append(sharding.any_process(flags))
+        if len(self._coming) <= self._LAG:
+            return (False,) * len(flags)
+        return tuple(np.asarray(self._coming.popleft()).tolist())
 
-
-def first_says(value: bool) -> bool:
-    """Process 0's `value`, in all processes; all must ask at the same step."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
+    def forget(self) -> None:
+        self._coming.clear()
 
 
 def check_same(what: dict[str, Any]) -> None:
@@ -156,7 +159,9 @@ def check_shared(folder: pathlib.Path) -> None:
                 'a file system that all of them share'
             )
         time.sleep(0.1)
-    first_says(True)  # nobody goes on, and writes the next token, before all have seen this one
+    multihost_utils.sync_global_devices(
+        'shared'
+    )  # nobody goes on, and writes the next token, before all have seen this one
 
 
 def detected(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
@@ -193,6 +198,7 @@ def _start(given: dict[str, Any]) -> None:
             )
         arguments = {'coordinator_address': given['coordinator'], **given}
         del arguments['coordinator']
+    jax.config.update('jax_enable_preemption_service', False)  # `Poll` also knows Ctrl-C
     try:
         jax.distributed.initialize(
             **({} if missing else arguments),

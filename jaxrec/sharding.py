@@ -65,6 +65,21 @@ def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
+def any_process(flags: tuple[bool, ...]) -> jax.Array:
+    """bool [len(flags)], whole in every process: which are set in any. All must call it alike."""
+    shape = (jax.process_count(), jax.local_device_count())
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ('process', 'device'))
+    mine = np.array([flags])
+    with jax.set_mesh(mesh):
+        votes = jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P('process')), mine)
+        return _any(votes)
+
+
+@jax.jit
+def _any(votes):
+    return jax.reshard(votes, P()).any(0)
+
+
 def on_mesh() -> bool:
     """Whether a ('data', 'model') mesh is set; models and losses also work without one."""
     return 'model' in jax.sharding.get_abstract_mesh().axis_names

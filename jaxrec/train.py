@@ -41,7 +41,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    with cluster.joined(saves_on_signal=True):
+    with cluster.joined():
         summary = train(*cli.given_run())
         cli.emit(summary)
     if summary['stopped'] == 'signal' and cluster.requeued():
@@ -128,7 +128,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
         watch = Watch(logs, batches, checkpoints, step, stop_at)
         saved_at = time.monotonic()
-        stopping = stop(step)
+        poll, stopping = cluster.Poll(), False
 
         def validate():
             with watch.naming(step):
@@ -142,10 +142,9 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         def due():
             return step > 0 and (step % evaluate_every == 0 or step >= stop_at)
 
-        def late():  # by the clock of process 0, which is asked for when all wait anyway
-            if not settings.save_every or (jax.process_count() > 1 and step % settings.log_every):
-                return False
-            return cluster.first_says(time.monotonic() - saved_at > 60 * settings.save_every)
+        def late():
+            age = time.monotonic() - saved_at
+            return settings.save_every > 0 and age > 60 * settings.save_every
 
         if due() and progress.validated < step:  # the signal came before this validation
             validate()
@@ -153,8 +152,8 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
             state, metrics = step_fn(state, sharding.put_batch(next(feed)))
             step += 1
             watch.add(step, metrics)
-            stopping = stop(step)
-            pause = due() or late() or stopping
+            stopping, unsaved = poll(stop.received, late())
+            pause = due() or unsaved or stopping
             if pause or step % settings.log_every == 0:
                 watch.read()  # waits for the device; raises if a loss was not finite
             if due() and not stopping:
@@ -162,6 +161,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
             if pause:
                 checkpoints.save_last(step, state, dataclasses.asdict(progress))
                 saved_at = time.monotonic()
+                poll.forget()
                 watch.restart_clock()
 
     stopped = 'finished'
