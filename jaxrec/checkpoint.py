@@ -34,12 +34,12 @@ class Checkpoints:
 
     def save_last(self, step: int, state: dict, host: dict) -> None:
         """Saves the whole train state and `host` (JSON-able), in the background."""
-        with _one_line(self._folder):  # `host` may speak of a best that must not be lost
-            self._best.wait_until_finished()
+        self.wait()  # `host` may speak of a best that must not be lost
         self._save(self._last, step, state, host)
 
     def save_best(self, step: int, params: dict, host: dict) -> None:
         """Saves the parameters that scored best so far, in the background."""
+        self.wait()  # several processes would mix up the barriers of two saves at once
         self._save(self._best, step, params, host)
 
     def last_step(self) -> int | None:

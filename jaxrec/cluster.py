@@ -42,6 +42,7 @@ _ENDED = 'jaxrec/ended'  # where the processes tell each other their exit code
 _LOST = re.compile(  # how the loss of another process shows in an exception
     '[Gg]loo|NCCL|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
+_leaving = threading.Event()
 _FLAGS = ('coordinator', 'num_processes', 'process_id')
 
 
@@ -228,7 +229,8 @@ def _follow() -> None:
         code = _client().blocking_key_value_get(_ENDED, 1000 * 365 * 24 * 3600)
     except Exception:  # the run is over, or process 0 is gone: the main thread notices itself
         return
-    _exit(int(code))
+    if not _leaving.is_set():
+        _exit(int(code))
 
 
 def _leave(error: BaseException) -> None:
@@ -248,16 +250,19 @@ def _leave(error: BaseException) -> None:
         code, text = 2, str(error)
     if jax.process_index():
         time.sleep(0.3)  # where all have the same error process 0 tells it
-    if _first_to_end(code):
-        if text:
-            who = f'{place}: ' if jax.process_index() else ''
-            print('error: ' + who + ' '.join(text.split()), file=sys.stderr, flush=True)
-        elif code:
-            print(f'{place}:', file=sys.stderr)
-            traceback.print_exception(error)
-        time.sleep(1)  # for the others to read the code; with process 0 it is gone
-    else:
-        time.sleep(5)  # `_follow` ends this process
+    _leaving.set()
+    try:
+        _client().key_value_set(_ENDED, str(code))
+    except Exception as e:
+        if 'ALREADY_EXISTS' in str(e):  # another process has told why
+            _exit(int(_client().blocking_key_value_get(_ENDED, 1000)))
+    if text:
+        who = f'{place}: ' if jax.process_index() else ''
+        print('error: ' + who + ' '.join(text.split()), file=sys.stderr, flush=True)
+    elif code:
+        print(f'{place}:', file=sys.stderr)
+        traceback.print_exception(error)
+    time.sleep(1)  # for the others to read the code; with process 0 it is gone
     _exit(code)
 
 
@@ -266,16 +271,6 @@ def _lost(reason: str) -> str:
         f'another process of this run was lost ({reason[:200]}); the same command goes on from the '
         'last checkpoint'
     )
-
-
-def _first_to_end(code: int) -> bool:
-    """Tells all processes to end with `code`; False if another one had told them already."""
-    client = _client()
-    try:
-        client.key_value_set(_ENDED, str(code))
-    except Exception as e:
-        return 'ALREADY_EXISTS' not in str(e)
-    return True
 
 
 def _exit(code: int) -> None:

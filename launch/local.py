@@ -56,21 +56,21 @@ def start(command: str, words: list[str], count: int, port: int) -> list[subproc
 
 def wait(started: list[subprocess.Popen]) -> int:
     """Waits until all have ended, by force if one failed; returns the exit code of the run."""
-    first = None  # that failed
-    while any(process.poll() is None for process in started):
-        if first is None:
-            first = next((p for p in started if p.returncode), None)
+    failed, until = [], 0.0
+    while None in [process.poll() for process in started]:
+        if not failed:
+            failed = [process for process in started if process.returncode]
             until = time.monotonic() + _PATIENCE
         elif time.monotonic() > until:
             for process in started:
                 process.kill()
         time.sleep(0.05)
-    first = first or next((p for p in started if p.returncode), None)
-    if first is None:
+    failed = failed or [process for process in started if process.returncode]
+    if not failed:
         return 0
-    killed = next((p for p in started if p.returncode < 0), None)
+    killed = next((process for process in failed if process.returncode < 0), None)
     if killed is None:
-        return first.returncode
+        return failed[0].returncode
     name = signal.Signals(-killed.returncode).name
     print(
         f'error: process {started.index(killed)} of {len(started)} was ended by {name}, and the '
