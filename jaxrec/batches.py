@@ -93,6 +93,11 @@ class TrainBatches:
         first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
         last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
         chosen = row_order[first:last]
+        (index, count), rows = self._process, self.rows
+        part = rows // count
+        if self._negatives is None:  # else the whole batch is made: they are drawn for all of it
+            chosen = chosen[index * part : (index + 1) * part]
+            index, rows = 0, part
         slots_per_row = self._row_slots[chosen + 1] - self._row_slots[chosen]
         slots = ranges(self._row_slots[chosen], slots_per_row)
         windows = window_of_slot[slots]
@@ -103,7 +108,7 @@ class TrainBatches:
         row_first = np.cumsum(slots_per_row) - slots_per_row
         column = before - np.repeat(before[row_first], slots_per_row)
 
-        shape = (self.rows, self._max_len)
+        shape = (rows, self._max_len)
         source = ranges(self._starts[windows], lengths)
         place = ranges(row * self._max_len + column, lengths)
         batch = {
@@ -119,8 +124,6 @@ class TrainBatches:
             rng = np.random.default_rng([self._seed, 2, step])
             drawn = self._negatives(rng, np.repeat(self._users[windows], lengths))
             batch['negatives'] = _scatter(shape, place, drawn)
-        index, count = self._process
-        part = self.rows // count
         return {name: value[index * part : (index + 1) * part] for name, value in batch.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:

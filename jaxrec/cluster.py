@@ -80,7 +80,7 @@ def joined() -> Iterator[None]:
         yield
         jax.distributed.shutdown()  # waits for the others
     except BaseException as e:
-        _leave(e)
+        end_all(e)
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
     follower.join()
 
@@ -199,6 +199,8 @@ def _start(given: dict[str, Any]) -> None:
             )
         arguments = {'coordinator_address': given['coordinator'], **given}
         del arguments['coordinator']
+        if detected() == 'Kubernetes':  # the flags are there to do without its API
+            arguments['cluster_detection_method'] = 'deactivate'
     jax.config.update('jax_enable_preemption_service', False)  # `Poll` also knows Ctrl-C
     try:
         jax.distributed.initialize(
@@ -233,8 +235,8 @@ def _follow() -> None:
         _exit(int(code))
 
 
-def _leave(error: BaseException) -> None:
-    """Ends this process, and the others, because of `error`."""
+def end_all(error: BaseException) -> None:
+    """Ends this process, and the others, because of `error`; from any thread."""
     place = f'process {jax.process_index()} of {jax.process_count()}'
     cause = error.__cause__ if isinstance(error, UserError) else error
     code, text = 1, ''
