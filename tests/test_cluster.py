@@ -146,8 +146,14 @@ def test_other_commands_on_two_processes(setting, here, tmp_path):
     assert done.stderr.count('protocol: ') == 1
     trained = workdir_lib.load_trained(workdir)
     for devices in (1, 8):
-        jax.set_mesh(sharding.make_mesh(Mesh(devices, 1)))
-        trained.params = jax.device_put(jax.device_get(trained.params))
+        mesh = sharding.make_mesh(Mesh(devices, 1))
+        jax.set_mesh(mesh)
+        trained.params = jax.tree.map(
+            lambda x, mesh=mesh: jax.device_put(
+                np.asarray(x), jax.NamedSharding(mesh, x.sharding.spec)
+            ),
+            trained.params,
+        )
         result = evaluate.evaluate(trained, 'test', protocol_of(trained.experiment.eval))
         assert json.loads(line) == json.loads(json.dumps(result))
     output = tmp_path / 'lists.parquet'
