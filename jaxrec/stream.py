@@ -38,15 +38,15 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cli.define_run_flags()
-    cluster.define_flags()
     flags.DEFINE_integer('periods', 10, 'Parts of the log, with equally many events each.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    with cluster.joined():
-        cli.emit(stream(*cli.given_run(), FLAGS.periods))
+    if found := cluster.detected():
+        raise UserError(f'a stream runs in one process, here are several ({found}): start one')
+    cli.emit(stream(*cli.given_run(), FLAGS.periods))
 
 
 def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) -> dict:
@@ -78,7 +78,6 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
         raise UserError("a stream has no end to decay to: set optim.schedule='constant'")
     histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(sharding.make_mesh(experiment.mesh))
-    workdir.check_processes(experiment, meta)
     with workdir.claimed(folder):
         workdir.compare(folder, experiment, meta)
         return _stream(experiment, folder, histories, meta, periods)
