@@ -97,6 +97,11 @@ class TrainBatches:
         first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
         last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
         chosen = row_order[first:last]
+        (index, count), rows = self._process, self.rows
+        if self._negatives is None and self._extras is None:  # else they are of the whole batch
+            rows //= count
+            chosen = chosen[index * rows : (index + 1) * rows]
+            index, count = 0, 1
         slots_per_row = self._row_slots[chosen + 1] - self._row_slots[chosen]
         slots = ranges(self._row_slots[chosen], slots_per_row)
         windows = window_of_slot[slots]
@@ -107,7 +112,7 @@ class TrainBatches:
         row_first = np.cumsum(slots_per_row) - slots_per_row
         column = before - np.repeat(before[row_first], slots_per_row)
 
-        shape = (self.rows, self._max_len)
+        shape = (rows, self._max_len)
         source = ranges(self._starts[windows], lengths)
         place = ranges(row * self._max_len + column, lengths)
         batch = {
@@ -125,7 +130,7 @@ class TrainBatches:
             batch['negatives'] = scatter(shape, place, drawn)
         if self._extras is not None:
             batch |= self._extras(step, self._users[windows], self._starts[windows] + lengths)
-        return {name: part(value, *self._process) for name, value in batch.items()}
+        return {name: part(value, index, count) for name, value in batch.items()}
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the rows in `epoch`, and the window that each slot holds."""

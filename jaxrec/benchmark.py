@@ -20,7 +20,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import cli, workdir
+from jaxrec import cli, cluster, workdir
 from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
@@ -80,6 +80,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    if found := cluster.detected():
+        raise UserError(f'a benchmark is of one process, here are several ({found}): start one')
     if FLAGS.suite not in SUITES:
         given = f'unknown --suite={FLAGS.suite}' if FLAGS.suite else 'no --suite'
         raise UserError(f'{given}: use one of {", ".join(SUITES)}')

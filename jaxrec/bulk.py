@@ -52,7 +52,10 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
         _claim(folder, manifest)
     starts = range(0, len(users), part_users)
     parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
-    todo = [i for i, part in enumerate(parts) if not part.exists()]
+    there = np.array([part.exists() for part in parts], bool)
+    if jax.process_count() > 1:  # process 0 may have written one before another looked
+        there = multihost_utils.broadcast_one_to_all(there)
+    todo = np.flatnonzero(~there).tolist()
     if len(todo) < len(parts):
         say(f'going on: {len(parts) - len(todo)} of {len(parts)} parts are there')
     progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))

@@ -6,11 +6,13 @@ leaves half of one behind.
 
 import contextlib
 import pathlib
+import sys
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxrec import cluster
 from jaxrec.cli import UserError
 
 
@@ -23,23 +25,24 @@ class Checkpoints:
 
     def __init__(self, workdir: pathlib.Path):
         folder = workdir.absolute() / 'checkpoints'
+        self._folder = folder
+        background = ocp.AsyncOptions()
+        if jax.process_count() > 1:
+            background = ocp.AsyncOptions(barrier_sync_fn=self._barrier)
+        options = ocp.CheckpointManagerOptions(max_to_keep=1, async_options=background)
         with _one_line(folder):
             self._last, self._best = (
-                ocp.CheckpointManager(
-                    folder / name, options=ocp.CheckpointManagerOptions(max_to_keep=1)
-                )
-                for name in ('last', 'best')
+                ocp.CheckpointManager(folder / name, options=options) for name in ('last', 'best')
             )
-        self._folder = folder
 
     def save_last(self, step: int, state: dict, host: dict) -> None:
         """Saves the whole train state and `host` (JSON-able), in the background."""
-        with _one_line(self._folder):  # `host` may speak of a best that must not be lost
-            self._best.wait_until_finished()
+        self.wait()  # `host` may speak of a best that must not be lost
         self._save(self._last, step, state, host)
 
     def save_best(self, step: int, params: dict, host: dict) -> None:
         """Saves the parameters that scored best so far, in the background."""
+        self.wait()  # several processes would mix up the barriers of two saves at once
         self._save(self._best, step, params, host)
 
     def last_step(self) -> int | None:
@@ -70,6 +73,17 @@ class Checkpoints:
         finally:
             self._last.close()
             self._best.close()
+
+    def _barrier(self, *, key: str, timeout_ms: int) -> None:
+        """Where the processes wait for each other in the background: not after a failed write."""
+        error = sys.exception()
+        if error is not None:
+            try:
+                with _one_line(self._folder):
+                    raise error
+            except Exception as e:
+                cluster.end_all(e)
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def _save(self, manager, step, tree, host):
         newest = manager.latest_step()

@@ -12,6 +12,7 @@ from typing import Any, TextIO
 from absl import app, flags, logging
 
 FLAGS = flags.FLAGS
+_silent = False
 
 
 class UserError(Exception):
@@ -73,6 +74,12 @@ def given_experiment() -> Any:
     return FLAGS.config
 
 
+def be_silent() -> None:
+    """Makes `say` and `emit` do nothing: in all processes of a run but the first."""
+    global _silent
+    _silent = True
+
+
 def people() -> TextIO:
     """Where text for people goes: standard output, or standard error when --json owns that."""
     return sys.stderr if _json_wanted() else sys.stdout
@@ -80,12 +87,13 @@ def people() -> TextIO:
 
 def say(*text: Any) -> None:
     """Prints a line for people."""
-    print(*text, file=people(), flush=True)
+    if not _silent:
+        print(*text, file=people(), flush=True)
 
 
 def emit(result: dict) -> None:
     """Prints `result` as the last line of standard output if --json was given."""
-    if _json_wanted():
+    if _json_wanted() and not _silent:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 

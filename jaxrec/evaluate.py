@@ -14,7 +14,7 @@ import pathlib
 import jax
 from absl import flags
 
-from jaxrec import baselines, cli, config, files, protocols
+from jaxrec import baselines, cli, cluster, config, files, protocols
 from jaxrec.cli import UserError, say
 from jaxrec.feed import feature_codes
 from jaxrec.plots import plot_metric_at_k
@@ -26,6 +26,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
+    cluster.define_flags()
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('split', 'test', 'valid or test.')
     flags.DEFINE_string(
@@ -50,6 +51,11 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    with cluster.joined():
+        _main()
+
+
+def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
     if FLAGS.split not in ('valid', 'test'):

@@ -18,7 +18,8 @@ large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_option
 
 The result is a TFDS data set (array_record, one example = one user's time-ordered history) below
 --data_dir, with the same events beside it as memory-mapped columns, which is all that training
-reads. Preparing the same source again finds it finished.
+reads. Preparing the same source again finds it finished. Started by several processes, the first
+of each file system builds, the others wait and find it.
 """
 
 import sys

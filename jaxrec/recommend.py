@@ -15,7 +15,7 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from jaxrec import cli
+from jaxrec import cli, cluster
 from jaxrec.bulk import write_lists
 from jaxrec.cli import UserError, say
 from jaxrec.histories import Histories
@@ -27,6 +27,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
+    cluster.define_flags()
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('history', None, 'Raw item ids, comma-separated, oldest first.')
     flags.DEFINE_string('user', None, 'Raw id of a user of the data; all events are used.')
@@ -47,6 +48,11 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    with cluster.joined():
+        _main()
+
+
+def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
     inputs = {'--history': FLAGS.history, '--user': FLAGS.user, '--users': FLAGS.users}

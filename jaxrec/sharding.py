@@ -34,10 +34,50 @@ def table_rows(num_items: int) -> int:
     return -(-(num_items + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
 
+def batch_part() -> tuple[int, int]:
+    """(index, count): which part of a batch's rows this process makes, on the current mesh.
+
+    Processes that share a row of the mesh, the table being split between them, make the same part.
+
+    Raises:
+      UserError: a process has no device in the mesh, or the parts are not equally large.
+    """
+    rows = jax.sharding.get_mesh().devices
+    owners = [sorted({d.process_index for d in row}) for row in rows]
+    mine = [i for i, owner in enumerate(owners) if jax.process_index() in owner]
+    everyone = {process for owner in owners for process in owner}
+    parts = {}
+    for i, owner in enumerate(owners):
+        parts.setdefault(tuple(owner), []).append(i)
+    fits = len(everyone) == jax.process_count() == sum(map(len, parts))
+    size = len(mine)
+    if not fits or any(p != list(range(p[0], p[0] + size)) for p in parts.values()):
+        raise UserError(
+            f'mesh ({rows.shape[0]}, {rows.shape[1]}) does not fit {jax.process_count()} processes:'
+            ' each must have as many whole rows of it, or each row as many whole processes'
+        )
+    return mine[0] // size, len(owners) // size
+
+
 def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """Places this process's rows of a batch on the current mesh, split over 'data'."""
     sharding = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def any_process(flags: tuple[bool, ...]) -> jax.Array:
+    """bool [len(flags)], whole in every process: which are set in any. All must call it alike."""
+    shape = (jax.process_count(), jax.local_device_count())
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ('process', 'device'))
+    mine = np.array([flags])
+    with jax.set_mesh(mesh):
+        votes = jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P('process')), mine)
+        return _any(votes)
+
+
+@jax.jit
+def _any(votes):
+    return jax.reshard(votes, P()).any(0)
 
 
 def on_mesh() -> bool:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxrec import baselines, checks, cli, config, datasets, sharding, workdir
+from jaxrec import baselines, checks, cli, cluster, config, datasets, sharding, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -44,6 +44,8 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    if found := cluster.detected():
+        raise UserError(f'a stream runs in one process, here are several ({found}): start one')
     cli.emit(stream(*cli.given_run(), FLAGS.periods))
 
 
@@ -178,7 +180,7 @@ def _learn(experiment, histories, before, after, codes, step_fn, state) -> tuple
         cuts=data.cuts,
         train_starts=before,
         codes=codes,
-        process=(jax.process_index(), jax.process_count()),
+        process=sharding.batch_part(),
     )
     losses = []
     with contextlib.closing(prefetch(batches, 0)) as feed:

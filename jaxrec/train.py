@@ -25,14 +25,13 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import signal
 import sys
 import time
 
 import jax
 from absl import flags
 
-from jaxrec import checks, cli, config, datasets, dry_run, sharding, splits, workdir
+from jaxrec import checks, cli, cluster, config, datasets, dry_run, sharding, splits, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -54,6 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_bool('dry_run', False, 'Train nothing; print what a step costs on --mesh.')
     flags.DEFINE_string('mesh', '', 'DATA,MODEL: devices of a --dry_run, which need not be here.')
     flags.DEFINE_integer('items', 0, 'Catalogue of a --dry_run; 0 = that of the data set.')
+    cluster.define_flags()
 
 
 def main(argv: list[str]) -> None:
@@ -64,7 +64,11 @@ def main(argv: list[str]) -> None:
         return
     if FLAGS.mesh or FLAGS.items:
         raise UserError('--mesh and --items go with --dry_run; to train, --config.mesh.model=N')
-    cli.emit(train(*cli.given_run()))
+    with cluster.joined():
+        summary = train(*cli.given_run())
+        cli.emit(summary)
+    if summary['stopped'] == 'signal' and cluster.requeued():
+        sys.exit(cluster.AGAIN)
 
 
 def _plan(experiment: config.Experiment) -> dict:
@@ -92,7 +96,7 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
     Raises:
       UserError: anything the user can put right, a non-finite loss among them.
     """
-    stop = StopSignal()
+    stop = cluster.StopSignal()
     checks.check(experiment)
     histories, meta = datasets.load(experiment.data, say=say)
     mesh = sharding.make_mesh(experiment.mesh)
@@ -103,9 +107,12 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
             f'data axis times train.microbatches={turns}'
         )
     jax.set_mesh(mesh)
+    workdir.check_processes(experiment, meta)
     with workdir.claimed(folder):
         workdir.compare(folder, experiment, meta)
         summary = _train(experiment, folder, histories, meta, stop)
+        if jax.process_index():
+            return summary
     why_not = plot_curves(folder, experiment.train.metric)
     say(f'no curves.png: {why_not}' if why_not else f'training curves: {folder / "curves.png"}')
     return summary
@@ -115,9 +122,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     data, settings, model = experiment.data, experiment.train, experiment.model
     graphdef, abstract = split_model(model, histories.num_items)  # checks the model's settings
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    batches = train_batches(
-        experiment, histories, split, process=(jax.process_index(), jax.process_count())
-    )
+    batches = train_batches(experiment, histories, split, process=sharding.batch_part())
     horizon = settings.epochs * batches.steps_per_epoch
     stop_at = settings.steps or horizon
     optimizer = make_optimizer(experiment.optim, horizon)
@@ -163,6 +168,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
         watch = Watch(logs, batches, checkpoints, step, stop_at)
         saved_at = time.monotonic()
+        poll, stopping = cluster.Poll(), False
 
         def validate():
             with watch.naming(step):
@@ -176,27 +182,32 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         def due():
             return step > 0 and (step % evaluate_every == 0 or step >= stop_at)
 
+        def late():
+            age = time.monotonic() - saved_at
+            return settings.save_every > 0 and age > 60 * settings.save_every
+
         if due() and progress.validated < step:  # the signal came before this validation
             validate()
-        while step < stop_at and not stop.received and not progress.done(settings.patience):
+        while step < stop_at and not stopping and not progress.done(settings.patience):
             state, metrics = step_fn(state, sharding.put_batch(next(feed)))
             step += 1
             watch.add(step, metrics)
-            late = settings.save_every and time.monotonic() - saved_at > 60 * settings.save_every
-            pause = due() or late or stop.received
+            stopping, unsaved = poll(stop.received, late())
+            pause = due() or unsaved or stopping
             if pause or step % settings.log_every == 0:
                 watch.read()  # waits for the device; raises if a loss was not finite
-            if due() and not stop.received:
+            if due() and not stopping:
                 validate()
             if pause:
                 checkpoints.save_last(step, state, dataclasses.asdict(progress))
                 saved_at = time.monotonic()
+                poll.forget()
                 watch.restart_clock()
 
     stopped = 'finished'
     if progress.done(settings.patience):
         stopped = 'early stopping'
-    elif stop.received and (step < stop_at or progress.validated < step):
+    elif stopping and (step < stop_at or progress.validated < step):
         stopped = 'signal'
     _say_end(stopped, step, stop_at, progress, settings.metric)
     return {
@@ -229,20 +240,6 @@ class Progress:
 
     def done(self, patience: int) -> bool:
         return 0 < patience <= self.validations_since_best
-
-
-class StopSignal:
-    """Notes SIGTERM and SIGINT (preemption, Ctrl-C), for the loop to save and leave."""
-
-    def __init__(self):
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
-
-    def _note(self, number, frame):
-        if self.received and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = True
 
 
 class Watch:

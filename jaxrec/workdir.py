@@ -18,8 +18,8 @@ from typing import Any
 
 import jax
 
+from jaxrec import cluster, datasets, files, sharding
 from jaxrec import config as config_lib
-from jaxrec import datasets, files, sharding
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
 from jaxrec.histories import Histories
@@ -38,6 +38,7 @@ _MAY_DIFFER = (
     'data.source',
     'data.data_dir',
 )
+_PLACES = ('data.log', 'data.source', 'data.data_dir')  # machines may differ in these
 
 
 @dataclasses.dataclass
@@ -106,16 +107,29 @@ def open_data(workdir: pathlib.Path, experiment: config_lib.Experiment) -> tuple
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the folder and keeps other training processes of this machine out of it."""
+    """Makes the folder and keeps other runs on this machine out of it.
+
+    Raises:
+      UserError: it cannot be written, another run is in it, or the processes of this run do not
+        share it.
+    """
     busy = f'another process is training in {workdir}; wait for it or use another --workdir'
     with contextlib.ExitStack() as held:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            if jax.process_count() == 1:  # the processes of one run share the folder
+            if jax.process_index() == 0:  # the processes of one run share the folder
                 held.enter_context(files.lock(workdir / '.lock', busy))
         except OSError as e:
             raise UserError(f'cannot write to --workdir={workdir}: {e.strerror}') from e
+        cluster.check_shared(workdir)
         yield
+
+
+def check_processes(experiment: config_lib.Experiment, meta: dict) -> None:
+    """Raises UserError if the processes of this run were given different experiments or data."""
+    fields = _flat(to_record(experiment)) | {'data hash': meta['data_hash']}
+    cluster.check_same({'the fields of the experiment': sorted(fields)})
+    cluster.check_same({name: fields[name] for name in sorted(fields) if name not in _PLACES})
 
 
 def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict) -> None:

@@ -2,12 +2,14 @@ r"""One command per row of an experiment's sweep(): printed, run in turn, or put
 
     python launch/sweep.py --experiment=experiments/kuaiformer_ml1m.py --workdir=runs/ml1m
     python launch/sweep.py ... --run [--only='k/*,sasrec'] [--seeds=0,1,2] [-- FLAGS]
+    python launch/sweep.py ... --submit='sbatch --export=ALL,EVALUATE=1 launch/slurm.sbatch'
     python launch/sweep.py ... --table [--metrics=HR@50,HR@500]
 
 Each row is an independent run in WORKDIR/ROW/seedN: print the commands and give them to as many
-machines as you like, or --run them here, one after the other; a row that was finished is not run
-again, one that was cut short goes on. FLAGS are added to every training command (--config.*). The
-table has the mean over seeds and the standard deviation of a single seed.
+machines as you like, --run them here, one after the other, or --submit them: the words given are
+put before the flags of each training, and a scheduler trains and evaluates. A row that was finished
+is not run again, one that was cut short goes on. FLAGS are added to every training command
+(--config.*). The table has the mean over seeds and the standard deviation of a single seed.
 """
 
 import fnmatch
@@ -27,6 +29,7 @@ flags.DEFINE_string('workdir', None, 'Folder for the runs.', required=True)
 flags.DEFINE_list('only', [], 'Rows to take, with * for any text; all if empty.')
 flags.DEFINE_list('seeds', ['0'], 'Seeds of training.')
 flags.DEFINE_bool('run', False, 'Run the commands instead of printing them.')
+flags.DEFINE_string('submit', None, 'Command to put before the flags of each row, to run it.')
 flags.DEFINE_bool('table', False, 'Print the results that are there as a Markdown table.')
 flags.DEFINE_list('metrics', ['HR@50'], 'Columns of the table.')
 
@@ -50,8 +53,12 @@ def main(argv: list[str]) -> None:
         return
     for name, row in rows.items():
         for seed in FLAGS.seeds:
-            for command in commands(name, row, seed, argv[1:]):
-                if not FLAGS.run:
+            todo = commands(name, row, seed, argv[1:])
+            if FLAGS.submit:
+                train = todo[0]
+                todo = [shlex.split(FLAGS.submit) + train[train.index('jaxrec.train') + 1 :]]
+            for command in todo:
+                if not (FLAGS.run or FLAGS.submit):
                     print(shlex.join(command))
                 elif not result(name, seed).exists():
                     if subprocess.run(command).returncode:

@@ -79,14 +79,17 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     assert not np.array_equal(one(0)['items'], one(one.steps_per_epoch)['items'])
 
 
-def test_processes_share_the_global_batch():
+@pytest.mark.parametrize('count', [2, 4])
+@pytest.mark.parametrize('k', [0, 1])
+def test_processes_share_the_global_batch(k, count):
     histories = make_histories(LENGTHS * 3)
-    whole, _ = make(histories, rows=4, unseen_negatives=1)
-    parts = [make(histories, rows=4, unseen_negatives=1, process=(i, 2))[0] for i in range(2)]
+    whole, _ = make(histories, rows=4, unseen_negatives=k)
+    flags = {'rows': 4, 'unseen_negatives': k}
+    parts = [make(histories, **flags, process=(i, count))[0] for i in range(count)]
     for step in range(whole.steps_per_epoch):
-        expected, halves = whole(step), [p(step) for p in parts]
+        expected, shares = whole(step), [p(step) for p in parts]
         for name, value in expected.items():
-            np.testing.assert_array_equal(value, np.concatenate([h[name] for h in halves]))
+            np.testing.assert_array_equal(value, np.concatenate([s[name] for s in shares]))
     with pytest.raises(UserError, match='does not divide over 3 processes'):
         make(histories, rows=4, process=(0, 3))
 
