@@ -3,6 +3,9 @@ r"""Trains an experiment; run again with the same --workdir, it goes on where it
 python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickstart \
     [--config.model.dim=128 --config.train.steps=1000 --config.data.log=events.csv ...]
 
+With --seeds_in_parallel=0,1,2 these seeds are trained in one program, into DIR/seed0, DIR/seed1 ..;
+with --vary=optim.learning_rate=1e-3,3e-3 (also several times) every seed with every value.
+
 The work directory gets config.json, run.json, metrics.jsonl, checkpoints/last, checkpoints/best,
 and curves.png if matplotlib is installed. Every field of the experiment is a flag, with these
 defaults where the experiment file says nothing (the model's own fields are in jaxrec/models/):
@@ -19,6 +22,7 @@ import sys
 import time
 
 import jax
+from absl import flags
 
 from jaxrec import checks, cli, config, datasets, sharding, splits, workdir
 from jaxrec.batches import prefetch
@@ -28,20 +32,29 @@ from jaxrec.feed import feature_codes, train_batches
 from jaxrec.logs import Logs, duration
 from jaxrec.optim import make_optimizer
 from jaxrec.plots import plot_curves
+from jaxrec.progress import Progress
 from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
 from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
+from jaxrec.together import expand, train_together
 
 
 def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cli.define_run_flags()
+    flags.DEFINE_list('seeds_in_parallel', [], 'Seeds to train in one program, into DIR/seedN.')
+    flags.DEFINE_multi_string('vary', [], 'FIELD=VALUE,VALUE: values to train in one program.')
 
 
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    cli.emit(train(*cli.given_run()))
+    experiment, folder = cli.given_run()
+    if flags.FLAGS.seeds_in_parallel or flags.FLAGS.vary:
+        runs = expand(experiment, flags.FLAGS.seeds_in_parallel, flags.FLAGS.vary)
+        cli.emit({'runs': train_together(runs, folder)})
+    else:
+        cli.emit(train(experiment, folder))
 
 
 def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
@@ -167,28 +180,6 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         'metric': settings.metric,
         'best': progress.best,
     }
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop remembers besides the train state; saved with every checkpoint."""
-
-    best: float | None = None
-    best_step: int = 0
-    validations_since_best: int = 0
-    validated: int = 0  # step of the last validation
-
-    def update(self, step: int, value: float) -> bool:
-        """Takes in a validation; True if it is the best so far."""
-        self.validated = step
-        if self.best is None or value > self.best:
-            self.best, self.best_step, self.validations_since_best = value, step, 0
-            return True
-        self.validations_since_best += 1
-        return False
-
-    def done(self, patience: int) -> bool:
-        return 0 < patience <= self.validations_since_best
 
 
 class StopSignal:

@@ -132,7 +132,7 @@ def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
             'use another --workdir'
         )
-    old, new = _flat(files.read_json(workdir / 'config.json')), _flat(to_record(experiment))
+    old, new = flat(files.read_json(workdir / 'config.json')), flat(to_record(experiment))
     may_differ = _MAY_DIFFER
     if experiment.optim.schedule == 'constant':  # else the decay depends on the length
         may_differ += ('train.epochs',)
@@ -203,14 +203,15 @@ def _rebuild(kind, values):
     return kind(**made)
 
 
-def _flat(tree: dict, prefix: str = '') -> dict:
-    flat = {}
+def flat(tree: dict, prefix: str = '') -> dict:
+    """A nested record with one level: 'optim.learning_rate' -> value."""
+    found = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{name}.')
+            found |= flat(value, f'{prefix}{name}.')
         else:
-            flat[prefix + name] = value
-    return flat
+            found[prefix + name] = value
+    return found
 
 
 def versions() -> dict[str, str]:
