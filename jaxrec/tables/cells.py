@@ -160,7 +160,7 @@ def _times(series: dict, session: dict) -> dict:
     return {
         'seconds': round(seconds, 1),
         'tokens_per_second': round(statistics.median(rates), 1) if rates else None,
-        'finished': session['time'],
+        'started': session['time'],
         'host': session['host'],
     }
 

@@ -248,6 +248,8 @@ def _mark(ours, heads, users, test) -> None:
 def _verdicts(table, heads, users, test) -> list[Verdict]:
     verdicts = []
     for ordering, (column, metric) in itertools.product(table.orderings, heads):
+        if ordering.metrics and metric not in ordering.metrics:
+            continue
         a = users.get((ordering.better, column, metric))
         b = users.get((ordering.worse, column, metric))
         result = None if a is None or b is None else statistics.paired(a, b, test)

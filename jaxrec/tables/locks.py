@@ -35,8 +35,8 @@ class Lock:
     def __exit__(self, *_):
         self._done.set()
         self._beat.join()
-        if not self.lost:
-            for path in _generations(self._path.with_suffix('')):
+        for path in _generations(self._path.with_suffix('')):
+            if _number(path) <= _number(self._path):
                 path.unlink(missing_ok=True)  # dead ones, and last our own
 
     def _touch(self, every):

@@ -121,6 +121,10 @@ function lines(series, xname, { log = false, zero = false } = {}) {
       svg.append(make('circle', { cx: x(p[0]), cy: y(p[1]), r: 3, fill: s.color },
         make('title', {}, `${s.name}: ${number(p[1])} at ${p[0]}`)));
     }
+    if (s.label) {
+      const [k, v] = s.points.at(-1);
+      svg.append(make('text', { x: x(k) - 8, y: y(v) - 7, 'text-anchor': 'end' }, s.name));
+    }
   }
   return svg;
 }
@@ -149,7 +153,7 @@ function atK(kind) {
   };
   const rows = visible();
   if (rows.length) for (const [name, metrics] of Object.entries(cellOf(rows[0], state.column).baselines)) {
-    take(name.replaceAll('_', ' '), metrics, { color: 'var(--faint)', dash: '3 3' });
+    take(name.replaceAll('_', ' '), metrics, { color: 'var(--faint)', dash: '3 3', label: true });
   }
   for (const line of rows) {
     const seeds = Object.values(cellOf(line, state.column).seeds).map((s) => s.metrics);
@@ -262,7 +266,7 @@ function show(line, column, button) {
     make('button', { class: 'close', 'aria-label': 'close', onclick: hide }, '×'),
     make('h3', {}, line.name), make('p', { class: 'lead' }, column),
     table,
-    make('h4', {}, 'Command'), make('pre', {}, cell.command),
+    make('h4', {}, 'Command'), make('pre', {}, cell.command.replaceAll(' --', ' \\\n  --')),
     ...(tests.length ? [make('h4', {}, `Against ${DATA.baseline}`), facts(tests.map(([m, v]) =>
       [m, `${signed(v.difference)} [${number(v.low)}, ${number(v.high)}], p ${pvalue(v.p)}, after Holm ${pvalue(v.adjusted)}`]))] : []),
     make('h4', {}, 'Where it comes from'),
@@ -271,14 +275,16 @@ function show(line, column, button) {
       ['users', cell.users.toLocaleString('en')], ['unreachable targets', number(cell.unreachable)],
       ['device', `${last.devices.join(', ')} (${last.platform})`],
       ['versions', Object.entries(last.versions).map(([k, v]) => `${k} ${v}`).join(', ')],
-      ['finished', last.times.finished], ['machine', last.times.host]]),
+      ['started', last.times.started], ['machine', last.times.host]]),
     make('h4', {}, 'Protocol'), facts([['split', `${cell.split} (${cell.data_split})`], ...Object.entries(cell.protocol)]),
     make('h4', {}, 'Config'), facts(Object.entries(cell.config)));
   panel.hidden = false;
+  document.body.classList.add('open');
 }
 
 function hide() {
   document.getElementById('panel').hidden = true;
+  document.body.classList.remove('open');
   document.querySelectorAll('td button.on').forEach((b) => b.classList.remove('on'));
 }
 

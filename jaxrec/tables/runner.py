@@ -79,7 +79,12 @@ class Runner:
                 if self.stopping.is_set():
                     return
                 name = f'{cell.row} / {cell.column}'
-                if name in failed or not self._why(cell)[0]:
+                try:
+                    finished = name in failed or not self._why(cell)[0]
+                except UserError as e:  # its data cannot be had, or its file is damaged
+                    self._fail(name, e, failed)
+                    finished = True
+                if finished:
                     waiting.remove(cell)
                     continue
                 path = self.folder / 'locks' / cell.key
@@ -100,11 +105,16 @@ class Runner:
                             say(f'{name}: left to the process that took it over')
                             continue
                         if not self.stopping.is_set():
-                            say(f'{name}: failed: {e}')
-                            failed[name] = str(e)
+                            self._fail(name, e, failed)
                 waiting.remove(cell)
             if len(waiting) == before:
                 self.stopping.wait(_LOOK)
+
+    def _fail(self, name: str, error: UserError, failed: dict[str, str]) -> None:
+        with self._guard:
+            if name not in failed:
+                say(f'{name}: failed: {error}')
+            failed[name] = str(error)
 
     def _why(self, cell: Cell) -> tuple[list[int], str]:
         record = cells_lib.read(self.folder, cell)

@@ -82,6 +82,7 @@ class Ordering:
     worse: str
     claim: str  # in the source's own numbers
     source: str
+    metrics: tuple[str, ...] = ()  # that it speaks of; () = all
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable
 
 from jaxrec.tables.grid import ALPHA, Grid, Line, Value
@@ -11,7 +12,7 @@ _TEST = {'t': 'paired t-test', 'bootstrap': 'paired bootstrap'}
 
 def number(value: float) -> str:
     """'.0999', '-.0012'."""
-    return f'{value:.4f}'.replace('0.', '.', 1)
+    return re.sub(r'^(-?)0\.', r'\1.', f'{value:.4f}')
 
 
 def notes(grid: Grid) -> list[str]:
