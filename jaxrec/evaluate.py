@@ -120,9 +120,7 @@ def evaluate(
     result = ranker(trained.params)
     if ranks is not None and jax.process_index() == 0:
         with files.replacing(ranks) as partial, open(partial, 'wb') as file:
-            np.savez(
-                file, users=result.targets.users, greater=result.greater, ties=result.ties
-            )
+            np.savez(file, users=result.targets.users, greater=result.greater, ties=result.ties)
     others = baselines.evaluate(ranker.task)
     return {
         'split': which,

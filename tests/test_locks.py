@@ -101,9 +101,7 @@ def test_of_many_at_once_one_holds(tmp_path):
     (tmp_path / 'cell.0').write_text('{"host": "far", "pid": 1}')
     os.utime(tmp_path / 'cell.0', (0, 0))  # dead long ago: all of them want to follow it
     started = [
-        subprocess.Popen(
-            [sys.executable, '-c', HOLD, str(path)], stdout=subprocess.PIPE, text=True
-        )
+        subprocess.Popen([sys.executable, '-c', HOLD, str(path)], stdout=subprocess.PIPE, text=True)
         for _ in range(4)
     ]
     said = [process.stdout.readline().strip() for process in started]

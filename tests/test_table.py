@@ -126,9 +126,7 @@ def pretend_cells(count):
     config = str(ROOT / 'experiments' / 'quickstart.py')
     experiment = spec._experiment(config, '', {}, 'test')
     rows = range(count)
-    return [
-        spec.Cell(f'row {n}', 'c', f'row-{n}__c', config, config, {}, experiment) for n in rows
-    ]
+    return [spec.Cell(f'row {n}', 'c', f'row-{n}__c', config, config, {}, experiment) for n in rows]
 
 
 def test_two_hosts_never_run_a_cell_twice(tmp_path):
@@ -196,7 +194,7 @@ def test_a_killed_worker_is_taken_over_and_nothing_runs_twice(tmp_path):
 
     stored = json.loads((workdir / 'cells' / 'wide__one.json').read_text())
     assert stored['command'].startswith('python -m jaxrec.train --config=e.py:16 --config.data')
-    assert str(tmp_path / 'table') not in json.dumps(stored)  # nothing of this machine's places
+    assert str(tmp_path) not in json.dumps(stored)  # nothing of this machine's places
     seed = stored['seeds']['0']
     greater = cells_lib.unpack(seed['ranks']['greater'])
     assert len(greater) == stored['users'] == 80
@@ -385,9 +383,11 @@ def test_a_browser_draws_the_page(page, chromium, tmp_path):
     assert drawn.count('<button') == 4 and 'class="best"' in drawn and '▲' in drawn
     assert 'class="published"' in drawn and 'one run allows 0.0058 to 0.0071' in drawn
     figures = re.findall(r'<figure id="(\w+)">(.*?)</figure>', body, re.S)
-    assert [name for name, _ in figures] == ['curves', 'significance', 'hr', 'ndcg', 'buckets']
+    assert [name for name, _ in figures] == ['curves', 'buckets', 'hr', 'ndcg', 'significance']
     for name, drawn in figures:
-        assert '<svg' in drawn and ('<path' in drawn or '<rect' in drawn or '<circle' in drawn), name
+        assert '<svg' in drawn and ('<path' in drawn or '<rect' in drawn or '<circle' in drawn), (
+            name
+        )
         assert 'NaN' not in drawn and 'undefined' not in drawn, name
     panel = body[body.index('<aside') :]  # opened by the address
     assert 'hidden' not in panel[: panel.index('>')]

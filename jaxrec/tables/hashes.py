@@ -32,8 +32,12 @@ def config_record(experiment: Experiment) -> dict:
 
 def of_record(record: dict) -> dict:
     """The same of an experiment's record, as a run's config.json holds it."""
-    fields = flat(record)
-    return {k: v for k, v in sorted(fields.items()) if not k.startswith(_NO_MATTER)}
+    return {name: value for name, value in sorted(flat(record).items()) if matters(name)}
+
+
+def matters(name: str) -> bool:
+    """Whether a field of the experiment, 'model.dim', changes the result of a seed."""
+    return not name.startswith(_NO_MATTER)
 
 
 def config_hash(experiment: Experiment) -> str:

@@ -158,5 +158,3 @@ def _since(pid: int) -> str:
         return ''
     state, *rest = stat.rpartition(')')[2].split()
     return '' if state in 'ZX' else rest[18]
-
-

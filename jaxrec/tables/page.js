@@ -236,10 +236,10 @@ function draw() {
   const validated = first ? Object.values(cellOf(first, state.column).seeds)[0].curve.metric : '';
   document.getElementById('charts').replaceChildren(
     figure('curves', 'Learning curves', `validation ${validated}; thin: single seeds`, curves()),
-    figure('significance', 'Against the baseline', `${DATA.test} over users, 95 % interval, Holm; filled: p < ${short(DATA.alpha)}`, significance()),
+    figure('buckets', `${state.metric} by popularity`, 'thirds of the training interactions', buckets()),
     figure('hr', 'Hit rate at k', 'dashed grey: scorers without learning', atK('HR')),
     figure('ndcg', 'NDCG at k', '', atK('NDCG')),
-    figure('buckets', `${state.metric} by popularity`, 'thirds of the training interactions', buckets()));
+    figure('significance', 'Against the baseline', `${DATA.test} over users, 95 % interval, Holm; filled: p < ${short(DATA.alpha)}`, significance()));
 }
 
 /* ---- provenance ---- */

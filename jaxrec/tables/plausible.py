@@ -20,15 +20,15 @@ def problems(values: Mapping[str, float], rounding: float = _ROUNDING) -> list[s
     hits = {int(n[3:]): v for n, v in values.items() if n.startswith('HR@')}
     gains = {int(n[5:]): v for n, v in values.items() if n.startswith('NDCG@')}
     found = []
-    for k, name in [(k, f'HR@{k}') for k in hits] + [(k, f'NDCG@{k}') for k in gains]:
+    for name in (*(f'HR@{k}' for k in hits), *(f'NDCG@{k}' for k in gains)):
         if not 0 <= values[name] <= 1:
             found.append(f'{name} = {values[name]} is not in [0, 1]')
     before, hit_before, gain_before = 0, 0.0, 0.0
     for k in sorted(hits):
         error = rounding if before == 0 else 2 * rounding
         rise = hits[k] - hit_before
-        if rise < -error:
-            found.append(f'HR falls from {hit_before:.4f} at {before} to {hits[k]:.4f} at {k}')
+        lower = [j for j in hits if j < k and hits[j] - hits[k] > 2 * rounding]
+        found += [f'HR falls from {hits[j]:.4f} at {j} to {hits[k]:.4f} at {k}' for j in lower]
         if k in gains:
             gain = gains[k] - gain_before
             least, most = rise / log2(k + 1), rise / log2(before + 2)
@@ -37,8 +37,6 @@ def problems(values: Mapping[str, float], rounding: float = _ROUNDING) -> list[s
             if not low <= gain <= high:
                 span = f'NDCG@{before} to NDCG@{k}' if before else f'NDCG@{k}'
                 verb = 'rises by' if before else 'is'
-                found.append(
-                    f'{span} {verb} {gain:.4f}; one run allows {least:.4f} to {most:.4f}'
-                )
+                found.append(f'{span} {verb} {gain:.4f}; one run allows {least:.4f} to {most:.4f}')
             before, hit_before, gain_before = k, hits[k], gains[k]
     return found

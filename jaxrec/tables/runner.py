@@ -151,7 +151,8 @@ class Runner:
                     files.write_json(place / 'trained.json', summary)
         for place in places.values():
             self._evaluate(place, lock)
-        command = ['python', '-m', 'jaxrec.train', *_flags(cell.shown, cell.overrides)]
+        told = {name: value for name, value in cell.overrides.items() if hashes.matters(name)}
+        command = ['python', '-m', 'jaxrec.train', *_flags(cell.shown, told)]
         record = cells_lib.assemble(cell, now, places, shlex.join(command))
         old = cells_lib.read(self.folder, cell)
         kept = old if old and len(seeds) < len(self.seeds) else None  # the others' seeds stay
