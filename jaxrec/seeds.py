@@ -7,6 +7,7 @@ leaves most of an accelerator idle: there, several of them cost little more than
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ SCALARS = (
     'model.embedding_dropout',
     'model.table_dropout',
     'model.gbce_t',
+    'model.in_batch.rate',
 )
 _SEED = 'train.seed'
 _AXIS = 'run'
@@ -112,15 +114,14 @@ class Runs:
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:
         """Graph definition and optimiser of one run, around its traced scalars."""
 
-        def own(section):
-            prefix = section + '.'
-            return {n.removeprefix(prefix): v for n, v in values.items() if n.startswith(prefix)}
-
-        config, num_items = self._shared.model, self._num_items
+        config, optim, num_items = self._shared.model, self._shared.optim, self._num_items
         model = nnx.eval_shape(lambda: config.make(num_items, rngs=nnx.Rngs(jax.random.key(0))))
-        if own('model'):
-            model.config = dataclasses.replace(model.config, **own('model'))
-        optim = dataclasses.replace(self._shared.optim, **own('optim'))
+        for name in self._varied:
+            section, _, field = name.partition('.')
+            if section == 'model':
+                model.config = _replaced(model.config, field, values[name])
+            else:
+                optim = _replaced(optim, field, values[name])
         return nnx.split(model)[0], make_optimizer(optim, self._horizon)
 
     def _over_runs(self, one: Callable, donate: tuple[int, ...] = ()) -> Callable:
@@ -161,5 +162,12 @@ def _varied(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _value(experiment: Experiment, name: str) -> Any:
-    section, field = name.split('.')
-    return getattr(getattr(experiment, section), field)
+    return functools.reduce(getattr, name.split('.'), experiment)
+
+
+def _replaced(settings: Any, name: str, value: Any) -> Any:
+    """A dataclass with another value of a field, or of one inside a field: 'in_batch.rate'."""
+    field, _, inner = name.partition('.')
+    if inner:
+        value = _replaced(getattr(settings, field), inner, value)
+    return dataclasses.replace(settings, **{field: value})

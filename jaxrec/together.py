@@ -10,6 +10,7 @@ are stepped along, unseen, until the last one stops.
 import contextlib
 import copy
 import dataclasses
+import functools
 import itertools
 import math
 import pathlib
@@ -54,14 +55,16 @@ def expand(experiment: Experiment, seeds: Sequence[str], vary: Sequence[str]) ->
     for values in itertools.product(*(values for _, values in axes)):
         run, parts = copy.deepcopy(experiment), []
         for (name, _), value in zip(axes, values, strict=True):
-            section, field = name.split('.')
-            if not hasattr(getattr(run, section), field):
-                raise UserError(f'--vary={name}: this model has no such field')
+            *sections, field = name.split('.')
             try:
                 number = int(value) if name == 'train.seed' else float(value)
+                section = functools.reduce(getattr, sections, run)
+                getattr(section, field)
             except ValueError as e:
                 raise UserError(f'{name}={value!r} is not a number') from e
-            setattr(getattr(run, section), field, number)
+            except AttributeError as e:
+                raise UserError(f'--vary={name}: this model has no such field') from e
+            setattr(section, field, number)
             parts.append(f'seed{number}' if name == 'train.seed' else f'{name}={value}')
         runs['_'.join(parts)] = run
     return runs

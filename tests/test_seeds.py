@@ -11,6 +11,7 @@ from jaxrec.cli import UserError
 from jaxrec.config import Data, Experiment, Optim, Train
 from jaxrec.datasets import load
 from jaxrec.feed import train_batches
+from jaxrec.in_batch import InBatch
 from jaxrec.models import kuaiformer, sasrec
 from jaxrec.optim import make_optimizer
 from jaxrec.seeds import Runs
@@ -114,12 +115,15 @@ def test_touched_rows_and_memory(histories, mesh):
     model = sasrec.Config(**SMALL, loss='bce', negatives=4)
     runs = [experiment(model, seed=s, table='rowwise_adagrad') for s in (0, 1)]
     same_as_alone(runs, histories, mesh, steps=10)
-    model = kuaiformer.Config(
-        dim=8, blocks=1, heads=2, ffn=2, interests=2, max_len=8, compress=(), newest=8
-    )
-    model.in_batch.logq = 'streaming'
+    small = {'dim': 8, 'blocks': 1, 'heads': 2, 'ffn': 2, 'interests': 2, 'max_len': 8}
+    models = [
+        kuaiformer.Config(
+            **small, compress=(), newest=8, in_batch=InBatch(logq='streaming', rate=rate)
+        )
+        for rate in (0.01, 0.3)
+    ]
     data = Data(windows='cuts', cuts=2)
-    runs = [experiment(model, data=data, seed=s) for s in (0, 1)]
+    runs = [experiment(model, data=data, seed=s) for s, model in enumerate(models)]
     same_as_alone(runs, histories, mesh, steps=10)
 
 
