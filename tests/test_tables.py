@@ -372,3 +372,24 @@ def test_other_protocols_and_other_data_are_refused(stored):
     other = copy.deepcopy(records)
     other[cells[2].key]['protocol']['cutoffs'] = [5, 10, 20]  # no number depends on these
     grid.build(made, cells, other)
+
+
+RESULTS = sorted((ROOT / 'results').glob('*/cells'))
+
+
+@pytest.mark.parametrize('folder', RESULTS, ids=lambda p: p.parent.name)
+def test_stored_results_render_to_what_stands_beside_them(folder):
+    """Whatever the code is by now: `python -m jaxrec.table --render --results=results`."""
+    path = ROOT / 'experiments' / 'tables' / f'{folder.parent.name}.py'
+    made = spec.load(path)
+    cells = spec.cells(made, path)
+    records = {cell.key: cells_lib.read(folder.parent, cell) for cell in cells}
+    records = {key: record for key, record in records.items() if record}
+    assert len(records) == len(list(folder.iterdir()))  # no cell of a row that is gone
+    shown = text.markdown(grid.build(made, cells, records))
+    assert (folder.parent / 'table.md').read_text() == shown
+    for cell in cells:
+        if cell.key in records:  # bytes that only a result changes
+            stored = cells_lib.path_of(folder.parent, cell).read_text()
+            assert cells_lib.to_text(records[cell.key]) == stored
+            assert '/root' not in stored and '/home' not in stored

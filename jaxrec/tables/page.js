@@ -123,7 +123,8 @@ function lines(series, xname, { log = false, zero = false } = {}) {
     }
     if (s.label) {
       const [k, v] = s.points.at(-1);
-      svg.append(make('text', { x: x(k) - 8, y: y(v) - 7, 'text-anchor': 'end' }, s.name));
+      const above = y(v) - 7 > PAD.top + 8;
+      svg.append(make('text', { x: x(k) - 8, y: y(v) + (above ? -7 : 16), 'text-anchor': 'end' }, s.name));
     }
   }
   return svg;
