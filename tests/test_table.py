@@ -32,7 +32,7 @@ TABLE = Table(
     caption='Nothing & all.',
     columns=(
         Column('One', ('HR@10', 'NDCG@10'), SETTINGS),
-        Column('Two', ('HR@10',), {{**SETTINGS, 'data.split': 'temporal'}}),
+        Column('Two', ('HR@10',), {{**SETTINGS, 'model.dropout': 0.1}}),
     )[:{columns}],
     rows=(Row('wide', 'e.py:16'), Row('narrow', 'e.py'))[:{rows}],
     baseline='wide',
@@ -248,15 +248,13 @@ def test_only_and_overrides(tmp_path):
 
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path):
-    file = table_file(tmp_path, columns=2)
-    assert run(file, tmp_path / 'whole', '--seeds=2')[0] == 2  # two protocols in one table
     file = table_file(tmp_path)
     assert run(file, tmp_path / 'whole', '--seeds=2')[0] == 0
     rng = random.Random(os.environ.get('JAXREC_TEST_SEED', '0'))
-    for attempt in range(12):
+    for attempt in range(8):
         process = start(file, tmp_path / 'killed', '--seeds=2')
         try:
-            output, _ = process.communicate(timeout=rng.uniform(3, 12))
+            output, _ = process.communicate(timeout=rng.uniform(3, 15))
             break
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL if attempt % 2 else signal.SIGTERM)

@@ -205,7 +205,20 @@ def test_published_values_that_cannot_be_are_flagged():
     ('changes', 'error'),
     [
         ({'baseline': 'none'}, "baseline 'none' is not a row"),
-        ({'protocol': 'uniform'}, 'is under protocol full, the table under uniform'),
+        ({'protocol': 'uniform'}, 'is under protocol name=full, the table under uniform'),
+        (
+            {
+                'columns': (
+                    Column('Data 1', ('HR@10',)),
+                    Column('Data 2', ('HR@10',), {'eval.filter_seen': False}),
+                )
+            },
+            'base / Data 2 is under protocol filter_seen=False, the table under True',
+        ),
+        (
+            {'rows': tuple(Row(n, 'experiments/quickstart.py') for n in ('base', 'a, b'))},
+            'without commas',
+        ),
         ({'rows': (Row('base', 'experiments/none.py'),)}, 'in no folder above it'),
         (
             {'rows': (Row('base', 'experiments/quickstart.py', {'model.depth': 1}),)},

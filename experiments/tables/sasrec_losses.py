@@ -24,10 +24,10 @@ COLUMNS = (
     Column('Yelp', SHOWN, {'data.dataset': 'yelp'}),
     Column('ML-1M', SHOWN, ML_1M),
 )
-BCE = Row('SASRec, BCE', 'experiments/sasrec_losses.py:bce')
-GBCE = Row('SASRec, gBCE', 'experiments/sasrec_losses.py:gbce')
-SAMPLED = Row('SASRec, sampled softmax', 'experiments/sasrec_losses.py:sampled_softmax')
-SOFTMAX = Row('SASRec, softmax', 'experiments/sasrec_losses.py:softmax')
+BCE = Row('SASRec BCE', 'experiments/sasrec_losses.py:bce')
+GBCE = Row('SASRec gBCE', 'experiments/sasrec_losses.py:gbce')
+SAMPLED = Row('SASRec sampled softmax', 'experiments/sasrec_losses.py:sampled_softmax')
+SOFTMAX = Row('SASRec softmax', 'experiments/sasrec_losses.py:softmax')
 
 
 def at(metric_values: str, cutoffs=(5, 10, 20)) -> dict[str, float]:

@@ -169,12 +169,16 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
                     experiment,
                 )
             )
+    first = _protocol(found[0].experiment)
     for cell in found:
-        if cell.experiment.eval.protocol != table.protocol:
-            raise UserError(
-                f'{cell.row} / {cell.column} is under protocol {cell.experiment.eval.protocol}, '
-                f'the table under {table.protocol}: such numbers cannot stand in one table'
-            )
+        protocol = _protocol(cell.experiment)
+        for name, here in protocol.items():
+            there = table.protocol if name == 'name' else first[name]
+            if here != there:
+                raise UserError(
+                    f'{cell.row} / {cell.column} is under protocol {name}={here}, the table under '
+                    f'{there}: such numbers cannot stand in one table'
+                )
         known = metrics.names(cell.experiment.eval.cutoffs)
         for metric in next(c for c in table.columns if c.name == cell.column).metrics:
             if metric not in known:
@@ -222,6 +226,13 @@ def _experiment(config, arg, overrides, where) -> Experiment:
     return experiment
 
 
+def _protocol(experiment: Experiment) -> dict[str, Any]:
+    """All that numbers depend on besides model and data; other cut-offs change none of them."""
+    protocol = protocols.asdict(protocols.protocol_of(experiment.eval))
+    del protocol['cutoffs']
+    return protocol | {'data.split': experiment.data.split}
+
+
 def _find(name: str, table: pathlib.Path) -> pathlib.Path:
     for folder in table.absolute().parents:
         if (folder / name).is_file():
@@ -236,6 +247,9 @@ def _check(table: Table, where: str) -> None:
         raise UserError(f'{where}: unknown protocol {table.protocol!r}')
     for names in (rows, list(columns), [slug(r) for r in rows], [slug(c) for c in columns]):
         _unique(names, where)
+    for name in (*rows, *columns):
+        if ',' in name or not slug(name):
+            raise UserError(f'{where}: {name!r} needs a name that --only can take, without commas')
     if not rows or len(columns) != len(table.columns):
         raise UserError(f'{where}: a table needs rows, and columns of different names')
     if table.baseline not in rows:
