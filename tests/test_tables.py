@@ -308,11 +308,11 @@ def test_hashes_see_what_matters(tmp_path, monkeypatch):
     for name in files:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
         (package / name).write_bytes((hashes.PACKAGE / name).read_bytes())
-    before = hashes._code_hash.__wrapped__('jaxrec.models.sasrec')
+    before = hashes.code_hash(cell.experiment)
     monkeypatch.setattr(hashes, 'PACKAGE', package)
-    after = hashes._code_hash.__wrapped__('jaxrec.models.sasrec')
+    after = hashes.code_hash(cell.experiment)
     (package / 'losses.py').write_text((package / 'losses.py').read_text() + '\nX = 1\n')
-    changed = hashes._code_hash.__wrapped__('jaxrec.models.sasrec')
+    changed = hashes.code_hash(cell.experiment)
     assert before == after != changed
 
 

@@ -97,7 +97,8 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
     Args:
       cell: which.
       now: what it was made of.
-      runs: folder by seed, each with a run, its evaluation.json and ranks.npz.
+      runs: folder by seed, each with a run, trained.json (which says by which `code`: it may have
+        been edited meanwhile), evaluation.json and ranks.npz.
       command: that trains it, for people.
     """
     evaluations = {seed: files.read_json(runs[seed] / 'evaluation.json') for seed in runs}
@@ -125,11 +126,11 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
         'unreachable': first['unreachable'],
         'cold': first['cold'],
         'baselines': first['baselines'],
-        'seeds': {str(s): _run(evaluations[s], runs[s], cell, now) for s in sorted(runs)},
+        'seeds': {str(s): _run(evaluations[s], runs[s], cell) for s in sorted(runs)},
     }
 
 
-def _run(result: dict, folder: pathlib.Path, cell: Cell, now: Wanted) -> dict:
+def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
     session = files.read_json(folder / 'run.json')['sessions'][-1]
     with np.load(folder / 'ranks.npz') as ranks:
         packed = {name: pack(ranks[name]) for name in ('greater', 'ties')}
@@ -142,7 +143,7 @@ def _run(result: dict, folder: pathlib.Path, cell: Cell, now: Wanted) -> dict:
         'best_step': result['step'],
         'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
         'ranks': packed,
-        'code': now.code,
+        'code': files.read_json(folder / 'trained.json')['code'],
         'git': session['git'],
         'versions': session['versions'],
         'platform': session['platform'],

@@ -1,7 +1,6 @@
 """What a finished cell depends on, as hashes: its config, the code that made it, its data."""
 
 import ast
-import functools
 import hashlib
 import json
 import pathlib
@@ -50,15 +49,9 @@ def data_hash(data: Data, say) -> str:
 
 
 def code_hash(experiment: Experiment) -> str:
-    """Hash of the package's files that training and evaluation of this model import."""
-    model = type(experiment.model).__module__
-    return _code_hash(model)
-
-
-@functools.cache
-def _code_hash(model: str) -> str:
+    """Hash of the package's files that training and evaluation of this model import, as of now."""
     digest = hashlib.sha256()
-    for name in code_files(model):
+    for name in code_files(type(experiment.model).__module__):
         digest.update(f'{name}\n'.encode())
         digest.update((PACKAGE / name).read_bytes())
     return digest.hexdigest()

@@ -137,18 +137,21 @@ class Runner:
             places = {seed: place / f'seed{seed}' for seed in seeds}
             if not all((p / 'trained.json').exists() for p in places.values()):
                 flag = f'--seeds_in_parallel={",".join(map(str, seeds))}'
+                code = hashes.code_hash(cell.experiment)
                 summary = self._command([*words, f'--workdir={place}', flag], place, lock)
                 for seed, place in places.items():
-                    files.write_json(place / 'trained.json', summary['runs'][f'seed{seed}'])
+                    about = {**summary['runs'][f'seed{seed}'], 'code': code}
+                    files.write_json(place / 'trained.json', about)
         else:
             places = {seed: folder / f'seed{seed}' for seed in seeds}
             for seed, place in places.items():
                 if not (place / 'trained.json').exists():
                     flag = f'--config.train.seed={seed}'
+                    code = hashes.code_hash(cell.experiment)
                     summary = self._command([*words, flag, f'--workdir={place}'], place, lock)
                     if summary['stopped'] == 'signal':
                         raise UserError('stopped by a signal; the same command goes on')
-                    files.write_json(place / 'trained.json', summary)
+                    files.write_json(place / 'trained.json', {**summary, 'code': code})
         for place in places.values():
             self._evaluate(place, lock)
         told = {name: value for name, value in cell.overrides.items() if hashes.matters(name)}
