@@ -5,13 +5,15 @@ python -m jaxrec.evaluate --workdir=runs/quickstart [--split=test] [--protocol=f
 
 Writes evaluation_<split>_<protocol>.json into the work directory, and metric_at_k_... .png beside
 it if matplotlib is installed; what differs from the defaults is added to both names
-(evaluation_test_full_keep-seen_last.json).
+(evaluation_test_full_keep-seen_last.json). --ranks=FILE.npz also writes the rank of every target:
+its user, and how many candidates score higher (`greater`) and the same (`ties`).
 """
 
 import dataclasses
 import pathlib
 
 import jax
+import numpy as np
 from absl import flags
 
 from jaxrec import baselines, cli, cluster, config, files, protocols
@@ -42,6 +44,7 @@ def define_flags() -> None:
         None,
         "Candidates of the protocols uniform and popularity; by default the run's.",
     )
+    flags.DEFINE_string('ranks', None, 'Also write the rank of every target to this .npz file.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
@@ -80,7 +83,8 @@ def _main() -> None:
         )
     if FLAGS.filter_seen is not None and protocol.candidates != 'all':
         raise UserError(f'--filter_seen goes with --protocol=full, not {protocol.name}')
-    result = evaluate(trained, FLAGS.split, protocol, FLAGS.checkpoint)
+    ranks = FLAGS.ranks and pathlib.Path(FLAGS.ranks)
+    result = evaluate(trained, FLAGS.split, protocol, FLAGS.checkpoint, ranks)
     say(report(result))
     if jax.process_index() == 0:
         write(result, trained.workdir)
@@ -88,9 +92,20 @@ def _main() -> None:
 
 
 def evaluate(
-    trained: Trained, which: str, protocol: protocols.Protocol, checkpoint: str = 'best'
+    trained: Trained,
+    which: str,
+    protocol: protocols.Protocol,
+    checkpoint: str = 'best',
+    ranks: pathlib.Path | None = None,
 ) -> dict:
     """Ranks the targets of split `which` with the model and with the baselines.
+
+    Args:
+      trained: the model and its data.
+      which: 'valid' or 'test'.
+      protocol: how to rank.
+      checkpoint: that `trained` is of, to be noted.
+      ranks: file to write the rank of every target to.
 
     Returns:
       JSON-ready: split, metrics, buckets and interests of the model, baselines {name: metrics},
@@ -109,6 +124,9 @@ def evaluate(
         coverage=True,
     )
     result = ranker(trained.params)
+    if ranks is not None and jax.process_index() == 0:
+        with files.replacing(ranks) as partial, open(partial, 'wb') as file:
+            np.savez(file, users=result.targets.users, greater=result.greater, ties=result.ties)
     others = baselines.evaluate(ranker.task)
     return {
         'split': which,

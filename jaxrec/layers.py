@@ -11,7 +11,7 @@ from jaxrec import sharding
 Key = jax.Array | None  # a jax.random key, or None for no dropout
 
 
-def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
+def dropout(x: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
     """Zeroes entries with probability `rate`, scales the others by 1 / (1 - rate).
 
     The bits are a hash of (key, index of the entry) instead of a counter-based generator:
@@ -19,12 +19,14 @@ def dropout(x: jax.Array, rate: float, key: Key) -> jax.Array:
 
     Args:
       x: any shape.
-      rate: in [0, 1).
+      rate: in [0, 1); an array where it differs between runs of one program (`seeds`).
       key: jax.random key; None leaves x as it is.
     """
-    if key is None or rate == 0:
+    traced = isinstance(rate, jax.Array)
+    if key is None or (not traced and rate == 0):
         return x
-    keep = hash_bits(key, x.shape) >= jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+    limit = (rate * 2.0**32).astype(jnp.uint32) if traced else min(int(rate * 2**32), 2**32 - 1)
+    keep = hash_bits(key, x.shape) >= jnp.uint32(limit)
     return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
 
 

@@ -30,11 +30,13 @@ def init_state(model: Any, num_items: int, optimizer: Optimizer, seed: int) -> d
 
     graphdef, _ = split_model(model, num_items)
 
-    @jax.jit
-    def init(key):
-        return _state(graphdef, _params(model, num_items, key), optimizer)
-
+    init = jax.jit(lambda key: new_state(graphdef, model, num_items, optimizer, key))
     return init(jax.random.key(seed))
+
+
+def new_state(graphdef: Any, model: Any, num_items: int, optimizer: Optimizer, key: jax.Array):
+    """The train state that `init_state` makes of key(seed), as a pure function of the key."""
+    return _state(graphdef, _params(model, num_items, key), optimizer)
 
 
 def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:

@@ -3,6 +3,9 @@ r"""Trains an experiment; run again with the same --workdir, it goes on where it
 python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickstart \
     [--config.model.dim=128 --config.train.steps=1000 --config.data.log=events.csv ...]
 
+With --seeds_in_parallel=0,1,2 these seeds are trained in one program, into DIR/seed0, DIR/seed1 ..;
+with --vary=optim.learning_rate=1e-3,3e-3 (also several times) every seed with every value.
+
 The work directory gets config.json, run.json, metrics.jsonl, checkpoints/last, checkpoints/best,
 and curves.png if matplotlib is installed.
 
@@ -40,9 +43,11 @@ from jaxrec.grow import grown_state
 from jaxrec.logs import Logs, duration
 from jaxrec.optim import make_optimizer
 from jaxrec.plots import plot_curves
+from jaxrec.progress import Progress
 from jaxrec.protocols import protocol_of
 from jaxrec.ranking import Ranker
 from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
+from jaxrec.together import expand, train_together
 
 FLAGS = flags.FLAGS
 
@@ -53,6 +58,8 @@ def define_flags() -> None:
     flags.DEFINE_bool('dry_run', False, 'Train nothing; print what a step costs on --mesh.')
     flags.DEFINE_string('mesh', '', 'DATA,MODEL: devices of a --dry_run, which need not be here.')
     flags.DEFINE_integer('items', 0, 'Catalogue of a --dry_run; 0 = that of the data set.')
+    flags.DEFINE_list('seeds_in_parallel', [], 'Seeds to train in one program, into DIR/seedN.')
+    flags.DEFINE_multi_string('vary', [], 'FIELD=VALUE,VALUE: values to train in one program.')
     cluster.define_flags()
 
 
@@ -65,7 +72,14 @@ def main(argv: list[str]) -> None:
     if FLAGS.mesh or FLAGS.items:
         raise UserError('--mesh and --items go with --dry_run; to train, --config.mesh.model=N')
     with cluster.joined():
-        summary = train(*cli.given_run())
+        experiment, folder = cli.given_run()
+        if FLAGS.seeds_in_parallel or FLAGS.vary:
+            if jax.process_count() > 1:
+                raise UserError('--seeds_in_parallel and --vary run in one process only')
+            runs = expand(experiment, FLAGS.seeds_in_parallel, FLAGS.vary)
+            cli.emit({'runs': train_together(runs, folder)})
+            return
+        summary = train(experiment, folder)
         cli.emit(summary)
     if summary['stopped'] == 'signal' and cluster.requeued():
         sys.exit(cluster.AGAIN)
@@ -218,28 +232,6 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         'metric': settings.metric,
         'best': progress.best,
     }
-
-
-@dataclasses.dataclass
-class Progress:
-    """What the loop remembers besides the train state; saved with every checkpoint."""
-
-    best: float | None = None
-    best_step: int = 0
-    validations_since_best: int = 0
-    validated: int = 0  # step of the last validation
-
-    def update(self, step: int, value: float) -> bool:
-        """Takes in a validation; True if it is the best so far."""
-        self.validated = step
-        if self.best is None or value > self.best:
-            self.best, self.best_step, self.validations_since_best = value, step, 0
-            return True
-        self.validations_since_best += 1
-        return False
-
-    def done(self, patience: int) -> bool:
-        return 0 < patience <= self.validations_since_best
 
 
 class Watch:

@@ -127,7 +127,7 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
 
 def check_processes(experiment: config_lib.Experiment, meta: dict) -> None:
     """Raises UserError if the processes of this run were given different experiments or data."""
-    fields = _flat(to_record(experiment)) | {'data hash': meta['data_hash']}
+    fields = flat(to_record(experiment)) | {'data hash': meta['data_hash']}
     cluster.check_same({'the fields of the experiment': sorted(fields)})
     cluster.check_same({name: fields[name] for name in sorted(fields) if name not in _PLACES})
 
@@ -147,7 +147,7 @@ def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict
             'use another --workdir'
         )
     old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
-    old, new = _flat(to_record(old)), _flat(to_record(experiment))
+    old, new = flat(to_record(old)), flat(to_record(experiment))
     may_differ = _MAY_DIFFER
     if experiment.optim.schedule == 'constant':  # else the decay depends on the length
         may_differ += ('train.epochs',)
@@ -218,14 +218,15 @@ def _rebuild(kind, values):
     return kind(**made)
 
 
-def _flat(tree: dict, prefix: str = '') -> dict:
-    flat = {}
+def flat(tree: dict, prefix: str = '') -> dict:
+    """A nested record with one level: 'optim.learning_rate' -> value."""
+    found = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f'{prefix}{name}.')
+            found |= flat(value, f'{prefix}{name}.')
         else:
-            flat[prefix + name] = value
-    return flat
+            found[prefix + name] = value
+    return found
 
 
 def versions() -> dict[str, str]:

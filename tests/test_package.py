@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'stream', 'evaluate', 'recommend', 'prepare', 'benchmark'}
+COMMANDS = {'train', 'stream', 'evaluate', 'recommend', 'prepare', 'benchmark', 'table'}
 OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam')
 ONLY_JAX = {'losses', 'layers', 'augment'}  # and the mesh
 
@@ -61,7 +61,8 @@ import sys
 for name in {OPTIONAL!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 import pathlib
-import jaxrec.benchmark, jaxrec.evaluate, jaxrec.prepare, jaxrec.recommend, jaxrec.train
+import jaxrec.benchmark, jaxrec.evaluate, jaxrec.prepare, jaxrec.recommend, jaxrec.table
+import jaxrec.train
 from jaxrec.config import Data, Experiment, Train
 from jaxrec.models import sasrec
 experiment = Experiment(

@@ -43,6 +43,7 @@ class CL4SRec(sasrec.SASRec):
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
         super().__init__(config, num_items, rngs=rngs)
+        self.contrasting = config.contrast.weight > 0
         kernel, shape = embeddings.INITS[config.init], (config.dim, config.dim)
         self.head = (
             nnx.List(nnx.Param(kernel(rngs.params(), shape, jnp.float32)) for _ in range(2))
@@ -54,7 +55,7 @@ class CL4SRec(sasrec.SASRec):
         """SASRec's loss plus the contrastive term, and all named terms."""
         settings = self.config.contrast
         loss, terms = super().loss(batch, key)
-        if not settings.weight:
+        if not self.contrasting:
             return loss, terms
         users, (rows, keys) = len(batch['users']), self._views(batch, key)
         if settings.momentum:
@@ -72,7 +73,7 @@ class CL4SRec(sasrec.SASRec):
     def init_memory(self) -> dict:
         """See `state`: also the momentum encoder and the queue, if there are to be any."""
         memory, settings = super().init_memory(), self.config.contrast
-        if settings.weight and settings.momentum:
+        if self.contrasting and settings.momentum:
             momentum = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(self, nnx.Param)))
             memory |= {'momentum': momentum, **contrast.start_queue(settings, self.config.dim)}
         return memory

@@ -1,0 +1,42 @@
+r"""One SASRec encoder under four losses: `experiments/sasrec_losses.py:LOSS`.
+
+python -m jaxrec.train --config=experiments/sasrec_losses.py:bce --workdir=runs/beauty_bce
+python -m jaxrec.evaluate --workdir=runs/beauty_bce
+
+LOSS is bce (one negative per position), gbce (256 negatives per row of the batch, t .75),
+sampled_softmax (the same negatives, no logQ) or softmax (exact, the default). Everything else is
+the same for all: the 2018 block, dim 64, 2 blocks, 1 head, Adam 1e-3, dropout .2 and .5 on the
+embeddings; as given here for Amazon Beauty. The table of all losses on four data sets is
+experiments/tables/sasrec_losses.py. Not run to the end yet.
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import sasrec
+
+LOSSES = {
+    'bce': {'negatives': 1},
+    'gbce': {'negatives': 256, 'negatives_per': 'row', 'gbce_t': 0.75},
+    'sampled_softmax': {'negatives': 256, 'negatives_per': 'row'},
+    'softmax': {},
+}
+
+
+def get_config(arg: str = 'softmax') -> Experiment:
+    """The experiment; `arg` is one of LOSSES."""
+    return Experiment(
+        model=sasrec.Config(
+            variant='2018',
+            dim=64,
+            blocks=2,
+            heads=1,
+            max_len=50,
+            dropout=0.2,
+            embedding_dropout=0.5,
+            loss=arg,
+            **LOSSES[arg],
+        ),
+        data=Data(dataset='beauty'),
+        optim=Optim(learning_rate=1e-3, b2=0.98),
+        # 24 rows hold about 128 users; enough epochs for BCE, which learns slowly
+        train=Train(batch_rows=24, epochs=200, eval_every=2, patience=5),
+    )

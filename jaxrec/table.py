@@ -1,0 +1,173 @@
+r"""A paper's table with our numbers beside the published ones; cells run as needed.
+
+python -m jaxrec.table --table=experiments/tables/smoke.py --workdir=runs/smoke [--seeds=5] \
+    [--only=ROW,COLUMN] [--format=md,latex,csv,html] [--seeds_in_parallel] [--processes=2]
+python -m jaxrec.table --table=... --workdir=... --results=results    copies what is finished there
+python -m jaxrec.table --render --results=results                     renders all tables there again
+
+WORKDIR gets cells/ROW__COLUMN.json, one for each finished cell, table.md, .tex, .csv and .html, and
+runs/ with the trainings. A killed command goes on with the same command line; so do others beside
+it, on this machine or on any that sees WORKDIR: a cell is run by one of them. A finished cell is
+run again only if its config, its data or the code behind it has changed, and the command says
+which; --accept=code (or config, data) keeps it. --render runs nothing, whatever has changed.
+
+Rows and columns of --only go by name, with * for any text; what is left out keeps its place.
+--override=train.epochs=2 changes a field of all cells (they are other cells then).
+"""
+
+import ast
+import fnmatch
+import pathlib
+import signal
+
+from absl import flags
+
+from jaxrec import cli, files
+from jaxrec.cli import UserError, say
+from jaxrec.tables import cells as cells_lib
+from jaxrec.tables import grid, page, spec, text
+from jaxrec.tables.runner import Runner
+
+FLAGS = flags.FLAGS
+FORMATS = {
+    'md': ('table.md', text.markdown),
+    'latex': ('table.tex', text.latex),
+    'csv': ('table.csv', text.comma_separated),
+    'html': ('table.html', page.page),
+}
+_HASHES = ('config', 'code', 'data')
+
+
+def define_flags() -> None:
+    """Not done on import, so that several commands can be imported together."""
+    flags.DEFINE_string('table', None, 'Table file, experiments/tables/X.py.')
+    flags.DEFINE_string('workdir', None, 'Folder of the table; shared between hosts if need be.')
+    flags.DEFINE_string('results', None, 'Folder that gets finished cells and tables, by table.')
+    flags.DEFINE_integer('seeds', None, 'Seeds of each cell, 0 to N - 1; 5 if not given.', 1)
+    flags.DEFINE_list('only', [], 'Names of rows and columns to run, with * for any text.')
+    flags.DEFINE_list('format', list(FORMATS), f'Of {", ".join(FORMATS)}.')
+    flags.DEFINE_bool('seeds_in_parallel', False, 'Train the seeds of a cell in one program.')
+    flags.DEFINE_integer('processes', 1, 'Cells to run at the same time here.', 1)
+    flags.DEFINE_list('accept', [], f'Differences that do not matter: {", ".join(_HASHES)}.')
+    flags.DEFINE_multi_string('override', [], 'FIELD=VALUE of every cell, e.g. train.epochs=2.')
+    flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users.')
+    flags.DEFINE_float('patience', 120, 'Seconds of silence after which a host counts as dead.', 1)
+    flags.DEFINE_bool('render', False, 'Only render what is there; run nothing.')
+    flags.DEFINE_bool('json', False, 'Print the result as one JSON object, the last line.')
+
+
+def main(argv: list[str]) -> None:
+    """The command."""
+    del argv
+    for name, known in (('format', FORMATS), ('accept', _HASHES)):
+        for value in FLAGS[name].value:
+            if value not in known:
+                raise UserError(f'unknown --{name}={value}: use {", ".join(known)}')
+    if FLAGS.render and not FLAGS.table:
+        _render_all()
+        return
+    if not FLAGS.table or not FLAGS.workdir:
+        raise UserError('give --table=experiments/tables/X.py and --workdir=DIR (see --help)')
+    file, folder = pathlib.Path(FLAGS.table), pathlib.Path(FLAGS.workdir)
+    table = spec.load(file)
+    cells = spec.cells(table, file, _overrides(FLAGS.override))
+    failed = {}
+    if not FLAGS.render:
+        failed = _run(cells, folder)
+    written = _render(table, cells, folder, FLAGS.format)
+    if FLAGS.results:
+        target = pathlib.Path(FLAGS.results) / file.stem
+        for cell in cells:
+            source = cells_lib.path_of(folder, cell)
+            if source.exists():
+                copy = cells_lib.path_of(target, cell)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                files.write_text(copy, source.read_text(encoding='utf-8'))
+        written += _render(table, cells, target, FLAGS.format)
+    for path in written:
+        say(f'written: {path}')
+    if failed:
+        raise UserError(f'{len(failed)} cells failed: {"; ".join(failed)}; the others are there')
+    cli.emit({'written': [str(path) for path in written]})
+
+
+def _run(cells, folder) -> dict[str, str]:
+    """Runs what --only names; {cell: what went wrong}."""
+    chosen = _chosen(cells, FLAGS.only)
+    seeds = range(FLAGS.seeds or 5)
+    runner = Runner(folder, seeds, FLAGS.seeds_in_parallel, FLAGS.accept, FLAGS.patience)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: runner.stop())
+    failed = runner.run(chosen, FLAGS.processes)
+    if runner.stopping.is_set():
+        raise UserError('stopped by a signal; the same command goes on from here')
+    return failed
+
+
+def _chosen(cells, only) -> list[spec.Cell]:
+    """Cells of the rows and the columns that `only` names."""
+    rows, columns = (dict.fromkeys(getattr(c, kind) for c in cells) for kind in ('row', 'column'))
+
+    def taken(names):
+        return [n for n in names if any(fnmatch.fnmatchcase(n, pattern) for pattern in only)]
+
+    for pattern in only:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in (*rows, *columns)):
+            raise UserError(
+                f'--only={pattern} is no row ({", ".join(rows)}) and no column '
+                f'({", ".join(columns)})'
+            )
+    rows, columns = taken(rows) or rows, taken(columns) or columns
+    return [cell for cell in cells if cell.row in rows and cell.column in columns]
+
+
+def _overrides(given: list[str]) -> dict:
+    """{'train.epochs': 2} of ['train.epochs=2']; text where it is no literal of Python."""
+    values = {}
+    for word in given:
+        name, found, value = word.partition('=')
+        if not found or '.' not in name:
+            raise UserError(f'--override={word} is not FIELD=VALUE, e.g. train.epochs=2')
+        try:
+            values[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            values[name] = value
+    return values
+
+
+def _render(table, cells, folder, formats) -> list[pathlib.Path]:
+    records = {}
+    for cell in cells:
+        record = cells_lib.read(folder, cell)
+        if record is not None:
+            records[cell.key] = cells_lib.first_seeds(record, FLAGS.seeds)
+    made = grid.build(table, cells, records, FLAGS.test)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in formats:
+        file, render = FORMATS[name]
+        files.write_text(folder / file, render(made))
+        written.append(folder / file)
+    return written
+
+
+def _render_all() -> None:
+    """Renders every table below --results again, from the stored cells."""
+    if not FLAGS.results:
+        raise UserError('--render needs --table and --workdir, or --results=DIR for all there')
+    written = []
+    for file in sorted(pathlib.Path('experiments/tables').glob('*.py')):
+        folder = pathlib.Path(FLAGS.results) / file.stem
+        if (folder / 'cells').is_dir():
+            table = spec.load(file)
+            written += _render(table, spec.cells(table, file), folder, FLAGS.format)
+    if not written:
+        raise UserError(f'{FLAGS.results} holds no results of a table in experiments/tables')
+    for path in written:
+        say(f'written: {path}')
+    cli.emit({'written': [str(path) for path in written]})
+
+
+if __name__ == '__main__':
+    define_flags()
+    cli.run(main)
