@@ -1,9 +1,7 @@
 """What the commands share: one clear line per user error, and `--json` output."""
 
-import ctypes
 import json
 import pathlib
-import platform
 import sys
 import traceback
 from collections.abc import Callable
@@ -21,27 +19,10 @@ class UserError(Exception):
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` with absl flags; a user's mistake ends in one line and exit code 2."""
-    keep_freed_memory()
     try:
         app.run(_guarded(main), flags_parser=_parse)
     except KeyboardInterrupt:
         _fail('interrupted')
-
-
-def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed for what is allocated next, with no call of the kernel.
-
-    On a CPU a step's intermediate results live in one block. Left to itself glibc gives a large one
-    back after every step, and the next step waits for as many page faults: twice the time of a step
-    of CL4SRec on Beauty.
-    """
-    if platform.libc_ver()[0] == 'glibc':
-        libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def define_run_flags() -> None:

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxrec import baselines, checks, cli, cluster, config, datasets, sharding, workdir
+from jaxrec import baselines, checks, cli, cluster, config, datasets, memory, sharding, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -183,6 +183,7 @@ def _learn(experiment, histories, before, after, codes, step_fn, state) -> tuple
         process=sharding.batch_part(),
     )
     losses = []
+    memory.keep_freed()
     with contextlib.closing(prefetch(batches, 0)) as feed:
         for _ in range(settings.epochs * batches.steps_per_epoch):
             state, metrics = step_fn(state, sharding.put_batch(next(feed)))

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from jaxrec import checks, datasets, files, sharding, splits, workdir
+from jaxrec import checks, datasets, files, memory, sharding, splits, workdir
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -174,6 +174,7 @@ def _train(experiments, folder, histories, meta, closing) -> dict:
     def due():
         return step > 0 and (step % evaluate_every == 0 or step >= stop_at)
 
+    memory.keep_freed()
     feed = prefetch(lambda number: [one(number) for one in batches], step)
     closing.enter_context(contextlib.closing(feed))
     if due():  # killed between this step and the end of its validation

@@ -34,7 +34,18 @@ import time
 import jax
 from absl import flags
 
-from jaxrec import checks, cli, cluster, config, datasets, dry_run, sharding, splits, workdir
+from jaxrec import (
+    checks,
+    cli,
+    cluster,
+    config,
+    datasets,
+    dry_run,
+    memory,
+    sharding,
+    splits,
+    workdir,
+)
 from jaxrec.batches import prefetch
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -179,6 +190,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         if data.split == 'leave-one-out':
             logs.line(splits.LEAK_WARNING)
         logs.line(_about(histories, batches, abstract))
+        memory.keep_freed()
         feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
         watch = Watch(logs, batches, checkpoints, step, stop_at)
         saved_at = time.monotonic()

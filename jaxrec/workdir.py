@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 
-from jaxrec import cluster, datasets, files, sharding
+from jaxrec import cluster, datasets, files, memory, sharding
 from jaxrec import config as config_lib
 from jaxrec.checkpoint import Checkpoints
 from jaxrec.cli import UserError, say
@@ -88,6 +88,7 @@ def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
     checkpoints.close()
     data = experiment.data
     parts = split(histories, data.split, data.valid_share, data.test_share)
+    memory.keep_freed()
     return Trained(experiment, histories, parts, graphdef, params, step, data_hash, workdir)
 
 

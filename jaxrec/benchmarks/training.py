@@ -7,7 +7,7 @@ import time
 
 import jax
 
-from jaxrec import config, datasets, sharding, splits
+from jaxrec import config, datasets, memory, sharding, splits
 from jaxrec.batches import prefetch
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import train_flops
@@ -56,6 +56,7 @@ class Loop:
         self.state = init_state(model, histories.num_items, optimizer, settings.seed)
         self._step = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
         self._counts: dict[int, tuple[int, float]] = {}
+        memory.keep_freed()
         self._feed, self._done = prefetch(self._counted, 0), 0
         self.compile_seconds = measure.seconds(lambda: self.run(1))
         self.run(_WARM_UP)
