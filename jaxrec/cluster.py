@@ -64,7 +64,8 @@ def joined() -> Iterator[None]:
     Raises:
       UserError: flags that do not go together, or the others cannot be reached.
     """
-    _start({name: flags.FLAGS[name].value for name in _FLAGS})
+    known = [name for name in _FLAGS if name in flags.FLAGS]  # none if a program calls a command
+    _start({name: flags.FLAGS[name].value if name in known else None for name in _FLAGS})
     if jax.process_count() == 1:
         yield
         return
