@@ -42,7 +42,7 @@ _ENDED = 'jaxrec/ended'  # where the processes tell each other their exit code
 _LOST = re.compile(  # how the loss of another process shows in an exception
     '[Gg]loo|NCCL|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
-_leaving = threading.Event()
+_leaving: list[int] = []  # the exit code, once this process has begun to leave
 _FLAGS = ('coordinator', 'num_processes', 'process_id')
 
 
@@ -232,7 +232,7 @@ def _follow() -> None:
         code = _client().blocking_key_value_get(_ENDED, 1000 * 365 * 24 * 3600)
     except Exception:  # the run is over, or process 0 is gone: the main thread notices itself
         return
-    if not _leaving.is_set():
+    if not _leaving:
         _exit(int(code))
 
 
@@ -253,7 +253,7 @@ def end_all(error: BaseException) -> None:
         code, text = 2, str(error)
     if jax.process_index():
         time.sleep(0.3)  # where all have the same error process 0 tells it
-    _leaving.set()
+    _leaving.append(code)
     try:
         _client().key_value_set(_ENDED, str(code))
     except Exception as e:
@@ -290,6 +290,8 @@ def _die_with_a_word() -> None:
     """
 
     def aborted(number):
+        if _leaving:  # it has been said why, and process 0 was faster
+            os._exit(_leaving[0])
         text = _lost('see above') if _client() is not None else 'aborted'
         os.write(2, f'error: process {process}: {text}\n'.encode())
         os._exit(AGAIN)
