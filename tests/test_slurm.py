@@ -102,7 +102,7 @@ def test_preempted_and_killed_the_job_ends_with_the_parameters_of_one_that_was_n
     victim = subprocess.run(['pgrep', '-f', f'jaxrec.train {config}'], capture_output=True)
     os.kill(int(victim.stdout.split()[-1]), signal.SIGKILL)
     again()  # the script has put the job back
-    until(lambda: text().count('going on from step') == 2, 60, text)
+    until(lambda: text().count('going on from step') == 2, 300, text)
     until(lambda: state() == 'COMPLETED', 120, text)
     assert 'training ended with exit code 0' in text()
     assert (workdir / 'evaluation_test_full.json').exists()

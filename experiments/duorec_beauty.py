@@ -1,0 +1,41 @@
+"""DuoRec on Amazon Beauty (S3-Rec's file), whole catalogue ranked: SASRec's exact softmax and more.
+
+python -m jaxrec.train --config=experiments/duorec_beauty.py --workdir=runs/duorec
+python -m jaxrec.evaluate --workdir=runs/duorec
+
+Not run to the end. Published, HR@10 / NDCG@10 on this file: .0825 / .0425 (MCLRec's table) and
+.0845 / .0443 (FEARec's). The exact softmax alone, dim 256: experiments/sasrec_beauty.py.
+
+The views are the authors' 'us_x': the user under another dropout mask, and another user who went on
+to the same item. Theirs are of every prefix of a history, trained on its last place alone; here
+every place of a packed row is trained on and the views are of the whole window, once per user and
+epoch.
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.contrast import Contrast
+from jaxrec.models import cl4srec
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is the seed, 0 if empty."""
+    return Experiment(
+        model=cl4srec.Config(
+            variant='2018',
+            dim=128,
+            blocks=1,
+            heads=1,
+            max_len=50,
+            dropout=0.2,
+            embedding_dropout=0.5,
+            table_dropout=0.2,
+            loss='softmax',
+            label_smoothing=0.1,
+            contrast=Contrast(
+                weight=0.1, first='dropout', second='same_target', same_target_negatives=False
+            ),
+        ),
+        data=Data(dataset='beauty'),
+        optim=Optim(learning_rate=1e-3, b2=0.98, ema=0.995),
+        train=Train(batch_rows=36, epochs=60, eval_every=2, patience=3, seed=int(arg or 0)),
+    )
