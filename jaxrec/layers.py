@@ -22,12 +22,34 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
       rate: in [0, 1); an array where it differs between runs of one program (`seeds`).
       key: jax.random key; None leaves x as it is.
     """
-    traced = isinstance(rate, jax.Array)
-    if key is None or (not traced and rate == 0):
+    if key is None or _is_zero(rate):
         return x
+    return _drop(x, rate, hash_bits(key, x.shape))
+
+
+def dropout_rows(rows: jax.Array, ids: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
+    """Rows `ids` of a table as they are in `dropout(table, rate, key)`, without all the others.
+
+    Args:
+      rows: [..., D] rows of the table as it is.
+      ids: int32 [...] their numbers.
+      rate, key: see `dropout`.
+    """
+    if key is None or _is_zero(rate):
+        return rows
+    width = rows.shape[-1]
+    index = ids[..., None].astype(jnp.uint32) * jnp.uint32(width)
+    return _drop(rows, rate, hashed(key, index + jnp.arange(width, dtype=jnp.uint32)))
+
+
+def _is_zero(rate):
+    return not isinstance(rate, jax.Array) and rate == 0
+
+
+def _drop(x, rate, bits):
+    traced = isinstance(rate, jax.Array)
     limit = (rate * 2.0**32).astype(jnp.uint32) if traced else min(int(rate * 2**32), 2**32 - 1)
-    keep = hash_bits(key, x.shape) >= jnp.uint32(limit)
-    return jnp.where(keep, x / (1 - rate), 0).astype(x.dtype)
+    return jnp.where(bits >= jnp.uint32(limit), x / (1 - rate), 0).astype(x.dtype)
 
 
 def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import layers
+from jaxrec import layers, sharding
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
@@ -103,3 +103,21 @@ def test_product(length):
     np.testing.assert_allclose(value, x @ kernel, atol=1e-12)
     np.testing.assert_allclose(d_x, g @ kernel.T, atol=1e-12)
     np.testing.assert_allclose(d_kernel, sum(x[i].T @ g[i] for i in range(4)), atol=1e-12)
+
+
+def test_dropout_of_looked_up_rows_is_that_of_the_table(mesh):
+    table = jnp.asarray(np.random.default_rng(0).normal(size=(64, 6)), jnp.float32)
+    ids = jnp.array([[3, 0, 3, 63], [9, 8, 1, 2]])
+    key = jax.random.key(2)
+    expected = layers.dropout(table, 0.4, key)[ids]
+    assert (expected == 0).mean() > 0.2
+    np.testing.assert_array_equal(layers.dropout_rows(table[ids], ids, 0.4, key), expected)
+    for off in ((0.0, key), (0.4, None)):
+        np.testing.assert_array_equal(layers.dropout_rows(table[ids], ids, *off), table[ids])
+    mesh(2, 4)
+    placed = jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE))
+    there = sharding.put_batch({'ids': np.asarray(ids)})['ids']
+    rows = jax.jit(lambda t, i: layers.dropout_rows(sharding.lookup(t, i), i, 0.4, key))(
+        placed, there
+    )
+    np.testing.assert_array_equal(rows, expected)

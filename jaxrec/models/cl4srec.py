@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec import contrast, embeddings, layers, sharding
+from jaxrec import contrast, embeddings, sharding
 from jaxrec.contrast import Contrast
 from jaxrec.models import sasrec
 
@@ -110,8 +110,7 @@ class CL4SRec(sasrec.SASRec):
     def _vectors(self, rows, key, users):
         """[N, D] vectors of the N users of a view, through the head if there is one."""
         encode_key, table_key = jax.random.split(key)
-        table = layers.dropout(self.item_table(), self.config.table_dropout, table_key)
-        hidden = self.encode(rows, table, encode_key)
+        hidden = self.encode(rows, self.item_table(), encode_key, table_key=table_key)
         pool = self.config.contrast.pool
         x = contrast.user_vectors(hidden, rows, users, self.max_len - 1, pool)
         if self.head is not None:

@@ -106,7 +106,13 @@ class SASRec(nnx.Module):
         return self.table[...]
 
     def encode(
-        self, batch: dict, table: jax.Array, key: layers.Key = None, *, last: int = 0
+        self,
+        batch: dict,
+        table: jax.Array,
+        key: layers.Key = None,
+        *,
+        last: int = 0,
+        table_key: layers.Key = None,
     ) -> jax.Array:
         """Hidden vector after every event, or after the last ones of each row.
 
@@ -116,6 +122,7 @@ class SASRec(nnx.Module):
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: > 0: the last block computes this many last places only.
+          table_key: of table_dropout, for a `table` that has not undergone it.
 
         Returns:
           [B, L, D], or [B, last, D]; zeros on padding (before the final LayerNorm).
@@ -124,7 +131,9 @@ class SASRec(nnx.Module):
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
         keys = layers.split_key(key, config.blocks + 1)
         real = (batch['segments'] > 0)[..., None].astype(dtype)
-        x = sharding.lookup(table, batch['items']) * config.dim**0.5
+        x = sharding.lookup(table, batch['items'])
+        x = layers.dropout_rows(x, batch['items'], config.table_dropout, table_key)
+        x = x * config.dim**0.5
         if self.tokens is not None:
             x = self.tokens(x, batch)
         x = x + sharding.lookup(self.positions[...], batch['positions'])
