@@ -3,8 +3,11 @@
 python -m jaxrec.train --config=experiments/duorec_beauty.py --workdir=runs/duorec
 python -m jaxrec.evaluate --workdir=runs/duorec
 
-Not run to the end. Published, HR@10 / NDCG@10 on this file: .0825 / .0425 (MCLRec's table) and
-.0845 / .0443 (FEARec's). The exact softmax alone, dim 256: experiments/sasrec_beauty.py.
+Test, protocol full, HR@10 / NDCG@10, seed 0: .0986 / .0588 after 24 epochs (5 minutes on 2 CPU
+cores), where the run was stopped while validation still rose. Published: .0825 / .0425 (MCLRec's
+table) and .0845 / .0443 (FEARec's). The exact softmax alone, dim 256, has .0999 / .0609 (3 seeds,
+experiments/sasrec_beauty.py). With dot products instead of cosines it hardly learns at first
+(validation NDCG@10 .0123 after 6 epochs, here .0471).
 
 The views are the authors' 'us_x': the user under another dropout mask, and another user who went on
 to the same item. Theirs are of every prefix of a history, trained on its last place alone; here
@@ -32,7 +35,12 @@ def get_config(arg: str = '') -> Experiment:
             loss='softmax',
             label_smoothing=0.1,
             contrast=Contrast(
-                weight=0.1, first='dropout', second='same_target', same_target_negatives=False
+                weight=0.1,
+                first='dropout',
+                second='same_target',
+                same_target_negatives=False,
+                similarity='cosine',
+                temperature=0.2,
             ),
         ),
         data=Data(dataset='beauty'),
