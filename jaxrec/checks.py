@@ -67,10 +67,9 @@ def check(experiment: Experiment) -> None:
         raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
     if optim.table != 'dense' and experiment.train.microbatches > 1:
         raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
-    contrast = getattr(experiment.model, 'contrast', None)
     whole = {
         "data.windows='cuts'": experiment.data.windows == 'cuts',
-        'model.contrast.weight > 0': contrast is not None and contrast.weight > 0,
+        'model.contrast.weight > 0': contrasting(experiment.model),
     }
     for setting, given in whole.items():
         if given and experiment.train.microbatches > 1:
@@ -86,6 +85,11 @@ def check(experiment: Experiment) -> None:
             f'train.metric={experiment.train.metric!r} is not measured: with eval.cutoffs='
             f'{protocol.cutoffs} there is {", ".join(known)}'
         )
+
+
+def contrasting(model: typing.Any) -> bool:
+    """Whether a model's Config has a contrastive term (`contrast.Contrast`) of any weight."""
+    return hasattr(model, 'contrast') and model.contrast.weight > 0
 
 
 def check_types(settings: typing.Any, section: str) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxrec import positives
 from jaxrec.batches import Codes, TrainBatches
+from jaxrec.checks import contrasting
 from jaxrec.codes import Encoder
 from jaxrec.config import Experiment
 from jaxrec.cuts import CutBatches
@@ -31,9 +32,8 @@ def train_batches(
         'codes': feature_codes(experiment.model, histories, split.train_ends),
         'process': process,
     }
-    contrast = getattr(experiment.model, 'contrast', None)
-    if contrast is not None and contrast.weight:
-        common |= _for_contrast(contrast, common, histories, split.train_ends)
+    if contrasting(experiment.model):
+        common |= _for_contrast(experiment.model.contrast, common, histories, split.train_ends)
     if data.windows == 'cuts':
         return CutBatches(
             histories, split.train_ends, windows=data.windows_per_user, cuts=data.cuts, **common

@@ -70,6 +70,8 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
         raise UserError('data.grow_vocabulary is for jaxrec.train, not for a stream')
     if experiment.data.windows != 'cuts':
         raise UserError("streaming trains on cuts: set data.windows='cuts'")
+    if checks.contrasting(experiment.model):
+        raise UserError('a stream has no contrastive term: set model.contrast.weight=0')
     for feature in getattr(experiment.model, 'features', ()):
         if feature.kind == 'quantile':
             raise UserError(

@@ -13,7 +13,7 @@ from jaxrec.cli import UserError
 from jaxrec.cuts import CutBatches
 from jaxrec.features import Feature
 from jaxrec.histories import NO_TIME, Histories
-from jaxrec.models import sasrec
+from jaxrec.models import cl4srec, sasrec
 
 
 def make_histories(seed=0, users=30):
@@ -150,6 +150,10 @@ def test_errors(tmp_path, mesh):
             setattr(getattr(wrong, section), field, value)
         with pytest.raises(UserError, match=message):
             stream.stream(wrong, tmp_path / 'run', 4)
+    wrong = experiment(tmp_path)
+    wrong.model = cl4srec.Config(dim=8, blocks=1, max_len=8, loss='in_batch')
+    with pytest.raises(UserError, match='set model.contrast.weight=0'):
+        stream.stream(wrong, tmp_path / 'run', 4)
     with pytest.raises(UserError, match='at least 2'):
         stream.stream(experiment(tmp_path), tmp_path / 'run', 1)
 
