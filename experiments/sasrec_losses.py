@@ -5,9 +5,10 @@ python -m jaxrec.evaluate --workdir=runs/beauty_bce
 
 LOSS is bce (one negative per position), gbce (256 negatives per row of the batch, t .75),
 sampled_softmax (the same negatives, no logQ) or softmax (exact, the default). Everything else is
-the same for all: the 2018 block, dim 64, 2 blocks, 1 head, Adam 1e-3, dropout .2 and .5 on the
-embeddings; as given here for Amazon Beauty. The table of all losses on four data sets is
-experiments/tables/sasrec_losses.py. Not run to the end yet.
+the same for all, and the same as in experiments/cl4srec_beauty.py: the 2018 block, dim 128, 1
+block, 1 head, Adam 1e-3, averaged parameters, dropout .2, .5 on the embeddings and .2 on the item
+table; as given here for Amazon Beauty. The table of all losses on four data sets is
+experiments/tables/sasrec_losses.py.
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train
@@ -26,17 +27,18 @@ def get_config(arg: str = 'softmax') -> Experiment:
     return Experiment(
         model=sasrec.Config(
             variant='2018',
-            dim=64,
-            blocks=2,
+            dim=128,
+            blocks=1,
             heads=1,
             max_len=50,
             dropout=0.2,
             embedding_dropout=0.5,
+            table_dropout=0.2,
             loss=arg,
             **LOSSES[arg],
         ),
         data=Data(dataset='beauty'),
-        optim=Optim(learning_rate=1e-3, b2=0.98),
-        # 24 rows hold about 128 users; enough epochs for BCE, which learns slowly
-        train=Train(batch_rows=24, epochs=200, eval_every=2, patience=5),
+        optim=Optim(learning_rate=1e-3, b2=0.98, ema=0.995),
+        # 36 rows hold about 256 users; enough epochs for BCE, which learns slowly
+        train=Train(batch_rows=36, epochs=200, eval_every=5, patience=4),
     )
