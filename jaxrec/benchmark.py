@@ -12,7 +12,8 @@ python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
 
 Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
 times a large matrix product. With --peer every turn also runs the peer on the same data with the
-same model size, loss and batch. --output=DIR gets benchmark_<suite>.json, .md and .png.
+same model size, loss and batch; with --against=model.contrast.weight=0 it also runs the step of the
+experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and .png.
 """
 
 import pathlib
@@ -20,7 +21,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import cli, cluster, workdir
+from jaxrec import checks, cli, cluster, overrides, workdir
 from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
@@ -43,6 +44,12 @@ def define_flags() -> None:
         None,
         'Suite train: as many rows as hold about so many users (128 with --peer); 0 = '
         'train.batch_rows.',
+    )
+    flags.DEFINE_multi_string(
+        'against',
+        [],
+        'Suite train: FIELD=VALUE of a second experiment whose step takes its turns too: the ratio '
+        'of the two is what the field costs.',
     )
     flags.DEFINE_integer(
         'matmul_size', 0, 'Rows of the square product; 0 = 2048 on a CPU, 8192 elsewhere.'
@@ -104,12 +111,24 @@ def main(argv: list[str]) -> None:
 
 def _run(settings: dict) -> dict:
     peer = _peer if FLAGS.peer else None
+    changed = overrides.parsed(FLAGS.against, '--against')
+    if changed and FLAGS.suite != 'train':
+        raise UserError(f'--against goes with --suite=train, not {FLAGS.suite}')
     if FLAGS.suite == 'train':
         users = FLAGS.users_per_batch
         if users is None:
             users = peer_lib.BATCH_USERS if FLAGS.peer else 0
+        against = None
+        if changed:
+            against = overrides.applied(FLAGS.config, changed)
+            checks.check(against)
         measured = training.measure_training(
-            FLAGS.config, steps=FLAGS.steps, users_per_batch=users, peer=peer, **settings
+            FLAGS.config,
+            steps=FLAGS.steps,
+            users_per_batch=users,
+            peer=peer,
+            against=against,
+            **settings,
         )
     elif FLAGS.suite == 'data':
         measured = data.measure_data(
@@ -144,10 +163,10 @@ def _configuration() -> dict:
     """The experiment file and what the command line changes in it, but for where files are."""
     if FLAGS.config is None:
         return {'config': None, 'overrides': {}}
-    overrides = config_flags.get_override_values(FLAGS['config'])
+    changed = config_flags.get_override_values(FLAGS['config'])
     return {
         'config': config_flags.get_config_filename(FLAGS['config']),
-        'overrides': {k: v for k, v in overrides.items() if k not in _PLACES},
+        'overrides': {k: v for k, v in changed.items() if k not in _PLACES},
     }
 
 

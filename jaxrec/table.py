@@ -15,14 +15,13 @@ Rows and columns of --only go by name, with * for any text; what is left out kee
 --override=train.epochs=2 changes a field of all cells (they are other cells then).
 """
 
-import ast
 import fnmatch
 import pathlib
 import signal
 
 from absl import flags
 
-from jaxrec import cli, files
+from jaxrec import cli, files, overrides
 from jaxrec.cli import UserError, say
 from jaxrec.tables import cells as cells_lib
 from jaxrec.tables import grid, page, spec, text
@@ -70,7 +69,7 @@ def main(argv: list[str]) -> None:
         raise UserError('give --table=experiments/tables/X.py and --workdir=DIR (see --help)')
     file, folder = pathlib.Path(FLAGS.table), pathlib.Path(FLAGS.workdir)
     table = spec.load(file)
-    cells = spec.cells(table, file, _overrides(FLAGS.override))
+    cells = spec.cells(table, file, overrides.parsed(FLAGS.override, '--override'))
     failed = {}
     if not FLAGS.render:
         failed = _run(cells, folder)
@@ -119,20 +118,6 @@ def _chosen(cells, only) -> list[spec.Cell]:
             )
     rows, columns = taken(rows) or rows, taken(columns) or columns
     return [cell for cell in cells if cell.row in rows and cell.column in columns]
-
-
-def _overrides(given: list[str]) -> dict:
-    """{'train.epochs': 2} of ['train.epochs=2']; text where it is no literal of Python."""
-    values = {}
-    for word in given:
-        name, found, value = word.partition('=')
-        if not found or '.' not in name:
-            raise UserError(f'--override={word} is not FIELD=VALUE, e.g. train.epochs=2')
-        try:
-            values[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            values[name] = value
-    return values
 
 
 def _render(table, cells, folder, formats) -> list[pathlib.Path]:

@@ -98,12 +98,15 @@ def test_unknown_models_have_no_flops():
     turn = training.turn(ours, 100.0, {'seconds': 4.0, 'count': 20})
     assert turn['ours'] == 20 and turn['peer'] == 5 and turn['ratio'] == 4
     assert turn['gflops'] is None and turn['step_ms'] == 500
+    assert turn['of_against'] is None
+    turn = training.turn(ours, 100.0, None, 8.0)
+    assert turn['against_ms'] == 2000 and turn['of_against'] == 0.25
 
 
 @pytest.mark.parametrize(
     ('suite', 'flags'),
     [
-        ('train', ['--steps=2']),
+        ('train', ['--steps=2', '--against=model.blocks=0']),
         ('eval', []),
         ('loss', ['--cases=32x100x8']),
         ('catalogue', ['--cases=1000', '--steps=1']),
@@ -130,6 +133,10 @@ def test_suites(experiment, tmp_path, suite, flags):
     if suite == 'train':
         assert len(result['turns']) == 2 and 0 < result['of_matmul']
         assert result['batch_rows'] == 8 and result['steps_per_turn'] == 2
+        ratio, (first, *_) = result['of_against'], result['turns']
+        assert ratio > 0 and first['of_against'] == pytest.approx(
+            first['step_ms'] / first['against_ms']
+        )
     if suite == 'catalogue':  # table, two moments, positions, one block, and counters
         assert result['cases'][0]['state_mib'] > 3 * 1024 * 8 * 4 / 2**20
 
@@ -138,6 +145,9 @@ def test_error_lines(experiment):
     one_error_line(command('--suite=nope'), '--suite=nope', 'catalogue')
     one_error_line(command('--suite=eval'), '--config')
     given = f'--config={experiment}'
+    one_error_line(command('--suite=train', given, '--against=model.layers=1'), 'model.layers')
+    one_error_line(command('--suite=train', given, '--against=model.blocks=x'), 'model.blocks')
+    one_error_line(command('--suite=eval', given, '--against=model.blocks=1'), '--against')
     missing = ['--peer=rectools', '--peer_python=/no/such/python']
     one_error_line(command('--suite=train', given, *missing), '/no/such/python')
     one_error_line(command('--suite=loss', '--cases=10x'), '10x', 'TOKENSxITEMSxDIM')

@@ -15,7 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from jaxrec import table
+from jaxrec import overrides, table
 from jaxrec.cli import UserError
 from jaxrec.tables import cells as cells_lib
 from jaxrec.tables import spec
@@ -238,10 +238,10 @@ def test_only_and_overrides(tmp_path):
     with pytest.raises(UserError, match=r'no row \(wide, narrow\) and no column \(One, Two\)'):
         chosen('wide', 'none')
     given = ['a.b=2', 'a.c=x/y', 'a.d=(1, 2)', 'a.e=True', 'a.f=']
-    values = table._overrides(given)
+    values = overrides.parsed(given, '--override')
     assert values == {'a.b': 2, 'a.c': 'x/y', 'a.d': (1, 2), 'a.e': True, 'a.f': ''}
     with pytest.raises(UserError, match='is not FIELD=VALUE'):
-        table._overrides(['dim=3'])
+        overrides.parsed(['dim=3'], '--override')
     with pytest.raises(UserError, match=r'no field model\.depth'):
         spec.cells(spec.load(file), file, {'model.depth': 3})
 

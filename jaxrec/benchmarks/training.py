@@ -97,6 +97,7 @@ def measure_training(
     users_per_batch: int,
     matmul_size: int,
     peer=None,
+    against: config.Experiment | None = None,
 ) -> dict:
     """Targets per second of the training step, in turns with the matrix product and the peer.
 
@@ -107,6 +108,7 @@ def measure_training(
       users_per_batch: rows per batch that hold about so many users; 0 = train.batch_rows.
       matmul_size: see `measure.Matmul`.
       peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
+      against: another experiment on the same data, whose step takes its turns too.
     """
     histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(sharding.make_mesh(experiment.mesh))
@@ -114,6 +116,7 @@ def measure_training(
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
     loop = Loop(experiment, histories, split, users_per_batch)
     other = peer(experiment, histories, split) if peer else None
+    second = Loop(against, histories, split, users_per_batch) if against else None
     dtype = 'bfloat16' if getattr(experiment.model, 'bf16', False) else 'float32'
     matmul = measure.Matmul(matmul_size, dtype)
     steps = steps or max(1, round(_SECONDS * _WARM_UP / loop.run(_WARM_UP)['seconds']))
@@ -121,14 +124,15 @@ def measure_training(
     for number in range(repeats):
         before, ours, after = matmul.sample(), loop.run(steps), matmul.sample()
         rate = statistics.mean((before, after))
-        turns.append(turn(ours, rate, other.measure() if other else None))
+        theirs, seconds = other and other.measure(), second and second.run(steps)['seconds']
+        turns.append(turn(ours, rate, theirs, seconds))
         say(f'{number + 1}/{repeats}  {turn_line(turns[-1])}')
     if warning := matmul.warning():
         say(warning)
     memory = measure.peak_memory()
-    loop.close()
-    if other:
-        other.close()
+    for one in (loop, other, second):
+        if one:
+            one.close()
     median = {name: _median(turns, name) for name in turns[0]}
     return {
         'unit': 'targets/s',
@@ -137,6 +141,8 @@ def measure_training(
         'ratio': median['ratio'],
         'turns': turns,
         'step_ms': median['step_ms'],
+        'against_ms': median['against_ms'],
+        'of_against': median['of_against'],
         'tokens_per_second': median['tokens_per_second'],
         'gflops': median['gflops'],
         'of_matmul': median['of_matmul'],
@@ -154,8 +160,17 @@ def measure_training(
     }
 
 
-def turn(ours: dict, matmul_gflops: float, theirs: dict | None) -> dict:
-    """One turn: rates of ours and of the peer, which saw the same machine within seconds."""
+def turn(
+    ours: dict, matmul_gflops: float, theirs: dict | None, against: float | None = None
+) -> dict:
+    """One turn: rates of ours and of what it is held against, on the same machine within seconds.
+
+    Args:
+      ours: of `Loop.run`.
+      matmul_gflops: rate of the matrix product.
+      theirs: the peer's turn, if there is one.
+      against: seconds that as many steps of the other experiment took, if there is one.
+    """
     seconds = ours['seconds']
     gflops = ours['flops'] / seconds / 1e9
     rates = {
@@ -163,6 +178,8 @@ def turn(ours: dict, matmul_gflops: float, theirs: dict | None) -> dict:
         'peer': theirs['count'] / theirs['seconds'] if theirs else None,
         'ratio': None,
         'step_ms': 1e3 * seconds / ours['steps'],
+        'against_ms': against and 1e3 * against / ours['steps'],
+        'of_against': against and seconds / against,
         'tokens_per_second': ours['tokens'] / seconds,
         'gflops': None if math.isnan(gflops) else gflops,
         'matmul_gflops': matmul_gflops,
@@ -181,6 +198,8 @@ def turn_line(turn: dict) -> str:
             f'  {turn["gflops"]:.1f} of {turn["matmul_gflops"]:.1f} GFLOP/s '
             f'({turn["of_matmul"]:.0%})'
         )
+    if turn['of_against'] is not None:
+        text += f'  {turn["of_against"]:.2f} times {turn["against_ms"]:.1f} ms'
     if turn['peer'] is not None:
         text += f'  peer {turn["peer"]:,.0f} targets/s  ratio {turn["ratio"]:.1f}'
     return text

@@ -4,9 +4,7 @@ A table file has `TABLE`, a `Table`. A cell is a row under a column: one experim
 trained with several seeds.
 """
 
-import copy
 import dataclasses
-import functools
 import pathlib
 import re
 import runpy
@@ -14,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrec import checks, metrics, protocols
+from jaxrec import overrides as overrides_lib
 from jaxrec.cli import UserError
 from jaxrec.config import Experiment
 
@@ -194,24 +193,6 @@ def slug(name: str) -> str:
     return re.sub(r'[^a-z0-9.]+', '-', name.lower()).strip('-.')
 
 
-def with_overrides(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """A copy with these fields set: {'model.in_batch.logq': 'none'}.
-
-    Raises:
-      UserError: no such field.
-    """
-    experiment = copy.deepcopy(experiment)
-    for name, value in overrides.items():
-        *sections, field = name.split('.')
-        try:
-            section = functools.reduce(getattr, sections, experiment)
-            getattr(section, field)
-        except AttributeError as e:
-            raise UserError(f'the experiment has no field {name}') from e
-        setattr(section, field, value)
-    return experiment
-
-
 def _experiment(config, arg, overrides, where) -> Experiment:
     try:
         get_config = runpy.run_path(config)['get_config']
@@ -219,7 +200,7 @@ def _experiment(config, arg, overrides, where) -> Experiment:
     except Exception as e:  # the file is the user's program
         raise UserError(f'{where}: {config}: {type(e).__name__}: {e}') from e
     try:
-        experiment = with_overrides(experiment, {**overrides, 'train.seed': 0})
+        experiment = overrides_lib.applied(experiment, {**overrides, 'train.seed': 0})
         checks.check(experiment)
     except UserError as e:
         raise UserError(f'{where}: {e}') from e
