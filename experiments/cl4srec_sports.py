@@ -12,25 +12,26 @@ from jaxrec.contrast import Contrast
 from jaxrec.models import cl4srec
 
 
-def get_config(arg: str = '') -> Experiment:
-    """The experiment; `arg` is the main loss: '' (bce, as in the paper) or 'softmax'."""
+def get_config(arg: str = 'bce') -> Experiment:
+    """The experiment; `arg` is the main loss: 'bce', as in the paper, or 'softmax'."""
+    soft = arg == 'softmax'
     return Experiment(
         model=cl4srec.Config(
             dim=128,
             blocks=1,
             max_len=50,
             dropout=0.2,
-            embedding_dropout=0.5,
-            table_dropout=0.2,
-            loss={'': 'bce', 'softmax': 'softmax'}[arg],
+            embedding_dropout=0.5 if soft else 0.2,
+            table_dropout=0.2 if soft else 0.0,
+            loss=arg,
             negatives=1,
             contrast=Contrast(
-                weight=0.03,
-                crop=0.8,
-                mask=0.2,
-                reorder=0.2,
+                weight=0.1 if soft else 0.03,
+                crop=0.3,
+                mask=0.0,
+                reorder=0.0,
                 similarity='cosine',
-                temperature=0.5,
+                temperature=0.2,
             ),
         ),
         data=Data(dataset='sports'),

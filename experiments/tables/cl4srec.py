@@ -4,9 +4,10 @@ python -m jaxrec.table --table=experiments/tables/cl4srec.py --workdir=runs/tabl
     --seeds=5 --results=results
 
 Every contrastive paper compares with a SASRec trained by BCE; the honest question is the gain over
-the softmax row. All rows have the same encoder. Those of SASRec are of the table sasrec_losses,
-since CL4SRec with contrast.weight 0 is SASRec, bit by bit; see experiments/cl4srec_beauty.py and,
-for DuoRec with the exact softmax, experiments/duorec_beauty.py.
+the softmax row. Encoder and settings are the same for the rows of a loss, see
+experiments/cl4srec_beauty.py; DuoRec has the exact softmax too, see experiments/duorec_beauty.py.
+SASRec with the softmax is the row of the table sasrec_losses: without the term CL4SRec is SASRec,
+bit by bit.
 
 Two lines of papers report the same methods: that of DuoRec and FEARec (RecBole), read from a
 third-party note that mis-cites neighbouring papers, and that of ICLRec and MCLRec (S3-Rec files).
@@ -20,9 +21,11 @@ from jaxrec.tables.spec import Column, Published, Row, Table
 
 _losses = runpy.run_path(str(pathlib.Path(__file__).with_name('sasrec_losses.py')))
 at, ML_1M = _losses['at'], {**_losses['ML_1M'], 'train.microbatches': 1}
-BCE, SOFTMAX = _losses['BCE'], _losses['SOFTMAX']
-BCE_TERM = Row('CL4SRec BCE', 'experiments/cl4srec_beauty.py')
-SOFTMAX_TERM = Row('CL4SRec softmax', 'experiments/cl4srec_beauty.py:softmax')
+CL4SREC = 'experiments/cl4srec_beauty.py'
+BCE = Row('SASRec BCE', f'{CL4SREC}:bce', {'model.contrast.weight': 0.0})
+BCE_TERM = Row('CL4SRec BCE', f'{CL4SREC}:bce')
+SOFTMAX = _losses['SOFTMAX']
+SOFTMAX_TERM = Row('CL4SRec softmax', f'{CL4SREC}:softmax')
 DUOREC = Row('DuoRec', 'experiments/duorec_beauty.py')
 SHOWN = ('HR@10', 'NDCG@10')
 
