@@ -5,10 +5,9 @@ python -m jaxrec.table --table=experiments/tables/cl4srec.py --workdir=runs/tabl
 
 Every contrastive paper compares with a SASRec trained by BCE; the honest question is the gain over
 the softmax row. Encoder and settings are the same for the rows of a loss, see
-experiments/cl4srec_beauty.py; DuoRec has the exact softmax with smoothed labels, beside which stands
-the same without its term, see experiments/duorec_beauty.py.
-SASRec with the softmax is the row of the table sasrec_losses: without the term CL4SRec is SASRec,
-bit by bit.
+experiments/cl4srec_beauty.py, and for DuoRec and the row before it, the same without its term,
+experiments/duorec_beauty.py. SASRec with the softmax is the row of the table sasrec_losses: without
+the term CL4SRec is SASRec, bit by bit.
 
 Two lines of papers report the same methods: that of DuoRec and FEARec (RecBole), read from a
 third-party note that mis-cites neighbouring papers, and that of ICLRec and MCLRec (S3-Rec files).
