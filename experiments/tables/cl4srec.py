@@ -27,7 +27,7 @@ BCE_TERM = Row('CL4SRec BCE', f'{CL4SREC}:bce')
 SOFTMAX = _losses['SOFTMAX']
 SOFTMAX_TERM = Row('CL4SRec softmax', f'{CL4SREC}:softmax')
 SMOOTHED = Row(
-    'SASRec softmax, smoothed', 'experiments/duorec_beauty.py', {'model.contrast.weight': 0.0}
+    'SASRec smoothed softmax', 'experiments/duorec_beauty.py', {'model.contrast.weight': 0.0}
 )
 DUOREC = Row('DuoRec', 'experiments/duorec_beauty.py')
 SHOWN = ('HR@10', 'NDCG@10')
