@@ -5,10 +5,13 @@ python -m jaxrec.evaluate --workdir=runs/beauty_bce
 
 LOSS is bce (one negative per position), gbce (256 negatives per row of the batch, t .75),
 sampled_softmax (the same negatives, no logQ) or softmax (exact, the default). Everything else is
-the same for all, and the same as in experiments/cl4srec_beauty.py: the 2018 block, dim 128, 1
-block, 1 head, Adam 1e-3, averaged parameters, dropout .2, .5 on the embeddings and .2 on the item
-table; as given here for Amazon Beauty. The table of all losses on four data sets is
-experiments/tables/sasrec_losses.py.
+the same for all: the 2018 block, dim 128, 1 block, 1 head, Adam 1e-3, averaged parameters, dropout
+.2, .5 on the embeddings and .2 on the item table; as given here for Amazon Beauty. The table of all
+losses on four data sets is experiments/tables/sasrec_losses.py.
+
+Test, protocol full, mean of seeds 0, 1, 2, HR@10 / NDCG@10: bce .0670 / .0355, gbce .0946 / .0547,
+sampled_softmax .0959 / .0578, softmax .0977 / .0597. On one CPU core a run takes 2, 4, 2 and 8
+minutes. BCE is better with less dropout (experiments/cl4srec_beauty.py).
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train
