@@ -6,7 +6,7 @@ python -m jaxrec.evaluate --workdir=runs/cl4srec
 Test, protocol full, HR@10 / NDCG@10, seeds 0, 1, 2 (--config.train.seed), 4 minutes each on one CPU
 core: .0719 / .0393, .0707 / .0388, .0690 / .0376; without the term (contrast.weight=0) .0692 /
 .0383, .0677 / .0369, .0694 / .0371. Published: .0642 to .0683 for CL4SRec, .0605 to .0627 for
-SASRec with BCE. Tests over users, and the same with the exact softmax (`:softmax`): results/cl4srec.
+SASRec with BCE. Tests over users, and the exact softmax (`:softmax`), stand in results/cl4srec.
 
 Tried on validation (mean NDCG@10 .0488 without the term, .0493 as given here), one seed each: crops
 of .5 instead of .3, weight .015, a head, milder views (crop .8, mask .2, reorder .2) at temperature
