@@ -122,6 +122,8 @@ def _run(settings: dict) -> dict:
         if changed:
             against = overrides.applied(FLAGS.config, changed)
             checks.check(against)
+            if (against.data, against.mesh) != (FLAGS.config.data, FLAGS.config.mesh):
+                raise UserError('--against changes the model or its training, not data or mesh')
         measured = training.measure_training(
             FLAGS.config,
             steps=FLAGS.steps,

@@ -2,7 +2,7 @@
 
 import ast
 import copy
-import functools
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -41,10 +41,14 @@ def applied(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
     experiment = copy.deepcopy(experiment)
     for name, value in overrides.items():
         *sections, field = name.split('.')
-        try:
-            section = functools.reduce(getattr, sections, experiment)
-            getattr(section, field)
-        except AttributeError as e:
-            raise UserError(f'the experiment has no field {name}') from e
-        setattr(section, field, value)
+        part = experiment
+        for section in sections:
+            part = getattr(part, section) if _has(part, section) else None
+        if not _has(part, field):
+            raise UserError(f'the experiment has no field {name}')
+        setattr(part, field, value)
     return experiment
+
+
+def _has(part, name):
+    return dataclasses.is_dataclass(part) and name in {f.name for f in dataclasses.fields(part)}

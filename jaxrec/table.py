@@ -24,7 +24,7 @@ from absl import flags
 from jaxrec import cli, files, overrides
 from jaxrec.cli import UserError, say
 from jaxrec.tables import cells as cells_lib
-from jaxrec.tables import grid, page, spec, text
+from jaxrec.tables import grid, hashes, page, spec, text
 from jaxrec.tables.runner import Runner
 
 FLAGS = flags.FLAGS
@@ -69,7 +69,10 @@ def main(argv: list[str]) -> None:
         raise UserError('give --table=experiments/tables/X.py and --workdir=DIR (see --help)')
     file, folder = pathlib.Path(FLAGS.table), pathlib.Path(FLAGS.workdir)
     table = spec.load(file)
-    cells = spec.cells(table, file, overrides.parsed(FLAGS.override, '--override'))
+    changed = overrides.parsed(FLAGS.override, '--override')
+    if FLAGS.results and (matter := [name for name in changed if hashes.matters(name)]):
+        raise UserError(f'--results is for the table as it is, not with --override={matter[0]}=..')
+    cells = spec.cells(table, file, changed)
     failed = {}
     if not FLAGS.render:
         failed = _run(cells, folder)
@@ -77,11 +80,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.results:
         target = pathlib.Path(FLAGS.results) / file.stem
         for cell in cells:
-            source = cells_lib.path_of(folder, cell)
-            if source.exists():
-                copy = cells_lib.path_of(target, cell)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                files.write_text(copy, source.read_text(encoding='utf-8'))
+            if cells_lib.path_of(folder, cell).exists():
+                cells_lib.publish(cell, folder, target)
         written += _render(table, cells, target, FLAGS.format)
     for path in written:
         say(f'written: {path}')

@@ -148,6 +148,7 @@ def test_error_lines(experiment):
     one_error_line(command('--suite=train', given, '--against=model.layers=1'), 'model.layers')
     one_error_line(command('--suite=train', given, '--against=model.blocks=x'), 'model.blocks')
     one_error_line(command('--suite=eval', given, '--against=model.blocks=1'), '--against')
+    one_error_line(command('--suite=train', given, '--against=data.split=temporal'), '--against')
     missing = ['--peer=rectools', '--peer_python=/no/such/python']
     one_error_line(command('--suite=train', given, *missing), '/no/such/python')
     one_error_line(command('--suite=loss', '--cases=10x'), '10x', 'TOKENSxITEMSxDIM')

@@ -242,8 +242,11 @@ def test_only_and_overrides(tmp_path):
     assert values == {'a.b': 2, 'a.c': 'x/y', 'a.d': (1, 2), 'a.e': True, 'a.f': ''}
     with pytest.raises(UserError, match='is not FIELD=VALUE'):
         overrides.parsed(['dim=3'], '--override')
-    with pytest.raises(UserError, match=r'no field model\.depth'):
-        spec.cells(spec.load(file), file, {'model.depth': 3})
+    for name in ('model.depth', 'model.dim.real', 'model.make', 'modle.dim'):
+        with pytest.raises(UserError, match=f'no field {name}'):
+            spec.cells(spec.load(file), file, {name: 3})
+    code, output = run(file, tmp_path / 'w', '--override=model.dim=4', '--results=r')
+    assert code == 2 and '--override=model.dim' in output.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -326,7 +329,6 @@ def page(tmp_path_factory):
                     'seconds': 61.5,
                     'tokens_per_second': 12345.6,
                     'started': '2026-01-02',
-                    'host': 'Linux',
                 },
             }
         made |= {

@@ -4,6 +4,7 @@ import copy
 import csv
 import dataclasses
 import io
+import json
 import pathlib
 
 import numpy as np
@@ -303,6 +304,7 @@ def test_hashes_see_what_matters(tmp_path, monkeypatch):
     files = hashes.code_files('jaxrec.models.sasrec')
     assert {'models/sasrec.py', 'losses.py', 'state.py', 'ranking.py', 'train.py'} <= set(files)
     assert not {'models/kuaiformer.py', 'table.py', 'tables/grid.py', 'recommend.py'} & set(files)
+    assert not any(name.startswith(('benchmarks/', 'datasets/')) for name in files)
 
     package = tmp_path / 'jaxrec'
     for name in files:
@@ -385,6 +387,32 @@ def test_other_protocols_and_other_data_are_refused(stored):
     other = copy.deepcopy(records)
     other[cells[2].key]['protocol']['cutoffs'] = [5, 10, 20]  # no number depends on these
     grid.build(made, cells, other)
+
+
+def test_publishing_never_loses_seeds(stored, tmp_path):
+    """Seeds of the same make are put together; fewer of another make do not replace more."""
+    _, cells, records, _ = stored
+    cell, here, there = cells[0], tmp_path / 'here', tmp_path / 'there'
+    record = records[cell.key]
+    first, second = sorted(record['seeds'])[:2]
+
+    def only(*seeds, **changed):
+        return {**record, 'seeds': {s: {**record['seeds'][s], **changed} for s in seeds}}
+
+    def published():
+        return cells_lib.read(there, cell)
+
+    cells_lib.write(here, cell, only(first))
+    cells_lib.publish(cell, here, there)
+    cells_lib.write(here, cell, only(second))
+    cells_lib.publish(cell, here, there)
+    assert published() == json.loads(cells_lib.to_text(only(first, second)))
+    cells_lib.write(here, cell, only(first, code='new'))
+    with pytest.raises(UserError, match='holds 2 seeds of another config, code or data'):
+        cells_lib.publish(cell, here, there)
+    cells_lib.write(here, cell, only(first, second, code='new'))
+    cells_lib.publish(cell, here, there)
+    assert {run['code'] for run in published()['seeds'].values()} == {'new'}
 
 
 RESULTS = sorted((ROOT / 'results').glob('*/cells'))

@@ -150,7 +150,7 @@ def measure_training(
         'matmul_gflops': matmul.gflops,
         'matmul_range': [min(matmul.samples), max(matmul.samples)],
         'compile_seconds': loop.compile_seconds,
-        'peak_memory_mib': memory,
+        'peak_memory_mib': None if second else memory,  # of both
         'batch_rows': loop.batches.rows,
         'users_per_batch': loop.batches.windows_per_epoch / loop.batches.steps_per_epoch,
         'fill': loop.batches.fill,

@@ -162,7 +162,6 @@ def _times(series: dict, session: dict) -> dict:
         'seconds': round(seconds, 1),
         'tokens_per_second': round(statistics.median(rates), 1) if rates else None,
         'started': session['time'],
-        'host': session['host'],
     }
 
 
@@ -181,6 +180,27 @@ def to_text(record: dict) -> str:
 def merged(old: dict | None, new: dict) -> dict:
     """`new` with the seeds that only `old` has."""
     return {**new, 'seeds': {**(old['seeds'] if old else {}), **new['seeds']}}
+
+
+def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a finished cell to another folder of the table, beside the seeds that are there.
+
+    Raises:
+      UserError: more seeds are there, made of something else, which the copy would replace.
+    """
+    new, old = read(folder, cell), read(target, cell)
+    if old and _made_of(old) != _made_of(new):
+        if len(old['seeds']) > len(new['seeds']):
+            raise UserError(
+                f'{path_of(target, cell)} holds {len(old["seeds"])} seeds of another config, code '
+                f'or data, {folder} only {len(new["seeds"])}: run as many seeds, or remove it'
+            )
+        old = None
+    write(target, cell, merged(old, new))
+
+
+def _made_of(record):
+    return record['hashes'], {run['code'] for run in record['seeds'].values()}
 
 
 def first_seeds(record: dict, count: int | None) -> dict:

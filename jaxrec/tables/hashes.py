@@ -21,7 +21,9 @@ _NO_MATTER = (
     'data.data_dir',
 )
 # Modules that training and evaluation import but that cannot change a number.
-_NO_RESULT = ('cli', 'logs', 'plots', 'baselines', 'checks')
+_NO_RESULT = ('cli', 'logs', 'plots', 'baselines', 'checks', 'dry_run', 'hlo')
+# Nor can benchmarks; of the readers of raw data the content hash stands for what they make.
+_NO_RESULT_BELOW = ('benchmarks/', 'datasets/')
 
 
 def config_record(experiment: Experiment) -> dict:
@@ -72,8 +74,7 @@ def code_files(model: str) -> list[str]:
         waiting += _imports(file)
     names = (str(file.relative_to(PACKAGE)) for file in found)
     kept = (n for n in names if n.removesuffix('.py') not in _NO_RESULT)
-    # the content hash stands for what the readers of raw data make
-    return sorted(n for n in kept if not n.startswith('datasets/'))
+    return sorted(n for n in kept if not n.startswith(_NO_RESULT_BELOW))
 
 
 def of_text(text: str) -> str:

@@ -276,7 +276,7 @@ function show(line, column, button) {
       ['users', cell.users.toLocaleString('en')], ['unreachable targets', number(cell.unreachable)],
       ['device', `${last.devices.join(', ')} (${last.platform})`],
       ['versions', Object.entries(last.versions).map(([k, v]) => `${k} ${v}`).join(', ')],
-      ['started', last.times.started], ['machine', last.times.host]]),
+      ['started', last.times.started]]),
     make('h4', {}, 'Protocol'), facts([['split', `${cell.split} (${cell.data_split})`], ...Object.entries(cell.protocol)]),
     make('h4', {}, 'Config'), facts(Object.entries(cell.config)));
   panel.hidden = false;

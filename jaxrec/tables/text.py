@@ -90,6 +90,8 @@ def markdown(grid: Grid) -> str:
     out = [f'# {grid.table.title}', '', *_piped(rows), '']
     for note in notes(grid):
         out += [note, '']
+    if any('⚠' in row[0] for row in rows):
+        out += ['⚠: doubtful, or impossible as the result of one run; the footnote says which.', '']
     for n, line in sources(grid):
         out.append(f'- [{n}] {line.name}: {footnote(line)}')
     if grid.verdicts:
