@@ -246,7 +246,9 @@ def _mark(ours, heads, users, test) -> None:
 
 
 def _verdicts(table, heads, users, test) -> list[Verdict]:
-    verdicts = []
+    """One per ordering and place; columns of which nothing has run are left out."""
+    verdicts, run = [], {column for _, column, _ in users}
+    heads = [head for head in heads if head[0] in run] or heads
     for ordering, (column, metric) in itertools.product(table.orderings, heads):
         if ordering.metrics and metric not in ordering.metrics:
             continue
