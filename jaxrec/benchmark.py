@@ -21,7 +21,7 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import checks, cli, cluster, overrides, workdir
+from jaxrec import checks, cli, cluster, config, overrides, workdir
 from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import UserError, say
@@ -118,18 +118,12 @@ def _run(settings: dict) -> dict:
         users = FLAGS.users_per_batch
         if users is None:
             users = peer_lib.BATCH_USERS if FLAGS.peer else 0
-        against = None
-        if changed:
-            against = overrides.applied(FLAGS.config, changed)
-            checks.check(against)
-            if (against.data, against.mesh) != (FLAGS.config.data, FLAGS.config.mesh):
-                raise UserError('--against changes the model or its training, not data or mesh')
         measured = training.measure_training(
             FLAGS.config,
             steps=FLAGS.steps,
             users_per_batch=users,
             peer=peer,
-            against=against,
+            against=_against(changed) if changed else None,
             **settings,
         )
     elif FLAGS.suite == 'data':
@@ -144,10 +138,20 @@ def _run(settings: dict) -> dict:
     return {
         'suite': FLAGS.suite,
         **_configuration(),
+        'against': changed or None,
         **measured,
         'device': measure.device(),
         'versions': workdir.versions(),
     }
+
+
+def _against(changed: dict) -> config.Experiment:
+    """The experiment with these fields changed; on the same data and mesh."""
+    experiment = overrides.applied(FLAGS.config, changed)
+    checks.check(experiment)
+    if (experiment.data, experiment.mesh) != (FLAGS.config.data, FLAGS.config.mesh):
+        raise UserError('--against changes the model or its training, not data or mesh')
+    return experiment
 
 
 def _peer(experiment, histories, split) -> peer_lib.Peer:

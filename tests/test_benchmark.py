@@ -133,6 +133,7 @@ def test_suites(experiment, tmp_path, suite, flags):
     if suite == 'train':
         assert len(result['turns']) == 2 and 0 < result['of_matmul']
         assert result['batch_rows'] == 8 and result['steps_per_turn'] == 2
+        assert result['against'] == {'model.blocks': 0}
         ratio, (first, *_) = result['of_against'], result['turns']
         assert ratio > 0 and first['of_against'] == pytest.approx(
             first['step_ms'] / first['against_ms']

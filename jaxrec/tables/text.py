@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from jaxrec.tables.grid import ALPHA, Grid, Line, Value
 
+FLAG = '⚠'
 _TEST = {'t': 'paired t-test', 'bootstrap': 'paired bootstrap'}
 
 
@@ -34,6 +35,8 @@ def notes(grid: Grid) -> list[str]:
             'Bold: the best of our rows, underlined: the second, marked only where each beats the '
             'next one significantly by the same test. Published numbers take no part in tests.'
         )
+    if any(map(_flag, grid.lines)):
+        lines.append(f'{FLAG}: doubtful, or impossible as the result of one run, see its source.')
     if grid.missing:
         lines.append(f'Not run yet: {"; ".join(grid.missing)}.')
     return lines
@@ -42,6 +45,11 @@ def notes(grid: Grid) -> list[str]:
 def sources(grid: Grid) -> list[tuple[int, Line]]:
     """Published lines with the numbers of their footnotes."""
     return list(enumerate((line for line in grid.lines if line.published), 1))
+
+
+def _flag(line: Line) -> str:
+    """The sign of a published line that there is a reason to doubt."""
+    return FLAG if line.published and (line.problems or line.published.doubt) else ''
 
 
 def footnote(line: Line) -> str:
@@ -84,14 +92,11 @@ def markdown(grid: Grid) -> str:
     for line in grid.lines:
         name = line.name
         if line.published:
-            flag = ' ⚠' if line.problems or line.published.doubt else ''
-            name = f'*{name}* [{numbers[id(line)]}]{flag}'
+            name = f'*{name}* [{numbers[id(line)]}] {_flag(line)}'.rstrip()
         rows.append([name, *_values(grid, line, shown)])
     out = [f'# {grid.table.title}', '', *_piped(rows), '']
     for note in notes(grid):
         out += [note, '']
-    if any('⚠' in row[0] for row in rows):
-        out += ['⚠: doubtful, or impossible as the result of one run; the footnote says which.', '']
     for n, line in sources(grid):
         out.append(f'- [{n}] {line.name}: {footnote(line)}')
     if grid.verdicts:
@@ -134,8 +139,8 @@ def latex(grid: Grid) -> str:
     for line in grid.lines:
         name = _tex(line.name)
         if line.published:
-            flag = '!' if line.problems or line.published.doubt else ''
-            name = rf'\quad\textit{{{name}}}$^{{{numbers[id(line)]}{flag}}}$'
+            mark = f'{numbers[id(line)]}{_tex(_flag(line))}'
+            name = rf'\quad\textit{{{name}}}$^{{{mark}}}$'
         out.append(f'{name} & ' + ' & '.join(_values(grid, line, shown, '--')) + r' \\')
     out += [r'\bottomrule', r'\end{tabular}', r'\par\smallskip\footnotesize\raggedright']
     out += [_tex(note) + r'\par' for note in notes(grid)]
@@ -189,6 +194,7 @@ _TEX = {
     '▲': r'$\blacktriangle$',
     '▼': r'$\blacktriangledown$',
     '±': r'$\pm$',
+    '⚠': '!',
     '–': '--',
     '>': '$>$',
     '<': '$<$',
