@@ -1,0 +1,264 @@
+"""The contract: a task says what is learnt and how it is measured, a model says how.
+
+Training, evaluation and serving know tasks and models by these types alone:
+
+    Task.open(experiment) -> Problem     reads the data
+    ModelConfig.make(sizes) -> Model     builds the model for tables of these sizes
+    Problem.periods -> Period            batches to learn from, one after the other
+    Problem.evaluations -> Evaluation    examples to predict, and how predictions are measured
+    Evaluation.measure -> Measured       metrics, and the value of every user, row or graph
+
+A step is: batch = batches(step); batch = model.sample(batch, key); gradient of model.loss. A pass
+is: carried = problem.begin(model, constants); problem.predict for every batch; measure.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+Batch = dict[str, Any]  # arrays, nested where the batch has structure
+Columns = dict[str, np.ndarray]
+Part = tuple[np.ndarray, Columns]  # places int [n] of examples, and the columns [n, ..] of these
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """What is known of a metric before it is measured."""
+
+    higher: bool = True  # whether a higher value is a better one
+
+
+@dataclasses.dataclass
+class Measured:
+    """The result of one evaluation.
+
+    Attributes:
+      metrics: by name; metrics[m] == np.average(values[m], weights=weights[m]) where there are
+        values.
+      unit: what a value is of: 'user', 'row' or 'graph'; tests over them need the same in a table.
+      values: float64 [N] by metric.
+      weights: float64 [N] by metric; absent = all the same.
+      groups: metrics of parts of the examples, by name of the grouping, then of the group; every
+        group has its 'examples'.
+      details: JSON-able, everything else that is told about the result.
+      kept: arrays from which `values` follow (ranks), kept by a table's cell.
+    """
+
+    metrics: dict[str, float]
+    unit: str = 'user'
+    values: Columns = dataclasses.field(default_factory=dict)
+    weights: Columns = dataclasses.field(default_factory=dict)
+    groups: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kept: Columns = dataclasses.field(default_factory=dict)
+
+
+class Evaluation:
+    """Examples to predict, and how their predictions are measured.
+
+    Attributes:
+      examples: how many; `places` in batches count from 0 to examples - 1.
+      protocol: JSON-able, all that the numbers depend on besides model and data.
+    """
+
+    examples: int
+    protocol: dict[str, Any]
+
+    def batches(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(places int64 [n], batch of n rows or more) in a handful of shapes; the rest is padding.
+
+        Every process yields the same whole batches.
+        """
+        raise NotImplementedError
+
+    def measure(self, parts: Iterable[Part]) -> Measured:
+        """Metrics from the columns of `Problem.predict`, part by part as they come."""
+        raise NotImplementedError
+
+    def references(self) -> dict[str, Measured]:
+        """The same of predictors that have nothing to learn, by name."""
+        return {}
+
+
+class Batches:
+    """Training batches: a pure function of the step, so that a run resumes bit for bit.
+
+    Attributes:
+      rows: leading axis of a batch over all processes.
+      steps_per_epoch, examples_per_epoch, targets_per_epoch: of an epoch.
+      fill: share of the places of a batch that are real.
+    """
+
+    rows: int
+    steps_per_epoch: int
+    examples_per_epoch: int
+    targets_per_epoch: int
+    fill: float = 1.0
+
+    def __call__(self, step: int) -> Batch:
+        """Batch number `step`, this process's rows of it; always with 'weights' float32 [rows, ..].
+
+        Weights are 1 on real targets and 0 on padding.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class Period:
+    """A stretch of training: predict `before`, then learn `batches` for train.epochs.
+
+    Attributes:
+      batches: what is learnt; None if there is nothing.
+      before: evaluations of the model as it is before, by name.
+    """
+
+    batches: Batches | None
+    before: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Problem:
+    """A task on its data.
+
+    Attributes:
+      about: a line for people.
+      data_hash: of the content.
+      data_path: folder of the prepared data, '' if there is none.
+      source: what serving reads (Histories, Rows, Graph).
+      sizes: what tables and heads are made by, {'item': 12101}.
+      constants: arrays that every step and pass reads; placed once, never saved.
+      periods: in order; usually one.
+      evaluations: by name: 'valid' during training, 'test'.
+      notes: lines to print when training begins.
+    """
+
+    about: str
+    data_hash: str
+    data_path: str
+    source: Any
+    sizes: dict[str, int]
+    periods: Sequence[Callable[[], Period]]
+    evaluations: Mapping[str, Callable[[], Evaluation]]
+    constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
+        """What a whole pass shares (item vectors, a propagated graph); traced, once a pass."""
+        del model, constants
+        return {}
+
+    def predict(
+        self, model: 'Model', carried: Any, batch: Batch, full: bool
+    ) -> dict[str, jax.Array]:
+        """Columns [B, ..] of a batch, whole on every device; traced.
+
+        Args:
+          model: with the parameters to evaluate.
+          carried: of `begin`.
+          batch: of `Evaluation.batches`.
+          full: everything a report shows, not only what the metrics of training need.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass
+class Task:
+    """What is learnt, from which data, and how it is measured; `experiment.task`."""
+
+    def check(self, experiment: Any) -> None:
+        """Every coupling of task, model, data and optimiser, before anything is read.
+
+        Raises:
+          UserError: a combination that cannot be.
+        """
+
+    def metrics(self) -> dict[str, Metric]:
+        """What is measured; train.metric and a table's columns are among these."""
+        raise NotImplementedError
+
+    def open(
+        self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
+    ) -> Problem:
+        """Reads the data and hands out the problem; runs under the mesh.
+
+        Args:
+          experiment: whole.
+          say: called with lines for people.
+          process: (index, count): the part of each batch that this process makes.
+        """
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """What a model wants of the data.
+
+    Attributes:
+      max_len: newest events of a history that it sees; 0 = no history.
+      features: `config.Feature`s that it reads.
+      extras: of 'users', 'same_target', 'similar': see data/positives.
+    """
+
+    max_len: int = 0
+    features: tuple = ()
+    extras: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """Hyper-parameters of a model; `experiment.model`."""
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be."""
+
+    def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'Model':
+        """Builds the model; `sizes` are those of the problem."""
+        raise NotImplementedError
+
+    def inputs(self) -> Inputs:
+        """What the model wants of the data."""
+        return Inputs()
+
+
+class Model(nnx.Module):
+    """A model; besides `loss` it has the verbs of its task.
+
+    next_item: `catalogue(constants) -> {'items': [rows, D], ..}` and
+    `queries(batch, catalogue) -> [B, K, D]`. click: `scores(batch, constants) -> [B, T]`, logits.
+    nodes: `scores` of classes, or `embed(batch, constants) -> [N, D]` under a linear probe.
+    """
+
+    whole_batch = False  # True: rows are each other's negatives, so no microbatches
+
+    def sample(self, batch: Batch, key: jax.Array) -> Batch:
+        """The batch with the row numbers that `loss` draws (negatives); the step calls it."""
+        del key
+        return batch
+
+    def loss(
+        self, batch: Batch, constants: dict[str, jax.Array], carry: dict, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
+        """(scalar, (named terms, carry)): a mean weighted by batch['weights'].
+
+        Args:
+          batch: after `sample`.
+          constants: of the problem.
+          carry: what it remembers of the steps before, see `carry`.
+          key: of this step; dropout.
+        """
+        raise NotImplementedError
+
+    def carry(self) -> dict:
+        """First value of what is remembered besides parameters: momentum, queue, BatchNorm."""
+        return {}
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """{parameter: paths in the batch of its row numbers} of tables that may be sparse.
+
+        A path names its way into the batch: 'positive/items'.
+        """
+        return {}
