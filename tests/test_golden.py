@@ -1,0 +1,172 @@
+"""Losses, parameters and ranks of every experiment: a change of structure changes none of them.
+
+tests/golden.json was written by the code before the rooms were built (`python tests/test_golden.py`
+writes it again). Experiments run small, on a generated log; what they compute stays theirs.
+"""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrec import sharding
+from jaxrec.feed import feature_codes, train_batches
+from jaxrec.histories import Histories
+from jaxrec.optim import make_optimizer
+from jaxrec.protocols import protocol_of
+from jaxrec.ranking import Ranker
+from jaxrec.splits import split
+from jaxrec.state import evaluated, init_state, split_model, train_step
+
+ROOT = pathlib.Path(__file__).parent.parent
+STORED = pathlib.Path(__file__).with_name('golden.json')
+STEPS = 20
+MESHES = ('1,1', '2,2')
+# What makes the programs small; names of a model's fields that it may not have.
+SMALL = {'dim': 16, 'feature_dim': 4, 'max_len': 24, 'newest': 16, 'compress': (4, 4)}
+CASES = [
+    *(f'{p.stem}:' for p in sorted((ROOT / 'experiments').glob('*.py'))),
+    'sasrec_losses:bce',
+    'sasrec_losses:gbce',
+    'sasrec_losses:sampled_softmax',
+    'cl4srec_beauty:softmax',
+    'kuaiformer_ml1m:sasrec',
+    'kuaiformer_ml1m:comirec',
+    'own_log:sparse_adam',
+    'own_log:rowwise_adagrad',
+    'duorec_beauty:moco',
+    'kuaiformer_kuairand:streaming',
+]
+OVERRIDES = {  # of cases that are not an argument of the experiment
+    'own_log:sparse_adam': {
+        'optim.table': 'sparse_adam',
+        'optim.ema': 0.0,
+        'model.loss': 'sampled_softmax',
+        'model.table_dropout': 0.0,
+    },
+    'own_log:rowwise_adagrad': {
+        'optim.table': 'rowwise_adagrad',
+        'optim.ema': 0.0,
+        'model.loss': 'bce',
+        'model.table_dropout': 0.0,
+        'model.negatives_per': 'batch',
+        'optim.clip_norm': 1.0,
+    },
+    'duorec_beauty:moco': {'model.contrast.momentum': 0.9, 'model.contrast.queue': 128},
+    'kuaiformer_kuairand:streaming': {
+        'model.in_batch.logq': 'streaming',
+        'model.in_batch.uniform': 8,
+        'model.in_batch.refined': True,
+    },
+}
+
+
+def log(features):
+    """150 users of 3 to 5 or 18 to 33 events on 90 items: histories come in two widths."""
+    rng = np.random.default_rng(5)
+    lengths = rng.permutation(np.r_[rng.integers(3, 6, 30), rng.integers(18, 34, 120)])
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    items = (rng.zipf(1.3, offsets[-1]) % 90 + 1).astype(np.int32)
+    times = np.concatenate([np.sort(rng.integers(10**9, 10**9 + 10**6, n)) for n in lengths])
+    made = Histories(items, offsets, np.arange(150), np.arange(1, 91), times=times)
+    for feature in features:
+        if feature.kind == 'set':
+            sets = rng.integers(0, feature.size + 1, (90, 3))
+            made.item_features[feature.column] = sets.astype(np.int32)
+        elif feature.column != 'gap':
+            made.features[feature.column] = rng.uniform(0, 9, len(items))
+    return made
+
+
+def experiment_of(case):
+    name, _, arg = case.partition(':')
+    get_config = runpy.run_path(str(ROOT / 'experiments' / f'{name}.py'))['get_config']
+    experiment = get_config(arg) if arg and case not in OVERRIDES else get_config()
+    known = {f.name for f in dataclasses.fields(experiment.model)}
+    for field in known & SMALL.keys():
+        setattr(experiment.model, field, SMALL[field])
+    for name, value in OVERRIDES.get(case, {}).items():
+        *sections, field = name.split('.')
+        part = experiment
+        for section in sections:
+            part = getattr(part, section)
+        setattr(part, field, value)
+    experiment.train.batch_rows = 40
+    return experiment
+
+
+def run(case):
+    """Losses and gradient norms of 20 steps, length of all parameters, ranks, metrics."""
+    experiment = experiment_of(case)
+    model, data, seed = experiment.model, experiment.data, experiment.train.seed
+    histories = log(getattr(model, 'features', ()))
+    parts = split(histories, data.split, data.valid_share, data.test_share)
+    batches = train_batches(experiment, histories, parts)
+    optimizer = make_optimizer(experiment.optim, 100)
+    graphdef, _ = split_model(model, histories.num_items)
+    state = init_state(model, histories.num_items, optimizer, seed)
+    step = train_step(graphdef, optimizer, seed, experiment.train.microbatches)
+    losses, norms = [], []
+    for number in range(STEPS):
+        state, terms = step(state, sharding.put_batch(batches(number)))
+        losses.append(float(terms['loss']))
+        norms.append(float(terms['grad_norm']))
+    parameters = jax.device_get(evaluated(state))
+    squares = sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(parameters))
+    ranker = Ranker(
+        graphdef,
+        histories,
+        parts,
+        'test',
+        protocol_of(experiment.eval),
+        max_len=model.max_len,
+        batch_users=64,
+        codes=feature_codes(model, histories, parts.train_ends),
+        coverage=True,
+    )
+    result = ranker(evaluated(state))
+    return {
+        'losses': losses,
+        'grad_norms': norms,
+        'parameters': squares**0.5,
+        'greater': result.greater.tolist(),
+        'ties': result.ties.tolist(),
+        'metrics': result.metrics,
+    }
+
+
+@pytest.mark.parametrize('shape', MESHES)
+@pytest.mark.parametrize('case', CASES)
+def test_numbers_stay(case, shape, mesh):
+    mesh(*map(int, shape.split(',')))
+    stored, found = json.loads(STORED.read_text())[case][shape], run(case)
+    np.testing.assert_allclose(found['losses'], stored['losses'], rtol=1e-6)
+    np.testing.assert_allclose(found['grad_norms'], stored['grad_norms'], rtol=1e-5)
+    np.testing.assert_allclose(found['parameters'], stored['parameters'], rtol=1e-6)
+    assert found['greater'] == stored['greater'] and found['ties'] == stored['ties']
+    assert found['metrics'] == pytest.approx(stored['metrics'], abs=1e-12)
+
+
+def main():
+    """Writes tests/golden.json."""
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', 4)
+    made = {}
+    for case in sys.argv[1:] or CASES:
+        made[case] = {}
+        for shape in MESHES:
+            data, model = map(int, shape.split(','))
+            devices = jax.devices()[: data * model]
+            with jax.set_mesh(jax.make_mesh((data, model), ('data', 'model'), devices=devices)):
+                made[case][shape] = run(case)
+        print(case, made[case]['1,1']['losses'][::19], made[case]['2,2']['losses'][::19])
+    STORED.write_text(json.dumps(made) + '\n')
+
+
+if __name__ == '__main__':
+    main()
