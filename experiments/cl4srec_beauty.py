@@ -23,8 +23,8 @@ python launch/sweep.py --experiment=experiments/cl4srec_beauty.py --workdir=runs
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.contrast import Contrast
 from jaxrec.models import cl4srec
+from jaxrec.objectives.contrast import Contrast
 
 # The softmax is six times as large as BCE, and takes more of the contrastive term and of dropout.
 LOSSES = {

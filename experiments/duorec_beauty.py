@@ -17,8 +17,8 @@ epoch.
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.contrast import Contrast
 from jaxrec.models import cl4srec
+from jaxrec.objectives.contrast import Contrast
 
 
 def get_config(arg: str = '') -> Experiment:

@@ -18,8 +18,7 @@ python -m jaxrec.stream --config=experiments/kuaiformer_kuairand.py --workdir=ru
 python launch/sweep.py --experiment=experiments/kuaiformer_kuairand.py --workdir=runs/k --run
 """
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.features import Feature
+from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
 from jaxrec.models import comirec, kuaiformer, sasrec
 
 FEATURES = (

@@ -13,8 +13,7 @@ All rows of the ablations:
 python launch/sweep.py --experiment=experiments/kuaiformer_ml1m.py --workdir=runs/ml1m --run
 """
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.features import Feature
+from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
 from jaxrec.models import comirec, kuaiformer, sasrec
 
 FEATURES = (

@@ -13,8 +13,7 @@ other bucket rules: copy this file and see jaxrec/features.py. Needs times; wind
 the oldest 208 of them compressed into 7 tokens.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.features import Feature
+from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
 from jaxrec.models import kuaiformer
 
 

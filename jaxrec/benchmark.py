@@ -21,10 +21,14 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import checks, cli, cluster, config, overrides, workdir
+from jaxrec import cli, config
 from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
-from jaxrec.cli import UserError, say
+from jaxrec.cli import say
+from jaxrec.devices import cluster
+from jaxrec.errors import UserError
+from jaxrec.experiment import applied, check, parsed
+from jaxrec.training import workdir
 
 FLAGS = flags.FLAGS
 _PLACES = ('data.source', 'data.data_dir')
@@ -111,7 +115,7 @@ def main(argv: list[str]) -> None:
 
 def _run(settings: dict) -> dict:
     peer = _peer if FLAGS.peer else None
-    changed = overrides.parsed(FLAGS.against, '--against')
+    changed = parsed(FLAGS.against, '--against')
     if changed and FLAGS.suite != 'train':
         raise UserError(f'--against goes with --suite=train, not {FLAGS.suite}')
     if FLAGS.suite == 'train':
@@ -147,8 +151,8 @@ def _run(settings: dict) -> dict:
 
 def _against(changed: dict) -> config.Experiment:
     """The experiment with these fields changed; on the same data and mesh."""
-    experiment = overrides.applied(FLAGS.config, changed)
-    checks.check(experiment)
+    experiment = applied(FLAGS.config, changed)
+    check(experiment)
     if (experiment.data, experiment.mesh) != (FLAGS.config.data, FLAGS.config.mesh):
         raise UserError('--against changes the model or its training, not data or mesh')
     return experiment

@@ -9,12 +9,10 @@ from typing import Any, TextIO
 
 from absl import app, flags, logging
 
+from jaxrec.errors import UserError
+
 FLAGS = flags.FLAGS
 _silent = False
-
-
-class UserError(Exception):
-    """Something the user can put right; its text is the whole message (one line)."""
 
 
 def run(main: Callable[[list[str]], None]) -> None:

@@ -24,12 +24,12 @@ class Data:
     min_item: int = 0
     data_dir: str = '~/.cache/jaxrec'  # where prepared data sets are kept
     grow_vocabulary: str = ''  # work directory of a run on an earlier state of the log, to go on
-    # from with its items and the new ones (see jaxrec.grow)
+    # from with its items and the new ones (see jaxrec.training.warm_start)
     split: str = 'leave-one-out'  # or 'temporal'
     valid_share: float = 0.1  # temporal split: share of the events in the validation period
     test_share: float = 0.1  # temporal split: share of the events in the test period
     windows: str = 'last'  # train on each user's 'last' window of model.max_len, on 'all', or on
-    # 'cuts': histories and the one event after each (in-batch losses, see jaxrec.cuts)
+    # 'cuts': histories and the one event after each (in-batch losses, see jaxrec.data.cuts)
     cuts: int = 1  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = 0  # with windows='cuts': per user and epoch; 0 = every target once
     unseen_negatives: int = 0  # negatives per target drawn outside the user's training items
@@ -44,7 +44,9 @@ class Optim:
     b2: float = 0.98
     eps: float = 1e-8
     weight_decay: float = 0.0
-    table: str = 'dense'  # item table: dense | rowwise_adagrad | sparse_adam (see jaxrec.sparse)
+    table: str = (
+        'dense'  # item table: dense | rowwise_adagrad | sparse_adam (see jaxrec.training.sparse)
+    )
     clip_norm: float = 0.0  # 0 = no clipping by global norm
     schedule: str = 'constant'  # constant | linear | cosine (decay to 0 over train.epochs)
     warmup_steps: int = 0
@@ -70,7 +72,7 @@ class Train:
 
 @dataclasses.dataclass
 class Eval:
-    """The evaluation protocol (see `jaxrec.protocols`)."""
+    """The evaluation protocol (see `jaxrec.evaluation.protocols`)."""
 
     protocol: str = 'full'  # full | sasrec-2018 | s3rec-99 | uniform | popularity
     filter_seen: bool = True  # score items of the input history -inf (protocol full)
@@ -97,3 +99,40 @@ class Experiment:
     train: Train = dataclasses.field(default_factory=Train)
     eval: Eval = dataclasses.field(default_factory=Eval)
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
+
+
+KINDS = ('category', 'set', 'uniform', 'log', 'quantile')
+PREFIX = 'feature.'  # of the keys in a batch
+
+
+@dataclasses.dataclass
+class Feature:
+    """One attribute of an event or of its item.
+
+    kind            values                                    code
+    category        whole numbers 0 .. size - 1               1 + value
+    set             of an item: T numbers 1 .. size, or 0     the numbers (the model averages them)
+    uniform         0 <= value < cap, equal widths            1 + floor(size value / cap)
+    log             0 <= value < cap, equal ratios            1 + floor(size log(1 + value) /
+                                                              log(1 + cap))
+    quantile        any; buckets of equally many training     1 + number of edges <= value
+                    events
+
+    Values beyond (a category of size or more, cap or more, more than any in training) share code
+    size + 1. NaN, and negative values but for quantile, are missing: code 0.
+    """
+
+    column: str  # of the histories' event or item columns, or 'gap'
+    kind: str = 'category'
+    size: int = 2  # categories, or buckets
+    cap: float = 0.0  # uniform and log: where the overflow bucket begins
+
+    @property
+    def rows(self) -> int:
+        """Of its table: codes 0 .. size + 1."""
+        return self.size + 2
+
+    @property
+    def key(self) -> str:
+        """In a batch."""
+        return PREFIX + self.column

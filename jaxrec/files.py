@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from jaxrec.cli import UserError
+from jaxrec.errors import UserError
 
 
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from absl import flags
 from jaxrec import cli, datasets
 from jaxrec import config as config_lib
 from jaxrec.datasets import beam
+from jaxrec.errors import UserError
 
 _WIDTH = max(len(name) for name in datasets.NAMES)
 _LINES = [f'  {name:{_WIDTH}}  {summary}' for name, (_, _, summary) in datasets.KNOWN.items()]
@@ -89,7 +90,7 @@ def main(argv: list[str]) -> None:
     """The command."""
     del argv
     if FLAGS.log and (FLAGS.dataset or FLAGS.source):
-        raise cli.UserError('--log is your own file, --dataset and --source a public set: not both')
+        raise UserError('--log is your own file, --dataset and --source a public set: not both')
     config = config_lib.Data(**{name: FLAGS[name].value for name in FIELDS})
     built = []
 
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> None:
 
     if FLAGS.beam_runner:
         if not FLAGS.log:
-            raise cli.UserError('--beam_runner reads your own files: give --log=PATTERN')
+            raise UserError('--beam_runner reads your own files: give --log=PATTERN')
         options = tuple(FLAGS.beam_options or ())
         histories, meta = beam.prepare(config, FLAGS.beam_runner, options, say)
     else:

@@ -15,12 +15,14 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from jaxrec import cli, cluster
-from jaxrec.bulk import write_lists
-from jaxrec.cli import UserError, say
-from jaxrec.histories import Histories
-from jaxrec.recommender import Recommender
-from jaxrec.workdir import Trained, load_trained
+from jaxrec import cli
+from jaxrec.cli import say
+from jaxrec.data.histories import Histories
+from jaxrec.devices import cluster
+from jaxrec.errors import UserError
+from jaxrec.serving.bulk import write_lists
+from jaxrec.serving.recommender import Recommender
+from jaxrec.training.restore import Trained, load_trained
 
 FLAGS = flags.FLAGS
 

@@ -18,19 +18,26 @@ import jax
 import numpy as np
 from absl import flags
 
-from jaxrec import baselines, checks, cli, cluster, config, datasets, memory, sharding, workdir
-from jaxrec.batches import prefetch
-from jaxrec.checkpoint import Checkpoints
-from jaxrec.cli import UserError, say
-from jaxrec.cuts import CutBatches
-from jaxrec.feed import feature_codes
-from jaxrec.histories import Histories
-from jaxrec.logs import Logs
-from jaxrec.optim import make_optimizer
-from jaxrec.protocols import protocol_of
-from jaxrec.ranking import Ranker
-from jaxrec.splits import Split, Targets, period_starts
-from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
+from jaxrec import cli, config, datasets
+from jaxrec.cli import say
+from jaxrec.data.cuts import CutBatches
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import Split, Targets, period_starts
+from jaxrec.devices import cluster
+from jaxrec.devices.malloc import keep_freed
+from jaxrec.devices.mesh import batch_part, make_mesh, put_batch
+from jaxrec.errors import UserError
+from jaxrec.evaluation import baselines
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.evaluation.ranking import Ranker
+from jaxrec.experiment import check, contrasting
+from jaxrec.tasks.next_item import feature_codes
+from jaxrec.training import workdir
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.logs import Logs
+from jaxrec.training.loop import prefetch
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import abstract_state, evaluated, init_state, split_model, train_step
 
 FLAGS = flags.FLAGS
 
@@ -63,14 +70,14 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
     Raises:
       UserError: anything the user can put right, a non-finite loss among them.
     """
-    checks.check(experiment)
+    check(experiment)
     if periods < 2:
         raise UserError(f'--periods={periods} must be at least 2: one to learn, one to predict')
     if experiment.data.grow_vocabulary:
         raise UserError('data.grow_vocabulary is for jaxrec.train, not for a stream')
     if experiment.data.windows != 'cuts':
         raise UserError("streaming trains on cuts: set data.windows='cuts'")
-    if checks.contrasting(experiment.model):
+    if contrasting(experiment.model):
         raise UserError('a stream has no contrastive term: set model.contrast.weight=0')
     for feature in getattr(experiment.model, 'features', ()):
         if feature.kind == 'quantile':
@@ -81,7 +88,7 @@ def stream(experiment: config.Experiment, folder: pathlib.Path, periods: int) ->
     if experiment.optim.schedule != 'constant':
         raise UserError("a stream has no end to decay to: set optim.schedule='constant'")
     histories, meta = datasets.load(experiment.data, say=say)
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    jax.set_mesh(make_mesh(experiment.mesh))
     with workdir.claimed(folder):
         workdir.compare(folder, experiment, meta)
         return _stream(experiment, folder, histories, meta, periods)
@@ -182,13 +189,13 @@ def _learn(experiment, histories, before, after, codes, step_fn, state) -> tuple
         cuts=data.cuts,
         train_starts=before,
         codes=codes,
-        process=sharding.batch_part(),
+        process=batch_part(),
     )
     losses = []
-    memory.keep_freed()
+    keep_freed()
     with contextlib.closing(prefetch(batches, 0)) as feed:
         for _ in range(settings.epochs * batches.steps_per_epoch):
-            state, metrics = step_fn(state, sharding.put_batch(next(feed)))
+            state, metrics = step_fn(state, put_batch(next(feed)))
             losses.append(metrics['loss'])
     return state, float(np.mean(jax.device_get(losses)))
 

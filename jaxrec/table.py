@@ -21,11 +21,13 @@ import signal
 
 from absl import flags
 
-from jaxrec import cli, files, overrides
-from jaxrec.cli import UserError, say
-from jaxrec.tables import cells as cells_lib
-from jaxrec.tables import grid, hashes, page, spec, text
-from jaxrec.tables.runner import Runner
+from jaxrec import cli, files
+from jaxrec.cli import say
+from jaxrec.errors import UserError
+from jaxrec.experiment import parsed
+from jaxrec.paper import cells as cells_lib
+from jaxrec.paper import grid, hashes, page, spec, text
+from jaxrec.paper.runner import Runner
 
 FLAGS = flags.FLAGS
 FORMATS = {
@@ -69,7 +71,7 @@ def main(argv: list[str]) -> None:
         raise UserError('give --table=experiments/tables/X.py and --workdir=DIR (see --help)')
     file, folder = pathlib.Path(FLAGS.table), pathlib.Path(FLAGS.workdir)
     table = spec.load(file)
-    changed = overrides.parsed(FLAGS.override, '--override')
+    changed = parsed(FLAGS.override, '--override')
     if FLAGS.results and (matter := [name for name in changed if hashes.matters(name)]):
         raise UserError(f'--results is for the table as it is, not with --override={matter[0]}=..')
     cells = spec.cells(table, file, changed)

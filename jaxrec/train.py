@@ -16,7 +16,8 @@ memory of a device, its operations and what crosses devices. --items=N plans for
 that size instead of the data set's.
 
 --config.data.grow_vocabulary=runs/before goes on, in a new work directory, from a run on an earlier
-state of the log: items keep what was learnt, new ones are added (see jaxrec/grow.py).
+state of the log: items keep what was learnt, new ones are added
+(see jaxrec/training/warm_start.py).
 
 Every field of the experiment is a flag, with these defaults where the experiment file says nothing
 (the model's own fields are in jaxrec/models/):
@@ -34,31 +35,27 @@ import time
 import jax
 from absl import flags
 
-from jaxrec import (
-    checks,
-    cli,
-    cluster,
-    config,
-    datasets,
-    dry_run,
-    memory,
-    sharding,
-    splits,
-    workdir,
-)
-from jaxrec.batches import prefetch
-from jaxrec.checkpoint import Checkpoints
-from jaxrec.cli import UserError, say
-from jaxrec.feed import feature_codes, train_batches
-from jaxrec.grow import grown_state
-from jaxrec.logs import Logs, duration
-from jaxrec.optim import make_optimizer
-from jaxrec.plots import plot_curves
-from jaxrec.progress import Progress
-from jaxrec.protocols import protocol_of
-from jaxrec.ranking import Ranker
-from jaxrec.state import abstract_state, evaluated, init_state, split_model, train_step
-from jaxrec.together import expand, train_together
+from jaxrec import cli, config, datasets
+from jaxrec.cli import say
+from jaxrec.data import splits
+from jaxrec.devices import cluster
+from jaxrec.devices.malloc import keep_freed
+from jaxrec.devices.mesh import batch_part, make_mesh, put_batch
+from jaxrec.errors import UserError
+from jaxrec.evaluation.plots import plot_curves
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.evaluation.ranking import Ranker
+from jaxrec.experiment import check
+from jaxrec.tasks.next_item import feature_codes, train_batches
+from jaxrec.training import plan, workdir
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.logs import Logs, duration
+from jaxrec.training.loop import prefetch
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.progress import Progress
+from jaxrec.training.state import abstract_state, evaluated, init_state, split_model, train_step
+from jaxrec.training.together import expand, train_together
+from jaxrec.training.warm_start import grown_state
 
 FLAGS = flags.FLAGS
 
@@ -98,13 +95,13 @@ def main(argv: list[str]) -> None:
 
 def _plan(experiment: config.Experiment) -> dict:
     """Prints the plan of --dry_run."""
-    mesh = dry_run.parse_mesh(FLAGS.mesh)
+    mesh = plan.parse_mesh(FLAGS.mesh)
     if FLAGS.items < 0:
         raise UserError(f'--items={FLAGS.items} must not be negative')
-    checks.check(experiment)
-    dry_run.pretend(mesh)
-    found = dry_run.plan(experiment, mesh, FLAGS.items)
-    say(dry_run.text(found, experiment.train.batch_rows))
+    check(experiment)
+    plan.pretend(mesh)
+    found = plan.plan(experiment, mesh, FLAGS.items)
+    say(plan.text(found, experiment.train.batch_rows))
     return found
 
 
@@ -122,9 +119,9 @@ def train(experiment: config.Experiment, folder: pathlib.Path) -> dict:
       UserError: anything the user can put right, a non-finite loss among them.
     """
     stop = cluster.StopSignal()
-    checks.check(experiment)
+    check(experiment)
     histories, meta = datasets.load(experiment.data, say=say)
-    mesh = sharding.make_mesh(experiment.mesh)
+    mesh = make_mesh(experiment.mesh)
     rows, turns = experiment.train.batch_rows, experiment.train.microbatches
     if rows % (mesh.shape['data'] * turns):
         raise UserError(
@@ -147,7 +144,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
     data, settings, model = experiment.data, experiment.train, experiment.model
     graphdef, abstract = split_model(model, histories.num_items)  # checks the model's settings
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    batches = train_batches(experiment, histories, split, process=sharding.batch_part())
+    batches = train_batches(experiment, histories, split, process=batch_part())
     horizon = settings.epochs * batches.steps_per_epoch
     stop_at = settings.steps or horizon
     optimizer = make_optimizer(experiment.optim, horizon)
@@ -190,7 +187,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         if data.split == 'leave-one-out':
             logs.line(splits.LEAK_WARNING)
         logs.line(_about(histories, batches, abstract))
-        memory.keep_freed()
+        keep_freed()
         feed = closing.enter_context(contextlib.closing(prefetch(batches, step)))
         watch = Watch(logs, batches, checkpoints, step, stop_at)
         saved_at = time.monotonic()
@@ -215,7 +212,7 @@ def _train(experiment, folder, histories, meta, stop) -> dict:
         if due() and progress.validated < step:  # the signal came before this validation
             validate()
         while step < stop_at and not stopping and not progress.done(settings.patience):
-            state, metrics = step_fn(state, sharding.put_batch(next(feed)))
+            state, metrics = step_fn(state, put_batch(next(feed)))
             step += 1
             watch.add(step, metrics)
             stopping, unsaved = poll(stop.received, late())

@@ -23,7 +23,7 @@ flags.DEFINE_integer('processes', None, 'How many.', lower_bound=1, required=Tru
 flags.DEFINE_string('command', 'jaxrec.train', 'Module to run.')
 flags.DEFINE_integer('port', 0, 'Of process 0, on the loopback; 0 takes a free one.')
 
-AGAIN = 75  # as in jaxrec.cluster, which would import jax
+AGAIN = 75  # as in jaxrec.devices.cluster, which would import jax
 _PATIENCE = 10  # seconds that the others have to leave by themselves after the first
 
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import augment
+from jaxrec.objectives import augment
 
 L = 12
 RATES = st.sampled_from([0.0, 0.1, 0.29, 0.3, 0.5, 0.6, 0.7, 0.9, 1.0])

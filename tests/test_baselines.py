@@ -5,10 +5,12 @@ import collections
 import numpy as np
 import pytest
 
-from jaxrec import baselines, config, metrics, protocols
-from jaxrec.histories import Histories
-from jaxrec.ranking import Task
-from jaxrec.splits import leave_one_out, temporal
+from jaxrec import config
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import leave_one_out, temporal
+from jaxrec.devices.top_k import UNREACHABLE
+from jaxrec.evaluation import baselines, protocols
+from jaxrec.evaluation.ranking import Task
 
 ITEMS, USERS, DAY = 25, 60, 86_400
 
@@ -77,7 +79,7 @@ def test_against_a_loop(name, protocol, filter_seen, kind, group, monkeypatch):
         else:
             others = set(task.candidates(np.array([i]))[0].tolist()) - {0}
         if task.filter_seen and target in history:
-            want = (metrics.UNREACHABLE, 0)
+            want = (UNREACHABLE, 0)
         else:
             beat = sum(scores[j] > scores[target] for j in others)
             want = (beat, sum(scores[j] == scores[target] for j in others))

@@ -5,10 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxrec import batches
-from jaxrec.cli import UserError
-from jaxrec.histories import Histories
-from jaxrec.splits import Targets, leave_one_out
+from jaxrec.data import history_batches as history_batches_lib
+from jaxrec.data.histories import Histories
+from jaxrec.data.history_batches import history_batch, history_batches
+from jaxrec.data.negatives import UnseenNegatives
+from jaxrec.data.packed import TrainBatches, pack_lengths
+from jaxrec.data.splits import Targets, leave_one_out
+from jaxrec.errors import UserError
+from jaxrec.training.loop import prefetch
 
 
 def make_histories(lengths, items=40, seed=0):
@@ -28,7 +32,7 @@ LENGTHS = [1, 2, 3, 4, 5, 5, 9, 13, 30, 7, 7, 6, 3, 3, 21, 8, 4]
 def make(histories, **options):
     split = leave_one_out(histories)
     defaults = {'max_len': 8, 'rows': 3, 'seed': 0}
-    return batches.TrainBatches(histories, split.train_ends, **(defaults | options)), split
+    return TrainBatches(histories, split.train_ends, **(defaults | options)), split
 
 
 def segments_of(batch):
@@ -111,7 +115,7 @@ def test_pack_lengths_uses_each_length_once_and_overfills_nothing(seed):
     rng = np.random.default_rng(seed)
     size = int(rng.integers(1, 30))
     lengths = rng.integers(1, size + 1, int(rng.integers(1, 300)))
-    slots, rows = batches.pack_lengths(lengths, size)
+    slots, rows = pack_lengths(lengths, size)
     assert sorted(slots) == sorted(lengths)
     sums = [slots[a:b].sum() for a, b in itertools.pairwise(rows)]
     assert max(sums) <= size and min(sums) > 0
@@ -121,7 +125,7 @@ def test_pack_lengths_uses_each_length_once_and_overfills_nothing(seed):
 def test_unseen_negatives_avoid_the_whole_training_history_and_are_uniform():
     histories = make_histories([11, 4, 9], items=12, seed=2)
     split = leave_one_out(histories)
-    draw = batches.UnseenNegatives(histories, split.train_ends, 4)
+    draw = UnseenNegatives(histories, split.train_ends, 4)
     users = np.repeat([1, 2], 4000)
     drawn = draw(np.random.default_rng(0), users)
     for user in (1, 2):
@@ -136,7 +140,7 @@ def test_unseen_negatives_avoid_the_whole_training_history_and_are_uniform():
 def test_unseen_negatives_impossible_is_an_error():
     histories = make_histories([50, 5], items=3)
     with pytest.raises(UserError, match='seen every item'):
-        batches.UnseenNegatives(histories, leave_one_out(histories).train_ends, 1)
+        UnseenNegatives(histories, leave_one_out(histories).train_ends, 1)
 
 
 def test_nothing_to_train_on_is_an_error():
@@ -151,7 +155,7 @@ def test_history_batches_cover_each_target_once():
     targets = leave_one_out(histories).test
     found = np.zeros(len(targets), int)
     shapes = set()
-    for chosen, batch in batches.history_batches(histories, targets, max_len=20, batch_users=4):
+    for chosen, batch in history_batches(histories, targets, max_len=20, batch_users=4):
         shapes.add((batch['items'].shape, batch['seen'].shape))
         assert len(batch['items']) == 4
         for row, index in enumerate(chosen):
@@ -174,11 +178,11 @@ def test_history_batches_cover_each_target_once():
 
 @pytest.mark.parametrize('multiple, rows', [(1, 4), (4, 4)])
 def test_batches_of_long_histories_are_small(monkeypatch, multiple, rows):
-    monkeypatch.setattr(batches, 'SEEN_ENTRIES', 7 * 64)
+    monkeypatch.setattr(history_batches_lib, 'SEEN_ENTRIES', 7 * 64)
     histories = make_histories([6] * 20 + [60] * 9 + [1000])
     targets = leave_one_out(histories).test
     found, shapes = [], set()
-    for chosen, batch in batches.history_batches(
+    for chosen, batch in history_batches(
         histories, targets, max_len=20, batch_users=12, multiple=multiple
     ):
         found += chosen.tolist()
@@ -189,14 +193,14 @@ def test_batches_of_long_histories_are_small(monkeypatch, multiple, rows):
 
 
 def test_history_batch_empty_history():
-    batch = batches.history_batch(
+    batch = history_batch(
         np.zeros(0, np.int32), np.zeros(2, int), np.zeros(2, int), width=8, max_len=8
     )
     assert (batch['items'] == 0).all() and batch['items'].shape == (2, 8)
 
 
 def test_prefetch_keeps_order_and_passes_errors_on():
-    feed = batches.prefetch(lambda step: {'step': step}, start=5)
+    feed = prefetch(lambda step: {'step': step}, start=5)
     assert [next(feed)['step'] for _ in range(4)] == [5, 6, 7, 8]
     feed.close()
 
@@ -204,7 +208,7 @@ def test_prefetch_keeps_order_and_passes_errors_on():
         raise OSError('disk gone')
 
     with pytest.raises(OSError, match='disk gone'):
-        next(batches.prefetch(fails, 0))
+        next(prefetch(fails, 0))
 
 
 def test_targets_take():

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from jaxrec.cli import UserError
 from jaxrec.config import Data
+from jaxrec.data.histories import Histories
 from jaxrec.datasets import beam, events, log_file
-from jaxrec.histories import Histories
+from jaxrec.errors import UserError
 
 try:
     import apache_beam

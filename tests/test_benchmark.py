@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jaxrec.benchmarks import flops, peer, report, training
-from jaxrec.cli import UserError
 from jaxrec.config import Experiment
+from jaxrec.data.splits import leave_one_out
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
-from jaxrec.splits import leave_one_out
 
 EXPERIMENT = """
 from jaxrec.config import Data, Experiment, Train
@@ -187,7 +187,7 @@ def test_broken_peer_is_one_line(tmp_path, monkeypatch):
 
 
 def test_peer_gets_the_same_model_and_data():
-    from jaxrec.histories import Histories
+    from jaxrec.data.histories import Histories
 
     lengths = np.array([4, 2, 5])
     histories = Histories(

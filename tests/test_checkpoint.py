@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.checkpoint import Checkpoints, _one_line
-from jaxrec.cli import UserError
+from jaxrec.errors import UserError
+from jaxrec.training.checkpoint import Checkpoints, _one_line
 
 
 def abstract(tree):

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from jaxrec.checks import check
-from jaxrec.cli import UserError
 from jaxrec.config import Experiment
+from jaxrec.errors import UserError
+from jaxrec.experiment import check
 from jaxrec.models import sasrec
 
 

@@ -10,18 +10,21 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrec import checks, contrast, retrieval, sharding
-from jaxrec.batches import TrainBatches
-from jaxrec.checkpoint import Checkpoints
-from jaxrec.cli import UserError
 from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.contrast import Contrast
-from jaxrec.feed import train_batches
-from jaxrec.histories import Histories
+from jaxrec.data.histories import Histories
+from jaxrec.data.packed import TrainBatches
+from jaxrec.data.splits import leave_one_out
+from jaxrec.devices.mesh import TABLE, make_mesh, put_batch
+from jaxrec.devices.top_k import counts_and_top_k
+from jaxrec.errors import UserError
+from jaxrec.experiment import check
 from jaxrec.models import cl4srec, sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.splits import leave_one_out
-from jaxrec.state import abstract_state, init_state, split_model, train_step
+from jaxrec.objectives import contrast
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.tasks.next_item import train_batches
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import abstract_state, init_state, split_model, train_step
 
 ITEMS, L, D = 37, 10, 16
 VARIANTS = {
@@ -223,10 +226,10 @@ def test_same_steps_on_any_mesh(mesh, name):
         graphdef, optimizer, state = start(exp)
         step = train_step(graphdef, optimizer, 0)
         for number in range(2):
-            state, metrics = step(state, sharding.put_batch(batches(number)))
+            state, metrics = step(state, put_batch(batches(number)))
         if 'momentum' in VARIANTS[name]:
             memory = state['memory']
-            assert memory['momentum']['table'].sharding.spec == sharding.TABLE
+            assert memory['momentum']['table'].sharding.spec == TABLE
             assert memory['queue'].sharding.spec == jax.P(None, 'data', None)
         results.append(jax.device_get((metrics, state['params'], state.get('memory', {}))))
     for metrics, params, memory in results[1:]:
@@ -242,7 +245,7 @@ def test_views_in_one_pass_or_in_two(mesh, name):
     mesh(4, 2)
     exp = experiment(VARIANTS[name], blocks=1)
     graphdef, _, state = start(exp)
-    batch, key = sharding.put_batch(batches_of(exp)(0)), jax.random.key(1)
+    batch, key = put_batch(batches_of(exp)(0)), jax.random.key(1)
 
     def vectors(params, stack):
         model = nnx.merge(graphdef, params)
@@ -269,7 +272,7 @@ def test_any_main_loss(loss):
         exp.data.windows, exp.data.cuts = 'cuts', 2
         exp.model.in_batch.logq = 'streaming'
         exp.model.contrast.momentum, exp.model.contrast.queue = 0.9, 64
-    checks.check(exp)
+    check(exp)
     batches = batches_of(exp)
     graphdef, optimizer, state = start(exp)
     step = train_step(graphdef, optimizer, 0)
@@ -329,14 +332,14 @@ def test_the_mask_is_never_recommended(mesh):
     mesh(1, 1)
     table = np.ones((64, 4), np.float32)
     table[0] = 100
-    place = jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE)
+    place = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
     users = {
         'queries': np.ones((2, 1, 4), np.float32),
         'targets': np.array([1, 2], np.int32),
         'seen': np.zeros((2, 1), np.int32),
     }
-    users = sharding.put_batch(users)
-    greater, _, top = retrieval.counts_and_top_k(
+    users = put_batch(users)
+    greater, _, top = counts_and_top_k(
         users['queries'],
         jax.device_put(table, place),
         ITEMS,
@@ -352,9 +355,9 @@ def test_contrast_and_microbatches_do_not_go_together():
     exp = experiment({})
     exp.train.microbatches = 2
     with pytest.raises(UserError, match='model.contrast.weight > 0 does not go with'):
-        checks.check(exp)
+        check(exp)
     exp.model.contrast.weight = 0.0
-    checks.check(exp)
+    check(exp)
 
 
 EXPERIMENT = """
@@ -391,7 +394,7 @@ def test_resume_with_a_queue_is_bit_exact(tmp_path):
     for workdir in ('whole', 'parts'):
         exp = experiment({'momentum': 0.9, 'queue': 128}, heads=1, dim=8, blocks=1, loss='softmax')
         graphdef, params = split_model(exp.model, 60)
-        mesh = sharding.make_mesh(exp.mesh)
+        mesh = make_mesh(exp.mesh)
         with jax.set_mesh(mesh):
             _, params = split_model(exp.model, 60)
             checkpoints = Checkpoints(tmp_path / workdir)

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from jaxrec import cluster, evaluate, files, sharding, train
-from jaxrec import workdir as workdir_lib
-from jaxrec.cli import UserError
+from jaxrec import evaluate, files, train
 from jaxrec.config import Mesh
-from jaxrec.protocols import protocol_of
-from jaxrec.recommender import Recommender
+from jaxrec.devices import cluster
+from jaxrec.devices.mesh import batch_part, make_mesh
+from jaxrec.errors import UserError
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.serving.recommender import Recommender
+from jaxrec.training.restore import load_trained
 
 LOCAL = pathlib.Path(__file__).parent.parent / 'launch' / 'local.py'
 EXPERIMENT = """
@@ -111,7 +113,7 @@ def metrics_of(workdir):
 
 
 def params_of(workdir, which='last'):
-    trained = workdir_lib.load_trained(workdir, which)
+    trained = load_trained(workdir, which)
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
     return trained.step, jax.device_get(trained.params)
 
@@ -144,9 +146,9 @@ def test_other_commands_on_two_processes(setting, here, tmp_path):
     done = run(launch(place, '--json', command='jaxrec.evaluate'))
     (line,) = done.stdout.splitlines()
     assert done.stderr.count('protocol: ') == 1
-    trained = workdir_lib.load_trained(workdir)
+    trained = load_trained(workdir)
     for devices in (1, 8):
-        mesh = sharding.make_mesh(Mesh(devices, 1))
+        mesh = make_mesh(Mesh(devices, 1))
         jax.set_mesh(mesh)
         trained.params = jax.tree.map(
             lambda x, mesh=mesh: jax.device_put(
@@ -336,9 +338,9 @@ def test_batch_part(monkeypatch, owners, parts):
         monkeypatch.setattr(jax, 'process_index', lambda number=number: number)
         if None in parts:
             with pytest.raises(UserError, match='does not fit'):
-                sharding.batch_part()
+                batch_part()
         else:
-            assert sharding.batch_part() == part
+            assert batch_part() == part
 
 
 def test_poll_alone():

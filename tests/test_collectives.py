@@ -14,10 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import config, hlo, ranking, recommender
+from jaxrec import config
+from jaxrec.devices import hlo
+from jaxrec.evaluation import ranking
 from jaxrec.models import sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import abstract_state, split_model, train_step
+from jaxrec.serving import recommender
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import abstract_state, split_model, train_step
 
 ITEMS, DIM, B, L = 60_000, 8, 16, 6
 MESHES = ((8, 1), (4, 2), (2, 4))

@@ -7,11 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec.cli import UserError
-from jaxrec.config import Data
-from jaxrec.features import Feature
-from jaxrec.in_batch import InBatch
+from jaxrec.config import Data, Feature
+from jaxrec.errors import UserError
 from jaxrec.models import comirec
+from jaxrec.objectives.in_batch import InBatch
 
 ITEMS, W, D, K = 30, 7, 8, 3
 FEATURES = (Feature('action', size=2), Feature('tags', 'set', size=4))

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import contrast, losses
-from jaxrec.cli import UserError
-from jaxrec.contrast import Contrast
+from jaxrec import losses
+from jaxrec.errors import UserError
+from jaxrec.objectives import contrast
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.objectives.queue import enqueue, start_queue
 
 N, D = 7, 5
 RNG = np.random.default_rng(0)
@@ -150,11 +152,11 @@ def test_the_queue_is_first_in_first_out(mesh):
     for shape in (None, (4, 2), (8, 1)):
         if shape:
             mesh(*shape)
-        queue = jax.jit(lambda: contrast.start_queue(settings, 3))()
+        queue = jax.jit(lambda: start_queue(settings.queue, 3))()
         slow = [(np.zeros(3), 0, 0)] * 192
         for keys, (users, targets) in steps:
             batch = {'users': jnp.asarray(users), 'user_targets': jnp.asarray(targets)}
-            queue = jax.jit(contrast.enqueue)(queue, jnp.asarray(keys), batch)
+            queue = jax.jit(enqueue)(queue, jnp.asarray(keys), batch)
             slow = (slow + list(zip(keys, users, targets, strict=True)))[-192:]
             if shape:
                 assert queue['queue'].sharding.spec == jax.P(None, 'data', None)
@@ -193,4 +195,4 @@ def test_settings_that_cannot_be(wrong):
 def test_a_queue_needs_a_mesh_that_divides_it(mesh):
     mesh(3, 1)
     with pytest.raises(UserError, match='divides 64'):
-        contrast.start_queue(Contrast(momentum=0.9, queue=64), 3)
+        start_queue(64, 3)

@@ -6,9 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from jaxrec.cli import UserError
-from jaxrec.cuts import CutBatches
-from jaxrec.histories import Histories
+from jaxrec.data.cuts import CutBatches
+from jaxrec.data.histories import Histories
+from jaxrec.errors import UserError
 
 LENGTHS = [0, 1, 2, 3, 4, 5, 6, 9, 14, 30, 1, 7, 8, 0, 21, 3]  # one event of each is no training
 W, ITEMS = 6, 12

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from jaxrec import datasets
-from jaxrec.cli import UserError
 from jaxrec.config import Data
+from jaxrec.data.histories import FORMAT, Histories
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import movielens, public, s3rec, store, synthetic
-from jaxrec.histories import FORMAT, Histories
+from jaxrec.errors import UserError
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
 

@@ -7,9 +7,10 @@ import sys
 import jax
 import pytest
 
-from jaxrec import config, dry_run
-from jaxrec.cli import UserError
+from jaxrec import config
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
+from jaxrec.training import plan
 
 LARGE = (  # 10 million items, dim 128, 2 blocks, window 100
     '--config.model.loss=sampled_softmax',
@@ -85,14 +86,14 @@ def test_of_a_data_set_and_of_microbatches(tmp_path, no_mesh):
         data=config.Data(dataset='synthetic:users=300,items=60', data_dir=str(tmp_path)),
         train=config.Train(batch_rows=6, microbatches=2),
     )
-    found = dry_run.plan(experiment, config.Mesh(4, 2))
+    found = plan.plan(experiment, config.Mesh(4, 2))
     assert found['batch_rows'] == 8  # 2 turns on 4 devices
     assert found['parameters'] == 64 * 8 + 10 * 8 + 2 * 8
     assert found['memory']['parameters'] == 4 * (32 * 8 + 10 * 8 + 2 * 8)
     assert found['memory']['batch'] == 2 * 10 * 5 * 4
     assert found['flops'] == 3 * 2 * 20 * 8 * 32  # the softmax, both turns
     assert found['steps_per_epoch'] > 10
-    assert 'note' in dry_run.text(found, 6) and 'note' not in dry_run.text(found, 8)
+    assert 'note' in plan.text(found, 6) and 'note' not in plan.text(found, 8)
 
 
 def test_mistakes_end_in_one_line():
@@ -109,7 +110,7 @@ def test_mistakes_end_in_one_line():
 
 
 def test_mesh_as_text():
-    assert dry_run.parse_mesh('64,8') == config.Mesh(64, 8)
+    assert plan.parse_mesh('64,8') == config.Mesh(64, 8)
     for bad in ('', '8', 'a,b', '8,0', '2,2,2', '-1,2'):
         with pytest.raises(UserError, match='--mesh=DATA,MODEL'):
-            dry_run.parse_mesh(bad)
+            plan.parse_mesh(bad)

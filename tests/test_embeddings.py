@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import embeddings, layers
-from jaxrec.features import Feature
+from jaxrec.config import Feature
 from jaxrec.models import sasrec
+from jaxrec.nn import embeddings
+from jaxrec.nn.linear import linear_layer
 
 ITEMS, L, D = 37, 10, 8
 FEATURES = (
@@ -27,7 +28,7 @@ def away_from_zero(shapes):
 
 
 def make_tokens(features):
-    linear = layers.linear_layer(embeddings.INITS['xavier_normal'], jnp.float32, bias=False)
+    linear = linear_layer(embeddings.INITS['xavier_normal'], jnp.float32, bias=False)
     build = lambda: embeddings.Tokens(features, D, 3, linear, rngs=nnx.Rngs(0))  # noqa: E731
     graphdef, shapes = nnx.split(nnx.eval_shape(build))
     return graphdef, away_from_zero(shapes)

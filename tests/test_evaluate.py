@@ -8,8 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import config, evaluate, protocols, ranking
-from jaxrec.workdir import load_trained
+from jaxrec import config, evaluate
+from jaxrec.evaluation import protocols, ranking
+from jaxrec.evaluation.report import _kind, report, write
+from jaxrec.training.restore import load_trained
 
 EXPERIMENT = """
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
@@ -83,11 +85,11 @@ def test_other_protocol_without_matplotlib(run, mesh, capsys, monkeypatch):
     trained = load_trained(run, 'last')
     protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=20))
     result = evaluate.evaluate(trained, 'valid', protocol, 'last')
-    evaluate.write(result, trained.workdir)
+    write(result, trained.workdir)
     written = json.loads((run / 'evaluation_valid_uniform_20-negatives_last.json').read_text())
     assert written['protocol']['negatives'] == 20 and written['checkpoint'] == 'last'
     assert not any(name.startswith('Coverage') for name in written['metrics'])
-    text = evaluate.report(result)
+    text = report(result)
     assert 'negatives=20' in text and 'last checkpoint' in text and 'warning' not in text
     assert 'matplotlib is not installed' in capsys.readouterr().out
     assert not (run / 'metric_at_k_valid_uniform_20-negatives_last.png').exists()
@@ -96,7 +98,7 @@ def test_other_protocol_without_matplotlib(run, mesh, capsys, monkeypatch):
 def test_names_of_files():
     def kind(which='test', checkpoint='best', **settings):
         protocol = protocols.asdict(protocols.protocol_of(config.Eval(**settings)))
-        return evaluate._kind({'split': which, 'protocol': protocol, 'checkpoint': checkpoint})
+        return _kind({'split': which, 'protocol': protocol, 'checkpoint': checkpoint})
 
     assert kind() == 'test_full'
     assert kind(filter_seen=False, checkpoint='last') == 'test_full_keep-seen_last'
@@ -111,7 +113,7 @@ def test_too_few_candidates(run, mesh):
     protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=500))
     result = evaluate.evaluate(trained, 'test', protocol)
     assert result['too_few_candidates'] == 200
-    assert 'warning: for 200 users the catalogue has fewer than 500' in evaluate.report(result)
+    assert 'warning: for 200 users the catalogue has fewer than 500' in report(result)
 
 
 def test_options_that_a_protocol_ignores_are_errors(run):

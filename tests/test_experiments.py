@@ -9,15 +9,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import checks, sharding, workdir
 from jaxrec.config import Experiment
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import leave_one_out
 from jaxrec.datasets import KNOWN
-from jaxrec.feed import train_batches
-from jaxrec.histories import Histories
-from jaxrec.optim import make_optimizer
-from jaxrec.protocols import protocol_of
-from jaxrec.splits import leave_one_out
-from jaxrec.state import init_state, split_model, train_step
+from jaxrec.devices.mesh import put_batch
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.experiment import check, from_record, to_record
+from jaxrec.tasks.next_item import train_batches
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import init_state, split_model, train_step
 
 FILES = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
 
@@ -67,7 +68,7 @@ def test_loads_and_trains(path, mesh):
     experiment = module.get_config()
     assert isinstance(experiment, Experiment)
     assert experiment.data.dataset in ('', *KNOWN)
-    assert workdir.from_record(workdir.to_record(experiment)) == experiment
+    assert from_record(to_record(experiment)) == experiment
     protocol_of(experiment.eval)
 
     mesh(1, 1)
@@ -79,7 +80,7 @@ def test_loads_and_trains(path, mesh):
     state = init_state(experiment.model, histories.num_items, optimizer, 0)
     step = train_step(graphdef, optimizer, seed=0)
     for i in range(2):
-        state, metrics = step(state, sharding.put_batch(batches(i)))
+        state, metrics = step(state, put_batch(batches(i)))
         assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
     assert int(jax.device_get(state['step'])) == 2
 
@@ -101,7 +102,7 @@ def test_every_row_of_a_sweep_is_an_experiment(path, mesh):
             section = functools.reduce(getattr, sections, experiment)
             assert hasattr(section, field), name
             setattr(section, field, value)
-        checks.check(experiment)
+        check(experiment)
         split_model(experiment.model, 30)
-        seen.append(workdir.to_record(experiment))
+        seen.append(to_record(experiment))
     assert len(seen) > 3

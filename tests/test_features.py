@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from jaxrec.cli import UserError
-from jaxrec.codes import Encoder
-from jaxrec.features import Feature, check_features
-from jaxrec.histories import Histories
+from jaxrec.config import Feature
+from jaxrec.data.features import Encoder, check_features
+from jaxrec.data.histories import Histories
+from jaxrec.errors import UserError
 
 
 def histories(seed=0, lengths=(5, 1, 0, 7)):

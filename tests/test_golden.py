@@ -14,14 +14,14 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import sharding
-from jaxrec.feed import feature_codes, train_batches
-from jaxrec.histories import Histories
-from jaxrec.optim import make_optimizer
-from jaxrec.protocols import protocol_of
-from jaxrec.ranking import Ranker
-from jaxrec.splits import split
-from jaxrec.state import evaluated, init_state, split_model, train_step
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import split
+from jaxrec.devices.mesh import put_batch
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.evaluation.ranking import Ranker
+from jaxrec.tasks.next_item import feature_codes, train_batches
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import evaluated, init_state, split_model, train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 STORED = pathlib.Path(__file__).with_name('golden.json')
@@ -113,7 +113,7 @@ def run(case):
     step = train_step(graphdef, optimizer, seed, experiment.train.microbatches)
     losses, norms = [], []
     for number in range(STEPS):
-        state, terms = step(state, sharding.put_batch(batches(number)))
+        state, terms = step(state, put_batch(batches(number)))
         losses.append(float(terms['loss']))
         norms.append(float(terms['grad_norm']))
     parameters = jax.device_get(evaluated(state))

@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import datasets, grow, train, workdir
-from jaxrec.checkpoint import Checkpoints
-from jaxrec.cli import UserError
+from jaxrec import datasets, train
 from jaxrec.config import Data, Eval, Experiment, Mesh, Optim, Train
-from jaxrec.in_batch import InBatch
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import init_state
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.training import warm_start, workdir
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.restore import load_trained
+from jaxrec.training.state import init_state
+from jaxrec.training.warm_start import grown_state, new_numbers
 
 OLD = [*range(10, 75, 2)]  # 33 items; 12 more make the padded table longer
 NEW = [3, *OLD, *range(11, 31, 2), 900]
@@ -78,7 +81,7 @@ def saved(folder, experiment):
 
 @pytest.mark.parametrize('name', SETTINGS)
 def test_old_rows_and_slots_are_carried_over_and_new_ones_drawn(tmp_path, name, monkeypatch):
-    monkeypatch.setattr(grow, '_ROWS_AT_ONCE', 20)  # two pieces
+    monkeypatch.setattr(warm_start, '_ROWS_AT_ONCE', 20)  # two pieces
     optim, model, shape = SETTINGS[name]
     devices = jax.devices()[: shape[0] * shape[1]]
     jax.set_mesh(jax.make_mesh(shape, ('data', 'model'), devices=devices))
@@ -94,7 +97,7 @@ def test_old_rows_and_slots_are_carried_over_and_new_ones_drawn(tmp_path, name, 
     assert (old.num_items, new.num_items) == (33, 45)
     optimizer = make_optimizer(optim, 10)
     fresh = jax.device_get(init_state(experiment.model, new.num_items, optimizer, 3))
-    state = grow.grown_state(experiment, new, optimizer)
+    state = grown_state(experiment, new, optimizer)
     placed = jax.tree.map(lambda x: x.sharding.spec, state)
     assert placed['params']['table'] == jax.P('model', None)
 
@@ -125,7 +128,7 @@ def test_the_command_goes_on_from_another_run_and_resumes_bit_by_bit(tmp_path):
     optim = Optim(table='sparse_adam', schedule='linear', learning_rate=1e-2)
     first = experiment_of(tmp_path, log, optim, loss='bce', negatives=2)
     train.train(first, tmp_path / 'old')
-    steps = workdir.load_trained(tmp_path / 'old', 'last').step
+    steps = load_trained(tmp_path / 'old', 'last').step
     write_log(log, NEW, seed=1)
     longer = dataclasses.replace(
         first, data=dataclasses.replace(first.data, grow_vocabulary=str(tmp_path / 'old'))
@@ -137,7 +140,7 @@ def test_the_command_goes_on_from_another_run_and_resumes_bit_by_bit(tmp_path):
     assert train.train(short, tmp_path / 'parts')['step'] == 2
     assert train.train(longer, tmp_path / 'parts')['step'] == steps
     tables = [
-        np.asarray(workdir.load_trained(tmp_path / name, 'last').params['table'])
+        np.asarray(load_trained(tmp_path / name, 'last').params['table'])
         for name in ('old', 'whole', 'parts')
     ]
     np.testing.assert_array_equal(tables[1], tables[2])
@@ -151,7 +154,7 @@ def test_integers_become_text_once_another_id_comes(tmp_path):
     old, _ = datasets.load(experiment_of(tmp_path, log).data, say=lambda line: None)
     write_log(log, [*OLD, 'x1'])
     new, _ = datasets.load(experiment_of(tmp_path, log).data, say=lambda line: None)
-    moves = grow.new_numbers(old, new, tmp_path)
+    moves = new_numbers(old, new, tmp_path)
     assert [new.raw_item(int(n)) for n in moves[1:]] == [str(old.raw_item(n)) for n in range(1, 34)]
 
 
@@ -165,7 +168,7 @@ def test_what_cannot_grow_is_refused_in_one_line(tmp_path):
         experiment = experiment_of(tmp_path, log, **{'data': grown, **options})
         histories, _ = datasets.load(experiment.data, say=lambda line: None)
         with pytest.raises(UserError, match=phrase) as error:
-            grow.grown_state(experiment, histories, make_optimizer(experiment.optim, 1))
+            grown_state(experiment, histories, make_optimizer(experiment.optim, 1))
         assert '\n' not in str(error.value)
 
     fails('model.dim=8, this command has 16', dim=16)

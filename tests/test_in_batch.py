@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import in_batch
+from jaxrec.losses.sampled import in_batch_softmax, scores
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.frequency import estimate, start_estimate
 
 B, N, K, D = 5, 7, 3, 4
 
@@ -52,9 +54,9 @@ def slow_loss(queries, table, candidates, targets, history, weights, q, options)
 def loss_of(queries, table, candidates, targets, history, weights, q, options):
     smoothing, refined, own = options
     rows, log_q = jnp.asarray(table), jnp.log(jnp.asarray(q))
-    return in_batch.in_batch_softmax(
+    return in_batch_softmax(
         (queries * rows[targets][:, None]).sum(-1).max(1),
-        in_batch.scores(queries, rows[candidates]),
+        scores(queries, rows[candidates]),
         jnp.asarray(weights),
         in_batch.allowed(candidates, targets[:, None], history, own_history=own)[:, 0],
         log_q_positive=log_q[targets],
@@ -88,7 +90,7 @@ def test_the_refined_weight_passes_no_gradient(problem):
     """d loss / d positive = (1 - p)(p - 1) then, not the derivative of (1 - p)(-log p)."""
     p = 0.2
     grad = jax.grad(
-        lambda s: in_batch.in_batch_softmax(
+        lambda s: in_batch_softmax(
             s, jnp.zeros((1, 1)), jnp.ones(1), jnp.ones((1, 1), bool), refined=True
         )
     )(jnp.log(jnp.array([p / (1 - p)])))
@@ -97,10 +99,10 @@ def test_the_refined_weight_passes_no_gradient(problem):
 
 def test_nothing_allowed_and_certain_negatives_stay_finite():
     one = jnp.ones(1)
-    none = in_batch.in_batch_softmax(one, jnp.ones((1, 2)), one, jnp.zeros((1, 2), bool))
+    none = in_batch_softmax(one, jnp.ones((1, 2)), one, jnp.zeros((1, 2), bool))
     assert none == 0
     value, grad = jax.value_and_grad(
-        lambda n: in_batch.in_batch_softmax(one, n, one, jnp.ones((1, 2), bool), smoothing=0.1)
+        lambda n: in_batch_softmax(one, n, one, jnp.ones((1, 2), bool), smoothing=0.1)
     )(jnp.array([[200.0, -200.0]]))
     assert np.isfinite(value) and np.isfinite(grad).all()
 
@@ -108,10 +110,10 @@ def test_nothing_allowed_and_certain_negatives_stay_finite():
 def test_estimate_follows_the_algorithm():
     rng = np.random.default_rng(0)
     last, gap, rate = np.zeros(6), np.full(6, 100.0), 0.1
-    state = in_batch.start_estimate(5)
+    state = start_estimate(5)
     for step in range(1, 40):
         items = rng.choice(6, 4, p=[0.1, 0.3, 0.3, 0.2, 0.05, 0.05])
-        state, log_q = in_batch.estimate(state, jnp.asarray(items), jnp.int32(step), rate)
+        state, log_q = estimate(state, jnp.asarray(items), jnp.int32(step), rate)
         for item in set(items):
             gap[item] = (1 - rate) * gap[item] + rate * (step - last[item])
             last[item] = step
@@ -122,8 +124,8 @@ def test_estimate_follows_the_algorithm():
 
 def test_estimate_finds_the_frequency():
     """An item in every fifth batch: the gap settles at five steps."""
-    state = in_batch.start_estimate(2)
+    state = start_estimate(2)
     for step in range(1, 1001):
         items = jnp.array([1, 2 if step % 5 == 0 else 1])
-        state, _ = in_batch.estimate(state, items, jnp.int32(step), 0.05)
+        state, _ = estimate(state, items, jnp.int32(step), 0.05)
     np.testing.assert_allclose(state['gap'][1:], [1, 5], rtol=1e-3)

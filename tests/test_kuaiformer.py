@@ -13,13 +13,14 @@ from flax import nnx
 from jax import P
 
 from jaxrec import config as configs
-from jaxrec import in_batch, sharding
-from jaxrec.cli import UserError
-from jaxrec.features import Feature
-from jaxrec.in_batch import InBatch
+from jaxrec.config import Feature
+from jaxrec.devices.mesh import TABLE, put_batch
+from jaxrec.errors import UserError
 from jaxrec.models import comirec, kuaiformer, sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import abstract_state, init_state, split_model, train_step
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import abstract_state, init_state, split_model, train_step
 
 ITEMS, D, K = 40, 8, 3
 FEATURES = (Feature('action', size=2), Feature('tags', 'set', size=4))
@@ -544,7 +545,7 @@ def placed(batch):
     replicated = jax.NamedSharding(jax.sharding.get_mesh(), P())
     drawn = {'sampled': batch['sampled']} if 'sampled' in batch else {}
     rest = {name: value for name, value in batch.items() if name != 'sampled'}
-    return sharding.put_batch(rest) | jax.device_put(drawn, replicated)
+    return put_batch(rest) | jax.device_put(drawn, replicated)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -556,7 +557,7 @@ def test_same_loss_gradients_and_memory_on_any_mesh(mesh, name):
         if name == 'kuaiformer-learned' and shape in ((8, 1), (4, 2)):
             continue  # as above but for the positions: not worth the time to compile
         mesh(*shape)
-        specs = {key: P() for key in values} | {'table': sharding.TABLE}
+        specs = {key: P() for key in values} | {'table': TABLE}
         params = {
             key: jax.device_put(value, jax.NamedSharding(jax.sharding.get_mesh(), specs[key]))
             for key, value in values.items()

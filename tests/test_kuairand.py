@@ -8,14 +8,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxrec import baselines, datasets, splits
-from jaxrec.cli import UserError
-from jaxrec.codes import Encoder
-from jaxrec.config import Data
+from jaxrec import datasets
+from jaxrec.config import Data, Feature
+from jaxrec.data import splits
+from jaxrec.data.features import Encoder
+from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import kuairand
-from jaxrec.features import Feature
-from jaxrec.histories import NO_TIME, Histories
+from jaxrec.errors import UserError
+from jaxrec.evaluation import baselines
 
 # user 1 has 10 before 30 in time, but not in the file; user 3 has only a past.
 LOG = """\

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec import datasets, histories, tally
-from jaxrec.cli import UserError
+from jaxrec import datasets
 from jaxrec.config import Data
-from jaxrec.datasets import events, large, log_file, tables
+from jaxrec.data import ragged
+from jaxrec.datasets import events, large, log_file, tabular
+from jaxrec.errors import UserError
 
 EVENTS = 300
 
@@ -58,10 +59,11 @@ def pieces(monkeypatch):
     """Makes every piece tiny: batches of `batch` rows, files of about `size` events."""
 
     def set_sizes(batch, size):
-        monkeypatch.setattr(tables, 'BATCH', batch)
-        monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', size)
+        monkeypatch.setattr(tabular, 'BATCH', batch)
+        monkeypatch.setattr(ragged, 'EVENTS_AT_ONCE', size)
+        monkeypatch.setattr(large, 'EVENTS_AT_ONCE', size)
         monkeypatch.setattr(log_file, 'LARGE', -1)
-        monkeypatch.setattr(tally, '_LEAST', 9)
+        monkeypatch.setattr(ragged, '_LEAST', 9)
 
     return set_sizes
 
@@ -107,10 +109,11 @@ def test_whatever_the_pieces_and_the_core(tmp_path_factory, batch, size, min_use
     folder = tmp_path_factory.mktemp('log')
     path = written(folder / 'log.parquet', table('text'))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, 'BATCH', batch)
-        patch.setattr(histories, 'EVENTS_AT_ONCE', size)
+        patch.setattr(tabular, 'BATCH', batch)
+        patch.setattr(ragged, 'EVENTS_AT_ONCE', size)
+        patch.setattr(large, 'EVENTS_AT_ONCE', size)
         patch.setattr(log_file, 'LARGE', 0)
-        patch.setattr(tally, '_LEAST', 9)
+        patch.setattr(ragged, '_LEAST', 9)
         same(*both(path, folder / 'scratch', min_user=min_user, min_item=min_item))
 
 
@@ -118,7 +121,7 @@ def test_the_command_takes_this_way_for_a_large_log(tmp_path, pieces, monkeypatc
     path = written(tmp_path / 'log.parquet', table())
     at_once, _ = datasets.load(Data(log=str(path), data_dir=str(tmp_path / 'a')), say=str)
     pieces(41, 30)
-    monkeypatch.setattr(tables, 'read_parquet', None)  # not the other way
+    monkeypatch.setattr(tabular, 'read_parquet', None)  # not the other way
     in_pieces, _ = datasets.load(Data(log=str(path), data_dir=str(tmp_path / 'b')), say=str)
     same(at_once, in_pieces)
     assert not list((tmp_path / 'b').rglob('scratch*'))
@@ -169,13 +172,14 @@ def test_no_column_of_the_log_is_held(tmp_path, monkeypatch):
     columns = {'user': users[order], 'item': order % 5000, 'timestamp': order}
     pa.parquet.write_table(pa.table(columns), path)
     del users, order, columns
-    monkeypatch.setattr(tables, 'BATCH', 1 << 16)
-    monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', 1 << 16)
-    monkeypatch.setattr(tally, '_LEAST', 1 << 16)
+    monkeypatch.setattr(tabular, 'BATCH', 1 << 16)
+    monkeypatch.setattr(ragged, 'EVENTS_AT_ONCE', 1 << 16)
+    monkeypatch.setattr(large, 'EVENTS_AT_ONCE', 1 << 16)
+    monkeypatch.setattr(ragged, '_LEAST', 1 << 16)
     names = ['user', 'item', 'timestamp']
     tracemalloc.start()
     made = large.to_histories(
-        lambda: tables.parquet_batches(path, names),
+        lambda: tabular.parquet_batches(path, names),
         'log',
         tmp_path,
         user_col='user',

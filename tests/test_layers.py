@@ -5,13 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import layers, sharding
+from jaxrec.devices.mesh import TABLE, lookup, put_batch
+from jaxrec.nn.attention import attention, causal_mask
+from jaxrec.nn.dropout import dropout, dropout_rows, hash_bits
+from jaxrec.nn.linear import product
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
 def test_dropout_keeps_the_right_share_and_scale(rate):
     x = jnp.ones((400, 500))
-    y = np.asarray(layers.dropout(x, rate, jax.random.key(0)))
+    y = np.asarray(dropout(x, rate, jax.random.key(0)))
     n, kept = y.size, y > 0
     assert abs(kept.mean() - (1 - rate)) < 5 * np.sqrt(rate * (1 - rate) / n)
     np.testing.assert_allclose(y[kept], 1 / (1 - rate), rtol=1e-6)
@@ -25,14 +28,14 @@ def test_dropout_keeps_the_right_share_and_scale(rate):
 
 def test_dropout_masks_of_different_keys_are_independent():
     keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(6)]
-    masks = [np.asarray(layers.dropout(jnp.ones(100_000), 0.5, k)) > 0 for k in keys]
+    masks = [np.asarray(dropout(jnp.ones(100_000), 0.5, k)) > 0 for k in keys]
     for i in range(6):
         for j in range(i):
             assert abs(np.corrcoef(masks[i], masks[j])[0, 1]) < 0.016
 
 
 def test_hash_bits_are_uniform():
-    bits = np.asarray(layers.hash_bits(jax.random.key(3), (1 << 18,)))
+    bits = np.asarray(hash_bits(jax.random.key(3), (1 << 18,)))
     assert len(np.unique(bits)) == len(bits)  # the mixer is a bijection of the index
     for shift in range(32):
         assert abs(((bits >> shift) & 1).mean() - 0.5) < 0.005
@@ -42,20 +45,20 @@ def test_hash_bits_are_uniform():
 
 def test_dropout_off():
     x = jnp.arange(5.0)
-    assert layers.dropout(x, 0.5, None) is x
-    assert layers.dropout(x, 0.0, jax.random.key(0)) is x
+    assert dropout(x, 0.5, None) is x
+    assert dropout(x, 0.0, jax.random.key(0)) is x
 
 
 def test_dropout_is_the_same_on_any_mesh(mesh):
     key = jax.random.key(1)
-    expected = np.asarray(layers.dropout(jnp.ones((8, 6, 4)), 0.3, key))
+    expected = np.asarray(dropout(jnp.ones((8, 6, 4)), 0.3, key))
     for shape in ((8, 1), (2, 4)):
         mesh(*shape)
         x = jax.device_put(
             np.ones((8, 6, 4), np.float32),
             jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data', None, 'model')),
         )
-        got = jax.jit(lambda x: layers.dropout(x, 0.3, key))(x)
+        got = jax.jit(lambda x: dropout(x, 0.3, key))(x)
         np.testing.assert_array_equal(got, expected)
 
 
@@ -68,7 +71,7 @@ def test_causal_mask():
         [0, 0, 1, 1, 0],
         [0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(layers.causal_mask(segments)[0, 0], np.array(expected, bool))
+    np.testing.assert_array_equal(causal_mask(segments)[0, 0], np.array(expected, bool))
 
 
 @pytest.mark.parametrize(('length', 'causal'), [(5, False), (5, True), (70, True)])
@@ -88,7 +91,7 @@ def test_attention_against_a_loop(length, causal):
             weight * v[i, s, head] for weight, s in zip(p, keys, strict=True)
         )
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    got = layers.attention(q, k, v, mask, 0.0, None, causal=causal)
+    got = attention(q, k, v, mask, 0.0, None, causal=causal)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
@@ -98,7 +101,7 @@ def test_product(length):
     x, kernel = rng.normal(size=(4, length, 5)), rng.normal(size=(5, 7))
     g = rng.normal(size=(4, length, 7))
     with jax.enable_x64():
-        value, pull = jax.vjp(layers.product, jnp.asarray(x), jnp.asarray(kernel))
+        value, pull = jax.vjp(product, jnp.asarray(x), jnp.asarray(kernel))
         d_x, d_kernel = pull(jnp.asarray(g))
     np.testing.assert_allclose(value, x @ kernel, atol=1e-12)
     np.testing.assert_allclose(d_x, g @ kernel.T, atol=1e-12)
@@ -109,15 +112,13 @@ def test_dropout_of_looked_up_rows_is_that_of_the_table(mesh):
     table = jnp.asarray(np.random.default_rng(0).normal(size=(64, 6)), jnp.float32)
     ids = jnp.array([[3, 0, 3, 63], [9, 8, 1, 2]])
     key = jax.random.key(2)
-    expected = layers.dropout(table, 0.4, key)[ids]
+    expected = dropout(table, 0.4, key)[ids]
     assert (expected == 0).mean() > 0.2
-    np.testing.assert_array_equal(layers.dropout_rows(table[ids], ids, 0.4, key), expected)
+    np.testing.assert_array_equal(dropout_rows(table[ids], ids, 0.4, key), expected)
     for off in ((0.0, key), (0.4, None)):
-        np.testing.assert_array_equal(layers.dropout_rows(table[ids], ids, *off), table[ids])
+        np.testing.assert_array_equal(dropout_rows(table[ids], ids, *off), table[ids])
     mesh(2, 4)
-    placed = jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE))
-    there = sharding.put_batch({'ids': np.asarray(ids)})['ids']
-    rows = jax.jit(lambda t, i: layers.dropout_rows(sharding.lookup(t, i), i, 0.4, key))(
-        placed, there
-    )
+    placed = jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), TABLE))
+    there = put_batch({'ids': np.asarray(ids)})['ids']
+    rows = jax.jit(lambda t, i: dropout_rows(lookup(t, i), i, 0.4, key))(placed, there)
     np.testing.assert_array_equal(rows, expected)

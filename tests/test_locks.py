@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from jaxrec.tables import locks
+from jaxrec.paper import locks
 
 HOLD = """
 import pathlib, sys, time

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxrec.cli import UserError
 from jaxrec.config import Data
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import log_file, text_layouts
+from jaxrec.errors import UserError
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
 DAY = '2020-01-01'

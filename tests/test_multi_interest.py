@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 from pyarrow import parquet
 
-from jaxrec.batches import history_batch
-from jaxrec.codes import Encoder
-from jaxrec.workdir import load_trained
+from jaxrec.data.features import Encoder
+from jaxrec.data.history_batches import history_batch
+from jaxrec.training.restore import load_trained
 
 EXPERIMENT = """
 from jaxrec.config import Data, Eval, Experiment, Optim, Train

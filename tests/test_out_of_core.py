@@ -8,17 +8,20 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from jaxrec import baselines, codes, histories, protocols, splits, tally
-from jaxrec.batches import TrainBatches, UnseenNegatives
 from jaxrec.benchmarks import data as data_suite
-from jaxrec.cli import UserError
-from jaxrec.config import Data, Experiment, Train
-from jaxrec.cuts import CutBatches
-from jaxrec.features import GAP, Feature
-from jaxrec.feed import train_batches
-from jaxrec.histories import NO_TIME, Histories, blocks
+from jaxrec.config import Data, Experiment, Feature, Train
+from jaxrec.data import features, ragged, splits
+from jaxrec.data.cuts import CutBatches
+from jaxrec.data.features import GAP, Encoder, _spread
+from jaxrec.data.histories import NO_TIME, Histories
+from jaxrec.data.negatives import UnseenNegatives
+from jaxrec.data.packed import TrainBatches
+from jaxrec.data.ragged import blocks, distinct
+from jaxrec.errors import UserError
+from jaxrec.evaluation import baselines, protocols
+from jaxrec.evaluation.ranking import Task
 from jaxrec.models import sasrec
-from jaxrec.ranking import Task
+from jaxrec.tasks.next_item import train_batches
 
 
 def some_histories(users=60, items=30, longest=20, seed=0):
@@ -54,7 +57,7 @@ def test_blocks_cover_all_users_once(size):
 def everything(h):
     """What is computed over all events, as a flat dict of arrays."""
     loo, temporal = splits.leave_one_out(h), splits.temporal(h, 0.2, 0.2)
-    encoder = codes.Encoder(h, (Feature(GAP, 'quantile', size=4),), loo.train_ends)
+    encoder = Encoder(h, (Feature(GAP, 'quantile', size=4),), loo.train_ends)
     task = Task(h, loo, 'test', protocols.Protocol('full', filter_seen=True))
     cuts = CutBatches(h, loo.train_ends, max_len=6, rows=8, seed=1, cuts=2, windows=2)
     draw = UnseenNegatives(h, loo.train_ends, 5)
@@ -82,10 +85,10 @@ def everything(h):
 def test_the_same_in_pieces(monkeypatch, size):
     h = some_histories()
     whole = everything(h)
-    monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', size)
+    monkeypatch.setattr(ragged, 'EVENTS_AT_ONCE', size)
     monkeypatch.setattr(splits, 'EVENTS_AT_ONCE', size)
     monkeypatch.setattr(splits, '_BINS', 3)
-    monkeypatch.setattr(tally, '_LEAST', 2)
+    monkeypatch.setattr(ragged, '_LEAST', 2)
     pieces = everything(h)
     assert whole.keys() == pieces.keys()
     for name, value in whole.items():
@@ -103,19 +106,19 @@ def test_moments_and_distinct_against_numpy():
         for rank in (0, 1, 2, 3, 4, len(known) - 1):
             assert splits._at_rank(times, rank) == known[rank]
     keys = rng.integers(0, 50, (20, 5))
-    np.testing.assert_array_equal(tally.distinct(keys), np.unique(keys))
-    assert len(tally.distinct(keys[:0])) == 0
+    np.testing.assert_array_equal(distinct(keys), np.unique(keys))
+    assert len(distinct(keys[:0])) == 0
 
 
 def test_a_sample_makes_the_edges_of_a_long_log(monkeypatch):
     h = some_histories(users=400, longest=30)
     feature = (Feature(GAP, 'quantile', size=4),)
     ends = splits.leave_one_out(h).train_ends
-    exact = codes.Encoder(h, feature, ends)._edges[GAP]
-    monkeypatch.setattr(codes, '_SAMPLE', 3000)
-    index = codes._spread(h.offsets[:-1], ends - h.offsets[:-1])
+    exact = Encoder(h, feature, ends)._edges[GAP]
+    monkeypatch.setattr(features, '_SAMPLE', 3000)
+    index = _spread(h.offsets[:-1], ends - h.offsets[:-1])
     assert len(index) == 3000 and (np.diff(index) > 0).all() and (index < len(h.items)).all()
-    sampled = codes.Encoder(h, feature, ends)._edges[GAP]
+    sampled = Encoder(h, feature, ends)._edges[GAP]
     np.testing.assert_allclose(sampled[1:3], exact[1:3], rtol=0.1)
 
 
@@ -130,7 +133,7 @@ def test_training_holds_no_copy_of_the_events(monkeypatch, tmp_path, windows):
     times = np.memmap(tmp_path / 'times', np.int64, 'w+', shape=len(items))
     times[:] = np.arange(len(items))
     h = Histories(items, offsets, np.arange(5000), np.arange(2000), times)
-    monkeypatch.setattr(histories, 'EVENTS_AT_ONCE', 1 << 16)
+    monkeypatch.setattr(ragged, 'EVENTS_AT_ONCE', 1 << 16)
     monkeypatch.setattr(splits, 'EVENTS_AT_ONCE', 1 << 16)
     loss = 'in_batch' if windows == 'cuts' else 'softmax'
     experiment = Experiment(

@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from jaxrec import plots
+from jaxrec.evaluation import plots
+from jaxrec.training.logs import read_series
 
 PNG = b'\x89PNG'
 
@@ -27,7 +28,7 @@ def test_curves(tmp_path):
 
 def test_series(tmp_path):
     write_log(tmp_path)
-    series = plots.read_series(tmp_path / 'metrics.jsonl')
+    series = read_series(tmp_path / 'metrics.jsonl')
     assert series['valid/NDCG@10'] == [(4, 0.04), (8, 0.08)]
     assert len(series['loss']) == 8
 
@@ -36,7 +37,7 @@ def test_series_of_a_torn_log(tmp_path):
     write_log(tmp_path)
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 9, "lo')
-    assert len(plots.read_series(tmp_path / 'metrics.jsonl')['loss']) == 8
+    assert len(read_series(tmp_path / 'metrics.jsonl')['loss']) == 8
 
 
 def test_no_curves_without_a_log(tmp_path):

@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from jaxrec import positives
-from jaxrec.batches import TrainBatches
-from jaxrec.cuts import CutBatches
-from jaxrec.histories import Histories
-from jaxrec.splits import leave_one_out
+from jaxrec.data import positives
+from jaxrec.data.cuts import CutBatches
+from jaxrec.data.histories import Histories
+from jaxrec.data.packed import TrainBatches
+from jaxrec.data.splits import leave_one_out
 
 L = 6
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrec import datasets
-from jaxrec.histories import Histories
+from jaxrec.data.histories import Histories
 
 FIELDS = [
     'dataset',

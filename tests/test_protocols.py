@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec import config, protocols
-from jaxrec.cli import UserError
-from jaxrec.histories import Histories
-from jaxrec.splits import leave_one_out
+from jaxrec import config
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import leave_one_out
+from jaxrec.errors import UserError
+from jaxrec.evaluation import protocols
 
 
 def make_histories(users=30, items=60, seed=0, longest=20):

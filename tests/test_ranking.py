@@ -5,10 +5,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import config, metrics, protocols, ranking, sharding
-from jaxrec.cli import UserError
-from jaxrec.histories import Histories
-from jaxrec.splits import leave_one_out
+from jaxrec import config
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import leave_one_out
+from jaxrec.devices.mesh import TABLE, lookup, table_rows
+from jaxrec.devices.top_k import UNREACHABLE
+from jaxrec.errors import UserError
+from jaxrec.evaluation import protocols, rank_metrics, ranking
 
 ITEMS, USERS, MAX_LEN = 50, 37, 6
 
@@ -21,7 +24,7 @@ class MeanModel(nnx.Module):
         self.max_len = MAX_LEN
 
     def queries(self, history):
-        rows = sharding.lookup(self.item_table(), history['items'])
+        rows = lookup(self.item_table(), history['items'])
         real = (history['segments'] > 0)[..., None]
         mean = (rows * real).sum(1) / jax.numpy.maximum(real.sum(1), 1)
         return jax.numpy.stack([mean, rows[:, -1]], axis=1)
@@ -45,12 +48,12 @@ def histories():
 def make_table(kind='random'):
     """Multiples of 60, so that means of up to six rows are exact."""
     rng = np.random.default_rng(1)
-    table = 60 * rng.integers(-2, 3, (sharding.table_rows(ITEMS), 4)).astype(np.float32)
+    table = 60 * rng.integers(-2, 3, (table_rows(ITEMS), 4)).astype(np.float32)
     return np.zeros_like(table) if kind == 'constant' else table
 
 
 def build(table):
-    spec = jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE)
+    spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
     model = MeanModel(jax.device_put(table, spec))
     graphdef, state = nnx.split(model)
     return graphdef, nnx.to_pure_dict(state)
@@ -74,7 +77,7 @@ def slow(histories, table, which, filter_seen):
             if i != target and not (filter_seen and i in seen)
         ]
         if filter_seen and target in seen:
-            out.append((user, metrics.UNREACHABLE, 0))
+            out.append((user, UNREACHABLE, 0))
         else:
             beat = sum(s > scores[target] for s in others)
             out.append((user, beat, sum(s == scores[target] for s in others)))
@@ -102,10 +105,10 @@ def test_full(histories, mesh, shape, batch_users, which, filter_seen):
     np.testing.assert_array_equal(result.targets.users, want[:, 0])
     np.testing.assert_array_equal(result.greater, want[:, 1])
     np.testing.assert_array_equal(result.ties, want[:, 2])
-    values = metrics.per_example(want[:, 1], want[:, 2], (1, 10))
-    assert result.metrics == metrics.mean(values)
+    values = rank_metrics.per_example(want[:, 1], want[:, 2], (1, 10))
+    assert result.metrics == rank_metrics.mean(values)
     assert result.users == len(want) == sum(b['users'] for b in result.buckets.values())
-    assert result.unreachable == np.mean(want[:, 1] == metrics.UNREACHABLE)
+    assert result.unreachable == np.mean(want[:, 1] == UNREACHABLE)
     assert (result.unreachable > 0) == filter_seen
     assert result.protocol == protocols.asdict(protocol)
 
@@ -181,8 +184,8 @@ def test_constant_scorer_is_at_chance(mesh, name):
         np.arange(users),
         np.arange(items),
     )
-    spec = jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE)
-    table = np.zeros((sharding.table_rows(items), 4), np.float32)
+    spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
+    table = np.zeros((table_rows(items), 4), np.float32)
     graphdef, state = nnx.split(MeanModel(jax.device_put(table, spec)))
     protocol = protocols.protocol_of(config.Eval(protocol=name, negatives=30))
     run = ranking.Ranker(

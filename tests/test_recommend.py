@@ -11,13 +11,15 @@ import pytest
 from flax import nnx
 from pyarrow import parquet
 
-from jaxrec import bulk, files, recommend, sharding
-from jaxrec.cli import UserError
+from jaxrec import files, recommend
 from jaxrec.config import Experiment
-from jaxrec.histories import Histories
-from jaxrec.recommender import Recommender
-from jaxrec.splits import leave_one_out
-from jaxrec.workdir import Trained
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import leave_one_out
+from jaxrec.devices.mesh import TABLE, lookup, table_rows
+from jaxrec.errors import UserError
+from jaxrec.serving import bulk
+from jaxrec.serving.recommender import Recommender
+from jaxrec.training.restore import Trained
 
 ITEMS, USERS = 40, 33
 
@@ -29,7 +31,7 @@ class LastModel(nnx.Module):
         self.table = nnx.Param(table)
 
     def queries(self, history):
-        return sharding.lookup(self.item_table(), history['items'][:, -1:])
+        return lookup(self.item_table(), history['items'][:, -1:])
 
     def item_table(self):
         return self.table[...]
@@ -37,7 +39,7 @@ class LastModel(nnx.Module):
 
 def make_table():
     rng = np.random.default_rng(1)
-    return rng.integers(-3, 4, (sharding.table_rows(ITEMS), 5)).astype(np.float32)
+    return rng.integers(-3, 4, (table_rows(ITEMS), 5)).astype(np.float32)
 
 
 def make_trained(folder, text_ids=False, titles=True, table=None):
@@ -54,7 +56,7 @@ def make_trained(folder, text_ids=False, titles=True, table=None):
         item_ids=item_ids,
         titles=np.char.encode([f'Title {i} é' for i in range(ITEMS)], 'utf-8') if titles else None,
     )
-    spec = jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE)
+    spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
     table = make_table() if table is None else table
     graphdef, state = nnx.split(LastModel(jax.device_put(table, spec)))
     return Trained(

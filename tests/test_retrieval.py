@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from jax import P
 
-from jaxrec import retrieval, sharding
-from jaxrec.metrics import UNREACHABLE
+from jaxrec.devices import top_k as top_k_lib
+from jaxrec.devices.mesh import TABLE, table_rows
+from jaxrec.devices.top_k import UNREACHABLE, candidate_counts, rank_counts, top_k, winners
 
 MESHES = ((1, 1), (2, 1), (4, 2), (2, 4), (8, 1))
 USERS, VECTORS, DIM, ITEMS = 16, 3, 8, 100
@@ -17,7 +18,7 @@ def problem():
     """Small integers: scores are exact in float32 and tie often."""
     rng = np.random.default_rng(0)
     queries = rng.integers(-2, 3, (USERS, VECTORS, DIM)).astype(np.float32)
-    table = rng.integers(-2, 3, (sharding.table_rows(ITEMS), DIM)).astype(np.float32)
+    table = rng.integers(-2, 3, (table_rows(ITEMS), DIM)).astype(np.float32)
     table[0] = table[ITEMS + 1 :] = 9 * np.sign(queries[0, 0])  # padding that would win
     targets = rng.integers(1, ITEMS + 1, USERS).astype(np.int32)
     seen = rng.integers(0, ITEMS + 1, (USERS, 6)).astype(np.int32)
@@ -45,7 +46,7 @@ def place(*arrays):
 
 
 def place_table(table):
-    return jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), sharding.TABLE))
+    return jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), TABLE))
 
 
 @pytest.mark.parametrize('filter_seen', [True, False])
@@ -53,7 +54,7 @@ def place_table(table):
 def test_rank_counts(problem, mesh, shape, filter_seen):
     mesh(*shape)
     queries, table, targets, seen = problem
-    counts = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, filter_seen))(
+    counts = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, filter_seen))(
         *place(queries, targets, seen), place_table(table)
     )
     counts = [np.asarray(c) for c in counts]
@@ -74,7 +75,7 @@ def test_candidate_counts(problem, mesh, shape):
     mesh(*shape)
     queries, table, targets, seen = problem
     candidates = np.concatenate([seen, targets[:, None]], 1)  # repeats, 0s, the target itself
-    counts = jax.jit(retrieval.candidate_counts)(
+    counts = jax.jit(candidate_counts)(
         place(queries)[0], place_table(table), *place(targets, candidates)
     )
     counts = [np.asarray(c) for c in counts]
@@ -96,7 +97,7 @@ def test_top_k(problem, mesh, shape, k):
     everything[:, 0] = 0
     everything[:-1, :6] = seen[:-1]  # the last user has seen all but item 1
     for hidden in (everything if k == 130 else seen, None):
-        run = jax.jit(lambda q, s, e: retrieval.top_k(q, e, ITEMS, s, k))
+        run = jax.jit(lambda q, s, e: top_k(q, e, ITEMS, s, k))
         placed = None if hidden is None else place(hidden)[0]
         best, ids = map(np.asarray, run(place(queries)[0], placed, place_table(table)))
         scores = slow_scores(queries, table)
@@ -113,7 +114,7 @@ def test_same_bits_on_every_mesh(mesh):
     """Random floats, where rounding would show: identical counts and scores everywhere."""
     rng = np.random.default_rng(1)
     queries = rng.normal(size=(8, 1, 50)).astype(np.float32)
-    table = rng.normal(size=(sharding.table_rows(3000), 50)).astype(np.float32)
+    table = rng.normal(size=(table_rows(3000), 50)).astype(np.float32)
     targets = rng.integers(1, 3001, 8).astype(np.int32)
     seen = rng.integers(1, 3001, (8, 20)).astype(np.int32)
     found = []
@@ -121,8 +122,8 @@ def test_same_bits_on_every_mesh(mesh):
         mesh(*shape)
         run = jax.jit(
             lambda q, t, s, e: (
-                retrieval.rank_counts(q, e, 3000, t, s, True),
-                retrieval.top_k(q, e, 3000, s, 20),
+                rank_counts(q, e, 3000, t, s, True),
+                top_k(q, e, 3000, s, 20),
             )
         )
         out = run(*place(queries, targets, seen), place_table(table))
@@ -138,10 +139,10 @@ def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
     args = *place(*many), place_table(table)
 
     def run(q, t, s, e):
-        return retrieval.rank_counts(q, e, ITEMS, t, s, True), retrieval.top_k(q, e, ITEMS, s, 9)
+        return rank_counts(q, e, ITEMS, t, s, True), top_k(q, e, ITEMS, s, 9)
 
     whole = jax.jit(run)(*args)
-    monkeypatch.setattr(retrieval, '_scores_at_once', lambda: 1000)
+    monkeypatch.setattr(top_k_lib, '_scores_at_once', lambda: 1000)
     lowered = jax.jit(lambda *a: run(*a)).lower(*args)
     assert 'while' in lowered.as_text()
     in_groups = lowered.compile()(*args)
@@ -151,9 +152,9 @@ def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
 def test_constant_scores_all_tie(mesh):
     mesh(2, 2)
     queries = np.zeros((4, 1, 8), np.float32)
-    table = np.ones((sharding.table_rows(ITEMS), 8), np.float32)
+    table = np.ones((table_rows(ITEMS), 8), np.float32)
     targets, seen = np.arange(1, 5, dtype=np.int32), np.full((4, 2), 7, np.int32)
-    greater, ties = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, True))(
+    greater, ties = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, True))(
         *place(queries, targets, seen), place_table(table)
     )
     assert np.asarray(greater).tolist() == [0] * 4
@@ -164,14 +165,14 @@ def test_scores_that_are_not_numbers_never_help(mesh):
     mesh(1, 2)
     queries = np.ones((2, 1, 4), np.float32)
     queries[0] = np.nan
-    table = np.ones((sharding.table_rows(ITEMS), 4), np.float32)
+    table = np.ones((table_rows(ITEMS), 4), np.float32)
     table[5] = np.nan
     targets, none = np.array([1, 1], np.int32), np.zeros((2, 1), np.int32)
     placed = *place(queries, targets, none), place_table(table)
-    greater, _ = jax.jit(lambda q, t, s, e: retrieval.rank_counts(q, e, ITEMS, t, s, True))(*placed)
+    greater, _ = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, True))(*placed)
     assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
     fives = place(np.full((2, 1), 5, np.int32))[0]
-    greater, _ = jax.jit(retrieval.candidate_counts)(placed[0], placed[3], placed[1], fives)
+    greater, _ = jax.jit(candidate_counts)(placed[0], placed[3], placed[1], fives)
     assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
 
 
@@ -183,8 +184,8 @@ def test_only_candidates_cross_devices(problem, mesh):
     text = (
         jax.jit(
             lambda q, t, s, e: (
-                retrieval.rank_counts(q, e, ITEMS, t, s, True),
-                retrieval.top_k(q, e, ITEMS, s, 3),
+                rank_counts(q, e, ITEMS, t, s, True),
+                top_k(q, e, ITEMS, s, 3),
             )
         )
         .lower(*args)
@@ -204,14 +205,14 @@ def test_top_k_is_the_merge_of_the_vectors_own_lists(mesh, shape):
     mesh(*shape)
     rng = np.random.default_rng(3)
     queries = rng.normal(size=(USERS, VECTORS, DIM)).astype(np.float32)
-    table = rng.normal(size=(sharding.table_rows(ITEMS), DIM)).astype(np.float32)
+    table = rng.normal(size=(table_rows(ITEMS), DIM)).astype(np.float32)
     n = 12
 
     @jax.jit
     def lists(q, e):
-        whole = retrieval.top_k(q, e, ITEMS, None, n)
-        each = [retrieval.top_k(q[:, j : j + 1], e, ITEMS, None, n) for j in range(VECTORS)]
-        return whole, each, retrieval.winners(q, e, whole[1])
+        whole = top_k(q, e, ITEMS, None, n)
+        each = [top_k(q[:, j : j + 1], e, ITEMS, None, n) for j in range(VECTORS)]
+        return whole, each, winners(q, e, whole[1])
 
     (scores, items), each, won = jax.device_get(lists(*place(queries), place_table(table)))
     for user in range(USERS):

@@ -9,9 +9,12 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrec import embeddings, sharding
-from jaxrec.cli import UserError
+from jaxrec.devices.mesh import put_batch
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
+from jaxrec.nn import embeddings
+from jaxrec.objectives import next_item
+from jaxrec.objectives.next_item import negative_scores
 
 ITEMS, L, B = 37, 10, 8
 CONFIGS = {
@@ -186,7 +189,7 @@ def test_same_loss_and_gradients_on_any_mesh(mesh, name):
     for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
         mesh(*shape)
         graphdef, params = make(**CONFIGS[name])
-        batch = sharding.put_batch(packed_batch(name))
+        batch = put_batch(packed_batch(name))
 
         def loss(params, batch, graphdef=graphdef):
             return nnx.merge(graphdef, params).loss(batch, jax.random.key(5))[0]
@@ -203,9 +206,7 @@ def test_data_parallel_step_equals_pmap(mesh):
     graphdef, params = make(**NO_DROPOUT)
     host = packed_batch()
     loss = lambda params, batch: nnx.merge(graphdef, params).loss(batch, jax.random.key(0))[0]  # noqa: E731
-    value, grads = jax.device_get(
-        jax.jit(jax.value_and_grad(loss))(params, sharding.put_batch(host))
-    )
+    value, grads = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, put_batch(host)))
     params = jax.device_get(params)
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
@@ -254,10 +255,10 @@ def test_sampled_scores_of_single_positions_in_chunks_equal_those_at_once(monkey
     hidden, table = rng.normal(size=(2, 4, 3)), rng.normal(size=(9, 3))
     ids = rng.integers(1, 9, (2, 4, 5))
     expected = np.einsum('bld,blkd->blk', hidden, table[ids])
-    f = lambda h, t: sasrec.negative_scores(h, t, jnp.asarray(ids))  # noqa: E731
+    f = lambda h, t: negative_scores(h, t, jnp.asarray(ids))  # noqa: E731
     both = []
     for limit in (1, 1 << 24):
-        monkeypatch.setattr(sasrec, '_LOOKUP_AT_ONCE', limit)
+        monkeypatch.setattr(next_item, '_LOOKUP_AT_ONCE', limit)
         np.testing.assert_allclose(f(jnp.asarray(hidden), jnp.asarray(table)), expected, atol=1e-5)
         both.append(
             jax.grad(lambda h, t: (f(h, t) ** 2).sum(), argnums=(0, 1))(

@@ -6,18 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import sharding
-from jaxrec.cli import UserError
 from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.contrast import Contrast
+from jaxrec.data.splits import leave_one_out
 from jaxrec.datasets import load
-from jaxrec.feed import train_batches
-from jaxrec.in_batch import InBatch
+from jaxrec.devices.mesh import put_batch
+from jaxrec.errors import UserError
 from jaxrec.models import cl4srec, kuaiformer, sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.seeds import Runs
-from jaxrec.splits import leave_one_out
-from jaxrec.state import init_state, split_model, train_step
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.tasks.next_item import train_batches
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.parallel_runs import Runs
+from jaxrec.training.state import init_state, split_model, train_step
 
 HORIZON = 100
 SMALL = {'dim': 8, 'blocks': 1, 'max_len': 8}
@@ -52,7 +52,7 @@ def alone(run, histories, steps):
     step = train_step(graphdef, optimizer, run.train.seed, run.train.microbatches)
     losses = []
     for number in range(steps):
-        state, metrics = step(state, sharding.put_batch(batches(number)))
+        state, metrics = step(state, put_batch(batches(number)))
         losses.append(float(metrics['loss']))
     return jax.device_get(state.get('ema', state['params'])), losses
 

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import workdir as workdir_lib
+from jaxrec.training.restore import load_trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXPERIMENT = """
@@ -67,7 +67,7 @@ def until(true, seconds, what):
 
 
 def params_of(workdir):
-    trained = workdir_lib.load_trained(workdir, 'last')
+    trained = load_trained(workdir, 'last')
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
     return trained.step, jax.device_get(trained.params)
 

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import config, sharding, sparse
-from jaxrec.cli import UserError
+from jaxrec import config
+from jaxrec.devices.mesh import put_batch
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import init_state, split_model, train_step
+from jaxrec.training import sparse
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import init_state, split_model, train_step
 
 ITEMS, L, B = 100, 6, 8
 LOSSES = {
@@ -76,7 +78,7 @@ def test_loss_and_gradients_equal_the_dense_ones(mesh, name, shape):
         )
     )()
     batch = data_negatives(batch_of()) if name == 'data' else batch_of()
-    batch = sharding.put_batch(batch) if shape else batch
+    batch = put_batch(batch) if shape else batch
     key = jax.random.key(3)
 
     @jax.jit
@@ -149,7 +151,7 @@ def test_training_step_touches_only_the_batchs_rows_and_learns(mesh, kind):
         state = init_state(model, ITEMS, optimizer, seed=0)
         before = np.asarray(state['params']['table'])
         step = train_step(graphdef, optimizer, seed=0)
-        batch = sharding.put_batch(batch_of(low=1, high=20))
+        batch = put_batch(batch_of(low=1, high=20))
         losses = []
         for _ in range(60):
             state, metrics = step(state, batch)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from jaxrec import splits
-from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.data import splits
+from jaxrec.data.histories import Histories
+from jaxrec.errors import UserError
 
 
 def make(lengths, times=None):

@@ -5,10 +5,11 @@ import dataclasses
 import jax
 import numpy as np
 
-from jaxrec import config, sharding
+from jaxrec import config
+from jaxrec.devices.mesh import put_batch
 from jaxrec.models import sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import init_state, split_model, train_step
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import init_state, split_model, train_step
 
 ITEMS, ROWS, L = 37, 16, 10
 MODEL = sasrec.Config(dim=8, max_len=L, dropout=0.0, embedding_dropout=0.0)
@@ -38,7 +39,7 @@ def steps(model, microbatches, count=3):
     state = init_state(model, ITEMS, optimizer, 0)
     step = train_step(graphdef, optimizer, 0, microbatches)
     for number in range(count):
-        state, metrics = step(state, sharding.put_batch(batch(number)))
+        state, metrics = step(state, put_batch(batch(number)))
     return jax.device_get((state['params'], metrics))
 
 

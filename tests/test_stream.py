@@ -8,11 +8,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import config, splits, stream, train
-from jaxrec.cli import UserError
-from jaxrec.cuts import CutBatches
-from jaxrec.features import Feature
-from jaxrec.histories import NO_TIME, Histories
+from jaxrec import config, stream, train
+from jaxrec.config import Feature
+from jaxrec.data import splits
+from jaxrec.data.cuts import CutBatches
+from jaxrec.data.histories import NO_TIME, Histories
+from jaxrec.errors import UserError
 from jaxrec.models import cl4srec, sasrec
 
 

@@ -15,11 +15,12 @@ import time
 import numpy as np
 import pytest
 
-from jaxrec import overrides, table
-from jaxrec.cli import UserError
-from jaxrec.tables import cells as cells_lib
-from jaxrec.tables import spec
-from jaxrec.tables.runner import Runner
+from jaxrec import table
+from jaxrec.errors import UserError
+from jaxrec.experiment import parsed
+from jaxrec.paper import cells as cells_lib
+from jaxrec.paper import spec
+from jaxrec.paper.runner import Runner
 
 ROOT = pathlib.Path(__file__).parent.parent
 TABLE = """
@@ -238,10 +239,10 @@ def test_only_and_overrides(tmp_path):
     with pytest.raises(UserError, match=r'no row \(wide, narrow\) and no column \(One, Two\)'):
         chosen('wide', 'none')
     given = ['a.b=2', 'a.c=x/y', 'a.d=(1, 2)', 'a.e=True', 'a.f=']
-    values = overrides.parsed(given, '--override')
+    values = parsed(given, '--override')
     assert values == {'a.b': 2, 'a.c': 'x/y', 'a.d': (1, 2), 'a.e': True, 'a.f': ''}
     with pytest.raises(UserError, match='is not FIELD=VALUE'):
-        overrides.parsed(['dim=3'], '--override')
+        parsed(['dim=3'], '--override')
     for name in ('model.depth', 'model.dim.real', 'model.make', 'modle.dim'):
         with pytest.raises(UserError, match=f'no field {name}'):
             spec.cells(spec.load(file), file, {name: 3})

@@ -10,10 +10,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxrec.cli import UserError
-from jaxrec.tables import cells as cells_lib
-from jaxrec.tables import grid, hashes, plausible, spec, statistics, text
-from jaxrec.tables.spec import Column, Ordering, Published, Row, Table
+from jaxrec.errors import UserError
+from jaxrec.paper import cells as cells_lib
+from jaxrec.paper import grid, hashes, plausible, spec, statistics, text
+from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'experiments' / 'tables').glob('*.py'))
@@ -47,13 +47,13 @@ def table(**changes):
 
 def record(ranks, *, data='d' * 64, protocol='full', code='c'):
     """A stored cell whose users have these ranks, counted from 0: [seeds, users]."""
-    from jaxrec import metrics
+    from jaxrec.evaluation import rank_metrics
 
     seeds = {}
     for seed, greater in enumerate(ranks):
-        values = metrics.per_example(greater, np.zeros_like(greater), (5, 10))
+        values = rank_metrics.per_example(greater, np.zeros_like(greater), (5, 10))
         seeds[str(seed)] = {
-            'metrics': metrics.mean(values),
+            'metrics': rank_metrics.mean(values),
             'ranks': {
                 'greater': cells_lib.pack(greater),
                 'ties': cells_lib.pack(np.zeros_like(greater)),
@@ -165,7 +165,7 @@ def test_what_cannot_be_is_found():
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_every_table_file_loads(path, mesh):
-    from jaxrec.state import split_model
+    from jaxrec.training.state import split_model
 
     mesh(1, 1)
     made = spec.load(path)
@@ -302,8 +302,14 @@ def test_hashes_see_what_matters(tmp_path, monkeypatch):
     other.optim.eps = 1e-7
     assert hashes.config_hash(other) != first
     files = hashes.code_files('jaxrec.models.sasrec')
-    assert {'models/sasrec.py', 'losses.py', 'state.py', 'ranking.py', 'train.py'} <= set(files)
-    assert not {'models/kuaiformer.py', 'table.py', 'tables/grid.py', 'recommend.py'} & set(files)
+    assert {
+        'models/sasrec.py',
+        'losses/softmax.py',
+        'training/state.py',
+        'evaluation/ranking.py',
+        'train.py',
+    } <= set(files)
+    assert not {'models/kuaiformer.py', 'table.py', 'paper/grid.py', 'recommend.py'} & set(files)
     assert not any(name.startswith(('benchmarks/', 'datasets/')) for name in files)
 
     package = tmp_path / 'jaxrec'
@@ -313,7 +319,8 @@ def test_hashes_see_what_matters(tmp_path, monkeypatch):
     before = hashes.code_hash(cell.experiment)
     monkeypatch.setattr(hashes, 'PACKAGE', package)
     after = hashes.code_hash(cell.experiment)
-    (package / 'losses.py').write_text((package / 'losses.py').read_text() + '\nX = 1\n')
+    loss = package / 'losses' / 'softmax.py'
+    loss.write_text(loss.read_text() + '\nX = 1\n')
     changed = hashes.code_hash(cell.experiment)
     assert before == after != changed
 

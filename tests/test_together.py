@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec import workdir as workdir_lib
-from jaxrec.cli import UserError
 from jaxrec.config import Experiment
+from jaxrec.errors import UserError
 from jaxrec.models import sasrec
-from jaxrec.together import expand
+from jaxrec.training.restore import load_trained
+from jaxrec.training.together import expand
 
 EXPERIMENT = """
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
@@ -86,7 +86,7 @@ def test_every_seed_is_a_run_of_its_own(setting, tmp_path):
 
     parameters = []
     for place in (runs / 'seed1', tmp_path / 'alone'):
-        trained = workdir_lib.load_trained(place)
+        trained = load_trained(place)
         jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
         assert trained.experiment.train.seed == 1
         parameters.append(jax.device_get(trained.params['table']))

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec import workdir as workdir_lib
-from jaxrec.checkpoint import Checkpoints
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
+from jaxrec.experiment import from_record, to_record
 from jaxrec.models import sasrec
-from jaxrec.optim import make_optimizer
-from jaxrec.state import abstract_state, split_model
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.restore import load_trained
+from jaxrec.training.state import abstract_state, split_model
 
 EXPERIMENT = """
 from jaxrec.config import Data, Eval, Experiment, Optim, Train
@@ -63,7 +64,7 @@ def command(config, workdir, *flags):
 
 
 def params_of(workdir, which='last'):
-    trained = workdir_lib.load_trained(workdir, which)
+    trained = load_trained(workdir, which)
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
     return trained.step, jax.device_get(trained.params)
 
@@ -269,7 +270,7 @@ def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(setting, tmp_p
     assert command(config, workdir, '--config.train.steps=10').returncode == 0
     step, params = params_of(workdir)
     # spoil the saved parameters: the very next loss is not finite
-    trained = workdir_lib.load_trained(workdir, 'last')
+    trained = load_trained(workdir, 'last')
     checkpoints = Checkpoints(workdir)
     optimizer = make_optimizer(trained.experiment.optim, 1)
     graphdef, abstract = split_model(trained.experiment.model, trained.histories.num_items)
@@ -388,5 +389,5 @@ def test_record_round_trip():
         train=Train(seed=3),
         eval=Eval(cutoffs=(1, 7)),
     )
-    record = json.loads(json.dumps(workdir_lib.to_record(experiment)))
-    assert workdir_lib.from_record(record) == experiment
+    record = json.loads(json.dumps(to_record(experiment)))
+    assert from_record(record) == experiment

@@ -17,7 +17,7 @@ Use none of them as an exact target; the arithmetic check flags those that canno
 import pathlib
 import runpy
 
-from jaxrec.tables.spec import Column, Ordering, Published, Row, Table
+from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 
 _losses = runpy.run_path(str(pathlib.Path(__file__).with_name('sasrec_losses.py')))
 at, ML_1M = _losses['at'], {**_losses['ML_1M'], 'train.microbatches': 1}

@@ -11,7 +11,7 @@ claims about what is better than what can be tested. Rows are those of the exper
 import pathlib
 import runpy
 
-from jaxrec.tables.spec import Column, Ordering, Row, Table
+from jaxrec.paper.spec import Column, Ordering, Row, Table
 
 _EXPERIMENT = 'experiments/kuaiformer_ml1m.py'
 _sweep = runpy.run_path(str(pathlib.Path(__file__).parents[2] / _EXPERIMENT))['sweep']()

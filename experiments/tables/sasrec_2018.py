@@ -8,7 +8,7 @@ with those of the other tables. Prepare the data sets first
 (`python -m jaxrec.prepare --dataset=games` and `ml-1m-sasrec`).
 """
 
-from jaxrec.tables.spec import Column, Published, Row, Table
+from jaxrec.paper.spec import Column, Published, Row, Table
 
 SHOWN = ('HR@10', 'NDCG@10')
 PAPER = 'Kang & McAuley, ICDM 2018 (arXiv 1808.09781), Table III'

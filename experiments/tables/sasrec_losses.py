@@ -8,7 +8,7 @@ the Beauty and Yelp of Klenitskiy & Vasilev are others. Prepare the data sets fi
 (`python -m jaxrec.prepare --dataset=beauty`, sports, yelp, ml-1m-sasrec).
 """
 
-from jaxrec.tables.spec import Column, Published, Row, Table
+from jaxrec.paper.spec import Column, Published, Row, Table
 
 SHOWN = ('HR@10', 'NDCG@10')
 ML_1M = {  # windows of 200, 64 rows hold about 128 users, turns of 16 rows

@@ -3,7 +3,7 @@ r"""A table in two minutes: SASRec's losses on generated histories. It tries out
 python -m jaxrec.table --table=experiments/tables/smoke.py --workdir=runs/tables/smoke --seeds=2
 """
 
-from jaxrec.tables.spec import Column, Ordering, Published, Row, Table
+from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 
 _SMALL = {
     'model.dim': 16,

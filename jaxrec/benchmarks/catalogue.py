@@ -4,15 +4,12 @@ import dataclasses
 import statistics
 
 import jax
-import numpy as np
 
-from jaxrec import config, sharding
+from jaxrec import config
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.training import Loop
-from jaxrec.histories import Histories
-from jaxrec.splits import Split, Targets
-
-_BATCHES = 4  # of generated users; then they come round again
+from jaxrec.datasets.synthetic import generated
+from jaxrec.devices.mesh import make_mesh
 
 
 def trained(experiment: config.Experiment) -> config.Experiment:
@@ -29,21 +26,6 @@ def trained(experiment: config.Experiment) -> config.Experiment:
     return dataclasses.replace(experiment, model=model)
 
 
-def generated(experiment: config.Experiment, items: int) -> tuple[Histories, Split]:
-    """Uniform random histories that fill every row, and a split that trains on all of them."""
-    length = experiment.model.max_len + 1
-    users = _BATCHES * experiment.train.batch_rows
-    rng = np.random.default_rng(0)
-    histories = Histories(
-        items=rng.integers(1, items + 1, users * length).astype(np.int32),
-        offsets=np.arange(users + 1) * length,
-        user_ids=np.arange(users),
-        item_ids=np.broadcast_to(np.int64(0), items),  # takes no memory; nobody asks for them
-    )
-    nobody = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return histories, Split(histories.offsets[1:], nobody, nobody)
-
-
 def measure_catalogue(
     experiment: config.Experiment, items: int, *, repeats: int, steps: int, matmul_size: int
 ) -> dict:
@@ -55,7 +37,7 @@ def measure_catalogue(
       repeats, steps, matmul_size: see `training.measure_training`; `steps` = 0 takes three.
     """
     experiment = trained(experiment)
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    jax.set_mesh(make_mesh(experiment.mesh))
     histories, split = generated(experiment, items)
     start = measure.peak_memory()
     loop = Loop(experiment, histories, split)

@@ -16,12 +16,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxrec import config, datasets, sharding, splits
+from jaxrec import config, datasets
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.training import Loop
-from jaxrec.cli import UserError, say
+from jaxrec.cli import say
+from jaxrec.data import splits
+from jaxrec.data.histories import Histories
 from jaxrec.datasets.store import COLUMNS
-from jaxrec.histories import Histories
+from jaxrec.devices.mesh import make_mesh
+from jaxrec.errors import UserError
 
 CASES = ('2000000', '200000000')  # events
 ITEMS = 100_000
@@ -49,7 +52,7 @@ def measure_data(
     logs = [generated(root / f'events-{case}', int(case)) for case in cases]
     commands = [_command(log) for log in logs]  # before this process touches the device
 
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    jax.set_mesh(make_mesh(experiment.mesh))
     loops = [_loop(experiment, log) for log in logs]
     turns = []
     for number in range(repeats):

@@ -5,15 +5,17 @@ import statistics
 
 import jax
 
-from jaxrec import config, datasets, sharding, splits
+from jaxrec import config, datasets
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.peer import K
 from jaxrec.cli import say
-from jaxrec.feed import feature_codes
-from jaxrec.optim import make_optimizer
-from jaxrec.protocols import protocol_of
-from jaxrec.ranking import Ranker
-from jaxrec.state import init_state, split_model
+from jaxrec.data import splits
+from jaxrec.devices.mesh import make_mesh
+from jaxrec.evaluation.protocols import protocol_of
+from jaxrec.evaluation.ranking import Ranker
+from jaxrec.tasks.next_item import feature_codes
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import init_state, split_model
 
 
 def measure_evaluation(
@@ -31,7 +33,7 @@ def measure_evaluation(
       peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
     """
     histories, meta = datasets.load(experiment.data, say=say)
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    jax.set_mesh(make_mesh(experiment.mesh))
     model, data = experiment.model, experiment.data
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
     full = dataclasses.replace(

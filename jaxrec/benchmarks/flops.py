@@ -28,7 +28,7 @@ def train_flops(model, num_items: int, negatives: int, batch: dict[str, np.ndarr
         cuts and features, whose operations are not counted here.
       num_items: size of the catalogue.
       negatives: candidates per target besides the target itself (ignored by the exact softmax).
-      batch: `segments` int [B, L], as `batches.TrainBatches` makes it.
+      batch: `segments` int [B, L], as `packed.TrainBatches` makes it.
     """
     tokens, pairs = tokens_and_pairs(batch['segments'])
     return 3 * forward_flops(model, num_items, negatives, tokens, pairs)

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 
 from jaxrec import config
-from jaxrec.batches import ranges
-from jaxrec.cli import UserError, say
-from jaxrec.histories import Histories
-from jaxrec.splits import Split
+from jaxrec.cli import say
+from jaxrec.data.histories import Histories
+from jaxrec.data.ragged import ranges
+from jaxrec.data.splits import Split
+from jaxrec.errors import UserError
 
 PEERS = {'rectools': 'rectools_peer.py'}
 BATCH_USERS = 128  # of the peer, which gives every user one row

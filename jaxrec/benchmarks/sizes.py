@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from jaxrec import config
 from jaxrec.benchmarks.catalogue import measure_catalogue
 from jaxrec.benchmarks.softmax import measure_loss
-from jaxrec.cli import UserError, say
+from jaxrec.cli import say
+from jaxrec.errors import UserError
 
 LOSS_CASES = (  # tokens x items x dim
     '800x12000x64',

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec import config, losses, sharding
+from jaxrec import config, losses
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import softmax_flops
+from jaxrec.devices.mesh import TABLE, make_mesh, table_rows
 
 _LONG = 10.0  # seconds; a longer call is measured once
 
@@ -23,15 +24,15 @@ def measure_loss(tokens: int, items: int, dim: int, *, repeats: int, matmul_size
       repeats: calls after the compilation, in turns with the matrix product.
       matmul_size: see `measure.Matmul`.
     """
-    jax.set_mesh(sharding.make_mesh(config.Mesh()))
+    jax.set_mesh(make_mesh(config.Mesh()))
     tokens += -tokens % jax.device_count()
     start = measure.peak_memory()
 
     @jax.jit
     def make(key):
         keys = jax.random.split(key, 3)
-        rows = sharding.table_rows(items)
-        table = jax.random.normal(keys[0], (rows, dim), out_sharding=sharding.TABLE)
+        rows = table_rows(items)
+        table = jax.random.normal(keys[0], (rows, dim), out_sharding=TABLE)
         split = P('data', None, None)
         queries = jax.random.normal(keys[1], (tokens, 1, dim), out_sharding=split)
         targets = jax.random.randint(

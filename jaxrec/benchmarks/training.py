@@ -7,15 +7,18 @@ import time
 
 import jax
 
-from jaxrec import config, datasets, memory, sharding, splits
-from jaxrec.batches import prefetch
+from jaxrec import config, datasets
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import train_flops
 from jaxrec.cli import say
-from jaxrec.feed import train_batches
-from jaxrec.histories import Histories
-from jaxrec.optim import make_optimizer
-from jaxrec.state import init_state, split_model, train_step
+from jaxrec.data import splits
+from jaxrec.data.histories import Histories
+from jaxrec.devices.malloc import keep_freed
+from jaxrec.devices.mesh import make_mesh, put_batch
+from jaxrec.tasks.next_item import train_batches
+from jaxrec.training.loop import prefetch
+from jaxrec.training.optim import make_optimizer
+from jaxrec.training.state import init_state, split_model, train_step
 
 _WARM_UP = 3  # steps after the one that compiles
 _SECONDS = 2.0  # of one measurement, where the number of steps is not given
@@ -56,7 +59,7 @@ class Loop:
         self.state = init_state(model, histories.num_items, optimizer, settings.seed)
         self._step = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
         self._counts: dict[int, tuple[int, float]] = {}
-        memory.keep_freed()
+        keep_freed()
         self._feed, self._done = prefetch(self._counted, 0), 0
         self.compile_seconds = measure.seconds(lambda: self.run(1))
         self.run(_WARM_UP)
@@ -65,7 +68,7 @@ class Loop:
         """Runs `steps` steps; seconds, real targets, tokens of the batches, useful FLOPs."""
         first, start = self._done, time.perf_counter()
         for _ in range(steps):
-            self.state, _ = self._step(self.state, sharding.put_batch(next(self._feed)))
+            self.state, _ = self._step(self.state, put_batch(next(self._feed)))
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         self._done += steps
@@ -111,7 +114,7 @@ def measure_training(
       against: another experiment on the same data, whose step takes its turns too.
     """
     histories, meta = datasets.load(experiment.data, say=say)
-    jax.set_mesh(sharding.make_mesh(experiment.mesh))
+    jax.set_mesh(make_mesh(experiment.mesh))
     data = experiment.data
     split = splits.split(histories, data.split, data.valid_share, data.test_share)
     loop = Loop(experiment, histories, split, users_per_batch)

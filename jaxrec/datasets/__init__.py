@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable
 
 from jaxrec import config as config_lib
-from jaxrec.cli import UserError
+from jaxrec.data.histories import Histories
 from jaxrec.datasets import store
-from jaxrec.histories import Histories
+from jaxrec.errors import UserError
 
 # name -> file here, its DataSet, and a summary for --help
 KNOWN = {

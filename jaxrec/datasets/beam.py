@@ -19,9 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from jaxrec import config as config_lib
-from jaxrec.cli import UserError
-from jaxrec.datasets import events, store, tables
-from jaxrec.histories import Histories, blocks, ranges
+from jaxrec.data.histories import Histories
+from jaxrec.data.ragged import blocks, ranges
+from jaxrec.datasets import events, store, tabular
+from jaxrec.errors import UserError
 
 MISSING = "--beam_runner needs Apache Beam: pip install 'jaxrec[beam]'"
 
@@ -204,7 +205,7 @@ def _pieces(table: pa.Table, columns: list[str], catalogue: np.ndarray) -> Itera
     item_codes, items = _column(table, columns[1])
     numbers = (np.searchsorted(catalogue, items) + 1).astype(np.int32)[item_codes]
     chunk = table.column(columns[2]).combine_chunks()
-    times = tables.numbers(chunk, columns[2], 'the log', 1, dates=True).astype(np.int64)
+    times = tabular.numbers(chunk, columns[2], 'the log', 1, dates=True).astype(np.int64)
     order = np.argsort(codes, kind='stable')
     bounds = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(users)))])
     for user, start, end in zip(users.tolist(), bounds[:-1], bounds[1:], strict=True):
@@ -215,7 +216,7 @@ def _pieces(table: pa.Table, columns: list[str], catalogue: np.ndarray) -> Itera
 
 def _column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes of an id column and the ids, each once."""
-    ids = tables.ids(table.column(column).combine_chunks(), column, 'the log', 1)
+    ids = tabular.ids(table.column(column).combine_chunks(), column, 'the log', 1)
     values, place = np.unique(events.plain_ids(ids.dictionary, text=False), return_inverse=True)
     return place[ids.indices.to_numpy(zero_copy_only=False)], values
 

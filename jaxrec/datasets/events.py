@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jaxrec.cli import UserError
-from jaxrec.histories import Histories
+from jaxrec.data.histories import Histories
+from jaxrec.errors import UserError
 
 LONGEST_ID = 512  # bytes; ids are kept in a fixed-width column, so one huge id would swell it
 INTEGER = r'^(0|-?[1-9][0-9]{0,17})$'  # '007', '+7' and '-0' are not integers: they stay text

@@ -28,10 +28,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from jaxrec.cli import UserError
+from jaxrec.data.histories import NO_TIME
 from jaxrec.datasets.events import Coded, Events
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
-from jaxrec.histories import NO_TIME
+from jaxrec.errors import UserError
 
 HOMEPAGE = 'https://kuairand.com/'
 CITATION = (

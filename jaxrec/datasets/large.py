@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pyarrow as pa
 
-from jaxrec import histories as histories_lib
-from jaxrec.cli import UserError
-from jaxrec.datasets import events, tables
-from jaxrec.histories import Histories, blocks
-from jaxrec.tally import Tally
+from jaxrec.data.histories import Histories
+from jaxrec.data.ragged import EVENTS_AT_ONCE, Tally, blocks
+from jaxrec.datasets import events, tabular
+from jaxrec.errors import UserError
 
 _FILES = 256  # at most; of a very large log they are larger
 
@@ -46,11 +45,11 @@ def to_histories(
       name: data set name, for messages.
       scratch: empty folder for the result's columns and for as many bytes again; the histories
         are good as long as it is there.
-      user_col, item_col, time_col, features: see `tables.read_parquet`.
+      user_col, item_col, time_col, features: see `tabular.read_parquet`.
       min_user, min_item: see `events.to_histories`.
 
     Raises:
-      UserError: as `tables.read_parquet` and `events.to_histories`.
+      UserError: as `tabular.read_parquet` and `events.to_histories`.
     """
     columns = {f'feature.{c}': _Numbers(c, name, dates=False) for c in features}
     if time_col:
@@ -68,7 +67,7 @@ def to_histories(
         raise UserError(f'no events in {name}')
 
     offsets = np.concatenate([[0], np.cumsum(per_user)])
-    size = max(histories_lib.EVENTS_AT_ONCE, int(offsets[-1]) // _FILES)
+    size = max(EVENTS_AT_ONCE, int(offsets[-1]) // _FILES)
     ranges = list(blocks(offsets, size))
     kinds = {'user': np.int32, 'item': np.int32} | {c: n.dtype for c, n in columns.items()}
     kinds = np.dtype(list(kinds.items()))
@@ -142,7 +141,7 @@ class _Numbers:
     def dtype(self) -> type:
         """int64 if every value is whole, else float64."""
         if {'M'} < self._kinds:
-            raise tables.mixed(*self._where)
+            raise tabular.mixed(*self._where)
         return np.int64 if 'f' not in self._kinds or self._all_whole else np.float64
 
     def read(self, batch: pa.RecordBatch, row: int) -> np.ndarray:
@@ -158,7 +157,7 @@ class _Numbers:
 
     def _values(self, batch, row):
         column, name = self._where
-        return tables.numbers(batch.column(column), column, name, row, dates=self._dates)
+        return tabular.numbers(batch.column(column), column, name, row, dates=self._dates)
 
 
 def _numbered(batches: Batches) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -172,7 +171,7 @@ def _numbered(batches: Batches) -> Iterator[tuple[int, pa.RecordBatch]]:
 
 def _ids(batch, column, name, row) -> tuple[np.ndarray, np.ndarray]:
     """Codes [n] of an id column and the values that they stand for."""
-    ids = tables.ids(batch.column(column), column, name, row)
+    ids = tabular.ids(batch.column(column), column, name, row)
     return ids.indices.to_numpy(zero_copy_only=False), events.plain_ids(ids.dictionary, text=False)
 
 

@@ -38,10 +38,10 @@ from typing import BinaryIO
 import pyarrow as pa
 
 from jaxrec import config as config_lib
-from jaxrec.cli import UserError
-from jaxrec.datasets import large, tables, text_layouts
+from jaxrec.data.histories import Histories
+from jaxrec.datasets import large, tabular, text_layouts
 from jaxrec.datasets.events import Events
-from jaxrec.histories import Histories
+from jaxrec.errors import UserError
 
 LAYOUTS = ('auto', 'table', 'sequences', 'pairs')
 SAMPLE = 1 << 20  # bytes looked at to tell the layout
@@ -92,15 +92,15 @@ def read_large(config: config_lib.Data, scratch: pathlib.Path) -> Histories | No
     with _complaints(path):
         with open(path, 'rb') as file:
             parquet = file.read(4) == b'PAR1' and config.layout in ('auto', 'table')
-        if not parquet or tables.parquet_rows(path) <= LARGE:
+        if not parquet or tabular.parquet_rows(path) <= LARGE:
             return None
-        _check_columns(tables.parquet_columns(path), path.name, config)
+        _check_columns(tabular.parquet_columns(path), path.name, config)
         names = {'user_col': config.user_col, 'item_col': config.item_col}
         names |= {'time_col': config.time_col, 'features': columns(config)}
         wanted = [config.user_col, config.item_col, *columns(config)]
         wanted += [config.time_col] if config.time_col else []
         limits = {'min_user': config.min_user, 'min_item': config.min_item}
-        batches = functools.partial(tables.parquet_batches, path, wanted)
+        batches = functools.partial(tabular.parquet_batches, path, wanted)
         return large.to_histories(batches, path.name, scratch, **names, **limits)
 
 
@@ -147,12 +147,12 @@ def _read(path: pathlib.Path, name: str, config: config_lib.Data) -> Events:
             raise UserError(f'{name} is a Parquet table; leave out --layout={config.layout}')
         if _is_gzip(path):
             raise UserError(f"{name} is a gzip'd Parquet file; unzip it first")
-        _check_columns(tables.parquet_columns(path), name, config)
-        return tables.read_parquet(path, name, **columns_of, features=columns(config))
+        _check_columns(tabular.parquet_columns(path), name, config)
+        return tabular.read_parquet(path, name, **columns_of, features=columns(config))
     layout, delimiter = _layout(sample, name, config)
     with open_plain(path) as file:
         if layout == 'table':
-            return tables.read_csv(
+            return tabular.read_csv(
                 file, name, delimiter=delimiter, **columns_of, features=columns(config)
             )
         if columns(config):
@@ -174,7 +174,7 @@ def _layout(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str
     first = first.decode(errors='replace').strip()
     if config.layout in ('sequences', 'pairs'):
         return config.layout, ''
-    headers = {d: tables.header_fields(first, d) for d in tables.DELIMITERS}
+    headers = {d: tabular.header_fields(first, d) for d in tabular.DELIMITERS}
     for delimiter, header in headers.items():
         if config.user_col in header and config.item_col in header:
             _check_columns(header, name, config)
@@ -196,7 +196,7 @@ def _text_layout(sample: bytes, first: str, name: str, config: config_lib.Data) 
     if below and all(integer.match(w.decode(errors='replace')) for w in below):
         if not any(integer.match(w) for w in first.split()):
             if '\t' in first:
-                _check_columns(tables.header_fields(first, '\t'), name, config)
+                _check_columns(tabular.header_fields(first, '\t'), name, config)
             raise UserError(
                 f'cannot tell the layout of {name}: its first line looks like a header, but the '
                 f'columns of a table are split at tabs or commas; {ask}'

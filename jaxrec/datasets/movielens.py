@@ -13,10 +13,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxrec.cli import UserError
-from jaxrec.datasets import tables
+from jaxrec.datasets import tabular
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import ZIP, DataSet, check_sha256, download, open_source, unpack
+from jaxrec.errors import UserError
 
 SITE = 'https://files.grouplens.org/datasets/movielens'
 CITATION = (
@@ -94,7 +94,7 @@ def _genres(texts: list[str]) -> np.ndarray:
 
 
 def _events(ratings: bytes, titles: list[list[str]] | None) -> Events:
-    events = tables.read_csv(
+    events = tabular.read_csv(
         io.BytesIO(ratings),
         'MovieLens',
         delimiter='\t',

@@ -12,8 +12,8 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
-from jaxrec.cli import UserError
 from jaxrec.datasets.events import Events
+from jaxrec.errors import UserError
 
 ZIP = b'PK\x03\x04'  # first bytes
 TIMEOUT = 10  # seconds without an answer before a host counts as unreachable

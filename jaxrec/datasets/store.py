@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from jaxrec import files
-from jaxrec.cli import UserError
-from jaxrec.histories import FORMAT, Histories, read_meta
+from jaxrec.data.histories import FORMAT, Histories, read_meta
+from jaxrec.errors import UserError
 
 VERSION = '1.1.0'  # of what the readers make of a source; a new one makes old folders stale
 COLUMNS = 'columns'

@@ -10,8 +10,11 @@ import dataclasses
 
 import numpy as np
 
-from jaxrec.cli import UserError
+from jaxrec import config
+from jaxrec.data.histories import Histories
+from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.events import Coded, Events
+from jaxrec.errors import UserError
 
 DAY = 86_400
 
@@ -95,3 +98,21 @@ def _first_unseen(chosen: np.ndarray, seen: np.ndarray, items: int) -> np.ndarra
         chosen[clash] = (chosen[clash] + 1) % items
         clash = clash[(seen[clash] == chosen[clash, None]).any(1)]
     return chosen
+
+
+_BATCHES = 4  # of generated users; then they come round again
+
+
+def generated(experiment: config.Experiment, items: int) -> tuple[Histories, Split]:
+    """Uniform random histories that fill every row, and a split that trains on all of them."""
+    length = experiment.model.max_len + 1
+    users = _BATCHES * experiment.train.batch_rows
+    rng = np.random.default_rng(0)
+    histories = Histories(
+        items=rng.integers(1, items + 1, users * length).astype(np.int32),
+        offsets=np.arange(users + 1) * length,
+        user_ids=np.arange(users),
+        item_ids=np.broadcast_to(np.int64(0), items),  # takes no memory; nobody asks for them
+    )
+    nobody = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return histories, Split(histories.offsets[1:], nobody, nobody)

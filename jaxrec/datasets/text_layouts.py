@@ -12,8 +12,8 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from jaxrec.cli import UserError
 from jaxrec.datasets.events import Coded, Events, encode
+from jaxrec.errors import UserError
 
 BLOCK = 1 << 26  # bytes parsed at a time: bounds the memory beyond the result
 

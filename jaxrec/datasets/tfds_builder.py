@@ -17,22 +17,20 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from jaxrec.datasets import store
-from jaxrec.histories import Histories
+from jaxrec.data.histories import Histories
 
 SPLIT = 'histories'
 
 
 class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes Histories. The name is the data set's, so it is set on the object, not the class."""
+    """Writes Histories. Name and version are the data set's, so they are set on the object."""
 
-    VERSION = tfds.core.Version(store.VERSION)
     # Nothing is downloaded by TFDS, so it needs no checksums; looking for their file would import
     # importlib_resources, which tensorflow-datasets 4.9.10 does not ask pip for.
     url_infos = None
 
-    def __init__(self, histories: Histories, about: dict, name: str, **kwargs):
-        self.name = name
+    def __init__(self, histories: Histories, about: dict, name: str, version: str, **kwargs):
+        self.name, self.VERSION = name, tfds.core.Version(version)
         self._histories = histories
         self._about = about
         super().__init__(file_format='array_record', **kwargs)
@@ -70,13 +68,14 @@ class HistoriesBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 def write(histories: Histories, folder: pathlib.Path, data_dir: pathlib.Path, about: dict) -> None:
     """Writes `histories` into `folder` = data_dir/name[/variant]/version, whole or not at all."""
-    name, *variant, _ = folder.relative_to(data_dir).parts
+    name, *variant, version = folder.relative_to(data_dir).parts
     config = tfds.core.BuilderConfig(name=variant[0]) if variant else None
     with silence():
         builder = HistoriesBuilder(
             histories,
             about,
             name,
+            version,
             data_dir=os.fspath(data_dir),
             config=config,
         )

@@ -20,9 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec import contrast, embeddings, sharding
-from jaxrec.contrast import Contrast
+from jaxrec.devices.mesh import replicated
 from jaxrec.models import sasrec
+from jaxrec.nn import embeddings
+from jaxrec.objectives import contrast
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.objectives.queue import enqueue, start_queue
 
 
 @dataclasses.dataclass
@@ -75,7 +78,7 @@ class CL4SRec(sasrec.SASRec):
         memory, settings = super().init_memory(), self.config.contrast
         if self.contrasting and settings.momentum:
             momentum = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(self, nnx.Param)))
-            memory |= {'momentum': momentum, **contrast.start_queue(settings, self.config.dim)}
+            memory |= {'momentum': momentum, **start_queue(settings.queue, self.config.dim)}
         return memory
 
     def remember(
@@ -94,7 +97,7 @@ class CL4SRec(sasrec.SASRec):
             model = nnx.merge(graphdef, momentum)
             (_, rows), (_, view_key) = self._views(batch, key)
             keys = model._vectors(rows, view_key, len(batch['users']))
-            new = {'momentum': momentum, **contrast.enqueue(old, keys, batch)}
+            new = {'momentum': momentum, **enqueue(old, keys, batch)}
             batch = {**batch, **old, 'queue.keys': keys}
         rest = {name: value for name, value in memory.items() if name not in new}
         if rest:
@@ -114,6 +117,6 @@ class CL4SRec(sasrec.SASRec):
         pool = self.config.contrast.pool
         x = contrast.user_vectors(hidden, rows, users, self.max_len - 1, pool)
         if self.head is not None:
-            inner, outer = (sharding.replicated(kernel[...]) for kernel in self.head)
+            inner, outer = (replicated(kernel[...]) for kernel in self.head)
             x = jax.nn.relu(x @ inner) @ outer
         return x

@@ -10,11 +10,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec import embeddings, in_batch, layers, sharding
-from jaxrec.cli import UserError
-from jaxrec.config import Data
-from jaxrec.features import Feature, check_features
-from jaxrec.in_batch import InBatch
+from jaxrec.config import Data, Feature
+from jaxrec.data.features import check_features
+from jaxrec.devices.mesh import lookup
+from jaxrec.errors import UserError
+from jaxrec.nn import embeddings
+from jaxrec.nn.dropout import Key, dropout
+from jaxrec.nn.linear import linear_layer
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.in_batch import InBatch
 
 
 @dataclasses.dataclass
@@ -56,7 +60,7 @@ class ComiRec(in_batch.InBatchModel):
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         init = embeddings.INITS[config.init]
-        linear = layers.linear_layer(init, jnp.float32, bias=False)
+        linear = linear_layer(init, jnp.float32, bias=False)
         table = embeddings.item_table(config.init, config.dim, num_items, rngs.params())
         self.table = nnx.Param(table)
         self.positions = nnx.Param(init(rngs.params(), (config.max_len, config.dim), jnp.float32))
@@ -76,9 +80,7 @@ class ComiRec(in_batch.InBatchModel):
         """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
         return self.encode(history, self.item_table())[:, 0]
 
-    def encode(
-        self, batch: dict, table: jax.Array, key: layers.Key = None, cuts: int = 1
-    ) -> jax.Array:
+    def encode(self, batch: dict, table: jax.Array, key: Key = None, cuts: int = 1) -> jax.Array:
         """The K interests at the last `cuts` places: [B, G, K, D]; zeros without a history.
 
         Args:
@@ -87,11 +89,11 @@ class ComiRec(in_batch.InBatchModel):
           key: dropout key; None at inference.
           cuts: G.
         """
-        x = sharding.lookup(table, batch['items']) * self.config.dim**0.5
+        x = lookup(table, batch['items']) * self.config.dim**0.5
         if self.tokens is not None:
             x = self.tokens(x, batch)
-        x = layers.dropout(x, self.config.embedding_dropout, key)
-        placed = x + sharding.lookup(self.positions[...], batch['positions'])
+        x = dropout(x, self.config.embedding_dropout, key)
+        placed = x + lookup(self.positions[...], batch['positions'])
         logits = self.outer(jnp.tanh(self.inner(placed)))  # [B, W, K]
         width = logits.shape[1]
         before = jnp.arange(width) < width - jnp.arange(cuts)[::-1, None]  # [G, W]
@@ -106,7 +108,7 @@ class ComiRec(in_batch.InBatchModel):
         table = self.item_table()
         queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
         batch = self.sample(batch, key)
-        rows = sharding.lookup(table, batch['targets'])
+        rows = lookup(table, batch['targets'])
         nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)
         chosen = jnp.take_along_axis(queries, nearest[..., None, None], axis=2)
         return in_batch.loss(self.config.in_batch, chosen, table, batch, self.num_items)

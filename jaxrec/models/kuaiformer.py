@@ -14,11 +14,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import P
 
-from jaxrec import embeddings, in_batch, layers, sharding
-from jaxrec.cli import UserError
-from jaxrec.config import Data
-from jaxrec.features import Feature, check_features
-from jaxrec.in_batch import InBatch
+from jaxrec.config import Data, Feature
+from jaxrec.data.features import check_features
+from jaxrec.devices.mesh import lookup, on_mesh, reshape_rows
+from jaxrec.errors import UserError
+from jaxrec.nn import embeddings
+from jaxrec.nn.attention import causal_mask
+from jaxrec.nn.blocks import BlockLlama
+from jaxrec.nn.dropout import Key, dropout, split_key
+from jaxrec.nn.linear import linear_layer, rms_norm
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.in_batch import InBatch
 
 
 @dataclasses.dataclass
@@ -88,12 +94,12 @@ class KuaiFormer(in_batch.InBatchModel):
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         dtype = jnp.bfloat16 if config.bf16 else jnp.float32
-        linear = layers.linear_layer(embeddings.INITS[config.init], dtype, bias=False)
-        norm = layers.rms_norm(1e-6, dtype)
+        linear = linear_layer(embeddings.INITS[config.init], dtype, bias=False)
+        norm = rms_norm(1e-6, dtype)
         rotary = config.positions == 'rope'
 
         def block(ffn, causal):
-            return layers.BlockLlama(
+            return BlockLlama(
                 config.dim,
                 config.heads,
                 ffn,
@@ -129,9 +135,7 @@ class KuaiFormer(in_batch.InBatchModel):
         """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
         return self.encode(history, self.item_table())[:, 0]
 
-    def encode(
-        self, batch: dict, table: jax.Array, key: layers.Key = None, cuts: int = 1
-    ) -> jax.Array:
+    def encode(self, batch: dict, table: jax.Array, key: Key = None, cuts: int = 1) -> jax.Array:
         """The k interests at the last `cuts` places of each row: [B, G, k, D].
 
         Query tokens see the events before their cut and the earlier query tokens of their cut; no
@@ -146,10 +150,10 @@ class KuaiFormer(in_batch.InBatchModel):
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
-        token_key, group_key, *block_keys = layers.split_key(key, 2 + config.blocks)
+        token_key, group_key, *block_keys = split_key(key, 2 + config.blocks)
         real = batch['segments'] > 0
-        x = sharding.lookup(table, batch['items']).astype(dtype) * config.dim**0.5
-        x = layers.dropout(self.tokens(x, batch), config.embedding_dropout, token_key)
+        x = lookup(table, batch['items']).astype(dtype) * config.dim**0.5
+        x = dropout(self.tokens(x, batch), config.embedding_dropout, token_key)
         x, real = self.compress(x * real[..., None].astype(dtype), real, group_key)
         events, asked = x.shape[1], cuts * config.interests
         x = jnp.concatenate([x, self._query_tokens(x, cuts)], axis=1)
@@ -162,18 +166,18 @@ class KuaiFormer(in_batch.InBatchModel):
                 mask = mask[:, :, events:]
             x = block(x, mask, block_key, places)
         x = self.norm(x[:, -asked:])
-        return sharding.reshape_rows(x, (x.shape[0], cuts, config.interests, config.dim))
+        return reshape_rows(x, (x.shape[0], cuts, config.interests, config.dim))
 
     def _query_tokens(self, like: jax.Array, cuts: int) -> jax.Array:
         """[B, cuts k, D] for every row of `like` [B, ..], placed like it."""
         tokens = jnp.tile(self.query_tokens[...].astype(like.dtype), (cuts, 1))
         shape, placed = (like.shape[0], *tokens.shape), None
-        if sharding.on_mesh():
+        if on_mesh():
             placed = P(jax.typeof(like).sharding.spec[0], None, None)
         return jax.lax.broadcast_in_dim(tokens, shape, (1, 2), out_sharding=placed)
 
     def compress(
-        self, x: jax.Array, real: jax.Array, key: layers.Key = None
+        self, x: jax.Array, real: jax.Array, key: Key = None
     ) -> tuple[jax.Array, jax.Array]:
         """Adaptive item compression (section 3.3): old events in groups, the newest as they are.
 
@@ -192,14 +196,14 @@ class KuaiFormer(in_batch.InBatchModel):
         x = jnp.pad(x, ((0, 0), (missing, 0), (0, 0)))
         real = jnp.pad(real, ((0, 0), (missing, 0)))
         tokens, present, at = [], [], 0
-        for (size, count), run_key in zip(runs, layers.split_key(key, len(runs)), strict=True):
+        for (size, count), run_key in zip(runs, split_key(key, len(runs)), strict=True):
             end = at + size * count
             groups = (x.shape[0] * count, size)
-            inside = sharding.reshape_rows(real[:, at:end], groups)
-            y = sharding.reshape_rows(x[:, at:end], (*groups, x.shape[2]))
+            inside = reshape_rows(real[:, at:end], groups)
+            y = reshape_rows(x[:, at:end], (*groups, x.shape[2]))
             mean = self._group(y, inside, self.sizes.index(size), run_key)
-            tokens.append(sharding.reshape_rows(mean, (x.shape[0], count, x.shape[2])))
-            present.append(sharding.reshape_rows(inside.any(1), (x.shape[0], count)))
+            tokens.append(reshape_rows(mean, (x.shape[0], count, x.shape[2])))
+            present.append(reshape_rows(inside.any(1), (x.shape[0], count)))
             at = end
         return (
             jnp.concatenate([*tokens, x[:, at:]], axis=1),
@@ -244,7 +248,7 @@ def mask_and_places(real: jax.Array, cuts: int, interests: int) -> tuple[jax.Arr
     cut = jnp.repeat(jnp.arange(cuts), interests)  # of each query token
     nth = jnp.tile(jnp.arange(interests), cuts)
     end = length - (cuts - 1 - cut)
-    events = layers.causal_mask(real.astype(jnp.int32))  # [B, 1, T, T]
+    events = causal_mask(real.astype(jnp.int32))  # [B, 1, T, T]
     seen = real[:, None, None] & (jnp.arange(length) < end[:, None])  # [B, 1, G k, T]
     own = (cut[:, None] == cut) & (nth <= nth[:, None])
     own = own & (seen[..., :1] | True)  # for every row, placed like it

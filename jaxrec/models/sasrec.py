@@ -7,11 +7,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import P
 
-from jaxrec import embeddings, in_batch, layers, losses, sharding
-from jaxrec.cli import UserError
-from jaxrec.config import Data
-from jaxrec.features import Feature, check_features
-from jaxrec.in_batch import InBatch
+from jaxrec import losses
+from jaxrec.config import Data, Feature
+from jaxrec.data.features import check_features
+from jaxrec.devices.mesh import lookup, on_mesh
+from jaxrec.errors import UserError
+from jaxrec.nn import embeddings
+from jaxrec.nn.attention import causal_mask
+from jaxrec.nn.blocks import BLOCKS
+from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
+from jaxrec.nn.linear import layer_norm, linear_layer
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.next_item import negative_scores
 
 
 @dataclasses.dataclass
@@ -47,7 +55,7 @@ class Config:
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be."""
-        _one_of('variant', self.variant, layers.BLOCKS)
+        _one_of('variant', self.variant, BLOCKS)
         _one_of('loss', self.loss, ('softmax', 'sampled_softmax', 'bce', 'gbce', 'in_batch'))
         _one_of('negatives_per', self.negatives_per, ('batch', 'row', 'position', 'data'))
         _one_of('init', self.init, embeddings.INITS)
@@ -84,12 +92,12 @@ class SASRec(nnx.Module):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         dtype = jnp.bfloat16 if config.bf16 else jnp.float32
         init = embeddings.INITS[config.init]
-        linear = layers.linear_layer(init, dtype)
-        norm = layers.layer_norm(1e-8 if config.variant == '2018' else 1e-6, dtype)
+        linear = linear_layer(init, dtype)
+        norm = layer_norm(1e-8 if config.variant == '2018' else 1e-6, dtype)
         table = embeddings.item_table(config.init, config.dim, num_items, rngs.params())
         self.table = nnx.Param(table)
         self.positions = nnx.Param(init(rngs.params(), (config.max_len, config.dim), jnp.float32))
-        block = layers.BLOCKS[config.variant]
+        block = BLOCKS[config.variant]
         self.tokens = (
             embeddings.Tokens(config.features, config.dim, config.feature_dim, linear, rngs=rngs)
             if config.features
@@ -109,10 +117,10 @@ class SASRec(nnx.Module):
         self,
         batch: dict,
         table: jax.Array,
-        key: layers.Key = None,
+        key: Key = None,
         *,
         last: int = 0,
-        table_key: layers.Key = None,
+        table_key: Key = None,
     ) -> jax.Array:
         """Hidden vector after every event, or after the last ones of each row.
 
@@ -129,18 +137,18 @@ class SASRec(nnx.Module):
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
-        keys = layers.split_key(key, config.blocks + 1)
+        keys = split_key(key, config.blocks + 1)
         real = (batch['segments'] > 0)[..., None].astype(dtype)
-        x = sharding.lookup(table, batch['items'])
-        x = layers.dropout_rows(x, batch['items'], config.table_dropout, table_key)
+        x = lookup(table, batch['items'])
+        x = dropout_rows(x, batch['items'], config.table_dropout, table_key)
         x = x * config.dim**0.5
         if self.tokens is not None:
             x = self.tokens(x, batch)
-        x = x + sharding.lookup(self.positions[...], batch['positions'])
+        x = x + lookup(self.positions[...], batch['positions'])
         if 'cutoff' in batch:
             x = jnp.where(batch['cutoff'], 0, x)
-        x = layers.dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
-        mask = layers.causal_mask(batch['segments'])
+        x = dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
+        mask = causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
             if last and block is self.blocks[-1]:
                 mask, real = mask[:, :, -last:], real[:, -last:]
@@ -159,7 +167,7 @@ class SASRec(nnx.Module):
                 "data.unseen_negatives goes with a sampled loss and negatives_per='data'"
             )
         encode_key, table_key, _ = jax.random.split(key, 3)
-        table = layers.dropout(self.item_table(), config.table_dropout, table_key)
+        table = dropout(self.item_table(), config.table_dropout, table_key)
         if config.loss == 'in_batch':
             last = batch['targets'].shape[1]
             queries = self.encode(batch, table, encode_key, last=last)[:, :, None]
@@ -180,7 +188,7 @@ class SASRec(nnx.Module):
         if 'sampled' not in batch:
             batch = self.sample(batch, key)
         negatives = batch['sampled']
-        positive = (hidden * sharding.lookup(table, targets)).sum(-1)
+        positive = (hidden * lookup(table, targets)).sum(-1)
         scores = negative_scores(hidden, table, negatives)
         if config.loss == 'bce':
             loss = losses.bce(positive, scores, weights)
@@ -216,7 +224,7 @@ class SASRec(nnx.Module):
             return {**batch, 'sampled': batch['negatives']}
         (b, l), k = batch['items'].shape, config.negatives
         shape = {'batch': (1, 1, k), 'row': (b, 1, k), 'position': (b, l, k)}[config.negatives_per]
-        split = P('data', None, None) if shape[0] > 1 and sharding.on_mesh() else None
+        split = P('data', None, None) if shape[0] > 1 and on_mesh() else None
         negative_key = jax.random.split(key, 3)[2]
         drawn = jax.random.randint(negative_key, shape, 1, self.num_items + 1, out_sharding=split)
         return {**batch, 'sampled': drawn}
@@ -233,31 +241,6 @@ class SASRec(nnx.Module):
         """See `state`."""
         del key
         return in_batch.remember(batch, memory, step, self.config.in_batch.rate)
-
-
-def negative_scores(hidden: jax.Array, table: jax.Array, negatives: jax.Array) -> jax.Array:
-    """Scores [B, L, k] of negatives [B or 1, L or 1, k] under hidden [B, L, D].
-
-    Negatives of single positions are walked in chunks along L and looked up again in the backward
-    pass, so that [B, L, k, D] never exists.
-    """
-    if negatives.shape[:2] == (1, 1):  # one set for the batch
-        return jnp.einsum('bld,kd->blk', hidden, sharding.lookup(table, negatives[0, 0]))
-    if negatives.shape[1] == 1:  # one set per row
-        return jnp.einsum('bld,bkd->blk', hidden, sharding.lookup(table, negatives[:, 0]))
-
-    @jax.checkpoint
-    def scores(x):
-        h, ids = x
-        return jnp.einsum('bd,bkd->bk', h, sharding.lookup(table, ids))
-
-    if negatives.size * hidden.shape[-1] <= _LOOKUP_AT_ONCE:
-        return jnp.einsum('bld,blkd->blk', hidden, sharding.lookup(table, negatives))
-    by_position = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(negatives, 1, 0))
-    return jnp.moveaxis(jax.lax.map(scores, by_position), 0, 1)
-
-
-_LOOKUP_AT_ONCE = 1 << 24  # floats of negatives' vectors held at once: 64 MiB
 
 
 def _one_of(name, value, known):

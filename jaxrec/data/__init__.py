@@ -1,0 +1,1 @@
+"""What training and evaluation read: histories, splits, features, batches (host, numpy)."""

@@ -1,0 +1,204 @@
+"""Histories: every user's time-ordered events as flat, memory-mappable numpy columns."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+
+import numpy as np
+
+from jaxrec.data.ragged import blocks, distinct
+
+FORMAT = 1  # of the folder written by `save`
+NO_TIME = np.iinfo(
+    np.int64
+).min  # of an event that is older than the user's others, but not known when
+
+
+_INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
+
+
+@dataclasses.dataclass
+class Histories:
+    """Events of all users, user by user and oldest first within a user.
+
+    Attributes:
+      items: int32 [N]; item numbers 1..num_items (0 is padding and never stored).
+      offsets: int64 [U + 1]; user u's events are items[offsets[u]:offsets[u + 1]].
+      user_ids: [U]; raw user ids as given, int64 or utf-8 bytes ('S'), ascending.
+      item_ids: [num_items]; raw id of item i at i - 1, int64 or utf-8 bytes, ascending.
+      times: int64 [N] timestamps in the source's unit, or None where the source has none. NO_TIME
+        where only the order is known: such events are a user's first, and before every moment.
+      features: named per-event columns, each [N].
+      item_features: named per-item columns; item i's value is at i - 1. [num_items], or int32
+        [num_items, T] sets of up to T numbers from 1, padded with 0.
+      titles: utf-8 bytes [num_items] for display, or None.
+      name: data set name, for messages.
+    """
+
+    items: np.ndarray
+    offsets: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    times: np.ndarray | None = None
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    item_features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    titles: np.ndarray | None = None
+    name: str = ''
+
+    @property
+    def num_users(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    def history(self, user: int) -> np.ndarray:
+        """Items of user number `user` (0-based), oldest first."""
+        return self.items[self.offsets[user] : self.offsets[user + 1]]
+
+    def find_user(self, raw) -> int | None:
+        """0-based number of the user with raw id `raw` (int, or its text), None if unknown."""
+        return _find(self.user_ids, raw)
+
+    def find_item(self, raw) -> int | None:
+        """1-based number of the item with raw id `raw` (int, or its text), None if unknown."""
+        index = _find(self.item_ids, raw)
+        return None if index is None else index + 1
+
+    def raw_item(self, item: int) -> int | str:
+        """Raw id of item number `item`, as the source gave it."""
+        return _plain(self.item_ids[item - 1])
+
+    def raw_user(self, user: int) -> int | str:
+        """Raw id of user number `user`, as the source gave it."""
+        return _plain(self.user_ids[user])
+
+    def title(self, item: int) -> str:
+        """Title of item number `item`, '' where there is none."""
+        return '' if self.titles is None else _plain(self.titles[item - 1])
+
+    def content_hash(self) -> str:
+        """sha256 over every column but titles; independent of file format and platform.
+
+        Titles are for display: sources of one data set spell them differently.
+        """
+        digest = hashlib.sha256(b'jaxrec histories 1')
+        for name, column in self._columns().items():
+            if name == 'titles':
+                continue
+            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
+            flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
+            for start in range(0, len(flat), 1 << 24):
+                digest.update(flat[start : start + (1 << 24)])
+        return digest.hexdigest()
+
+    def statistics(self) -> dict:
+        """Users, items, interactions, mean length, density, tied timestamps, repeats.
+
+        Tied is the share of a user's consecutive pairs with the same time, of those that have one.
+        """
+        n, users, items = len(self.items), self.num_users, self.num_items
+        different, pairs, tied = 0, 0, 0
+        for block in blocks(self.offsets):
+            offsets = self.offsets[block.start : block.stop + 1]
+            events = slice(offsets[0], offsets[-1])
+            owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+            different += len(distinct(owner * (items + 1) + self.items[events]))
+            if self.times is not None:
+                times = self.times[events]
+                inner = (owner[1:] == owner[:-1]) & (times[:-1] != NO_TIME)
+                pairs += int(inner.sum())
+                tied += int(((times[1:] == times[:-1]) & inner).sum())
+        return {
+            'users': users,
+            'items': items,
+            'interactions': n,
+            'mean_length': n / max(users, 1),
+            'density': n / max(users * items, 1),
+            'tied_timestamps': tied / pairs if pairs else None,
+            'repeats': n - different,
+        }
+
+    def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
+        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
+
+        Returns:
+          The content of meta.json: `about`, the statistics and the content hash.
+        """
+        folder = pathlib.Path(folder)
+        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for name, column in self._columns().items():
+            np.save(partial / f'{name}.npy', column, allow_pickle=False)
+        meta = {
+            **(about or {}),
+            'format': FORMAT,
+            'name': self.name,
+            'columns': list(self._columns()),
+            'statistics': self.statistics(),
+            'data_hash': self.content_hash(),
+        }
+        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return meta
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> 'Histories':
+        """Opens a folder written by `save`; columns are memory-mapped, read-only."""
+        folder = pathlib.Path(folder)
+        meta = read_meta(folder)
+        columns = {
+            name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+            for name in meta['columns']
+        }
+
+        def named(prefix):
+            return {
+                name.removeprefix(prefix): columns.pop(name)
+                for name in list(columns)
+                if name.startswith(prefix)
+            }
+
+        features, item_features = named('feature.'), named('item.')
+        return cls(**columns, features=features, item_features=item_features, name=meta['name'])
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        columns = {
+            'items': self.items,
+            'offsets': self.offsets,
+            'user_ids': self.user_ids,
+            'item_ids': self.item_ids,
+            'times': self.times,
+            'titles': self.titles,
+        }
+        columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
+        columns |= {f'item.{name}': column for name, column in sorted(self.item_features.items())}
+        return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
+
+
+def read_meta(folder: str | os.PathLike) -> dict:
+    """meta.json of a saved folder; FileNotFoundError if there is none."""
+    return json.loads((pathlib.Path(folder) / 'meta.json').read_text())
+
+
+def _find(ids: np.ndarray, raw) -> int | None:
+    if ids.dtype.kind == 'S':
+        raw = str(raw).encode(errors='surrogateescape')  # of a command line that is not utf-8
+    elif _INTEGER.fullmatch(str(raw)) and abs(int(raw)) < 2**63:
+        raw = int(raw)
+    else:
+        return None
+    index = int(np.searchsorted(ids, raw))
+    return index if index < len(ids) and ids[index] == raw else None
+
+
+def _plain(value) -> int | str:
+    return value.decode() if isinstance(value, bytes) else int(value)

@@ -1,0 +1,151 @@
+"""What contrastive terms need of the data besides the rows of a batch (host, numpy).
+
+Who the users of a batch are; the events of another user who went on to the same item (DuoRec); the
+item most similar to each (CoSeRec).
+"""
+
+import numpy as np
+
+from jaxrec.data.features import Codes
+from jaxrec.data.histories import Histories
+from jaxrec.data.ragged import ranges, scatter
+
+_BLOCK = 64  # users come in multiples of it, so that few shapes are ever compiled
+_ROWS = 8  # and so do rows of positives
+
+
+class Users:
+    """Adds the users of a batch, and with `same_target` a positive for each.
+
+    Args:
+      histories: the events.
+      train_ends: int64 [U], absolute end of each user's training events.
+      max_len: L, window of the model.
+      seed: of the positives.
+      same_target: whether there are any.
+      codes: of features, for the positives' events.
+      multiple: devices of the 'data' axis, over which everything is split.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        train_ends: np.ndarray,
+        *,
+        max_len: int,
+        seed: int,
+        same_target: bool,
+        codes: Codes | None = None,
+        multiple: int = 1,
+    ):
+        self._histories, self._max_len, self._seed = histories, max_len, seed
+        self._codes, self._multiple, self._same_target = codes, multiple, same_target
+        if same_target:
+            starts = histories.offsets[:-1] + 1  # a first event has no history
+            events = ranges(starts, np.maximum(train_ends - starts, 0))
+            items = histories.items[events]
+            self._events = events[np.argsort(items, kind='stable')]  # item by item, ascending
+            counts = np.bincount(items, minlength=histories.num_items + 1)
+            self._first = np.cumsum(counts) - counts
+            self._counts = counts
+
+    def __call__(self, step: int, users: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
+        """What to add to batch number `step`.
+
+        Args:
+          step: of the run.
+          users: int64 [n], user number (0-based) of every segment, in their order.
+          targets: int64 [n], absolute index of the event after each segment.
+
+        Returns:
+          users, user_targets: int32 [N], N = n rounded up to a multiple of 64: user number + 1 and
+          item after the segment, 0 = none. positive.items, positive.segments, positive.positions
+          (and positive.feature.*): int32 [R, 4L], n segments in the same order, each the events
+          before a random other training event of the same item; of the segment's own target if no
+          other has it.
+        """
+        size = np.lcm(_BLOCK, self._multiple)
+        missing = -len(users) % size or (0 if len(users) else size)
+        added = {
+            'users': np.pad(users + 1, (0, missing)).astype(np.int32),
+            'user_targets': np.pad(self._histories.items[targets], (0, missing)),
+        }
+        if self._same_target:
+            rng = np.random.default_rng([self._seed, 4, step])
+            rows = self._rows(self._others(rng, targets))
+            added |= {f'positive.{name}': value for name, value in rows.items()}
+        return added
+
+    def _others(self, rng, targets):
+        """Absolute index of another training event of the same item as each of `targets`."""
+        items = self._histories.items[targets]
+        first, count = self._first[items], self._counts[items]
+        own = self._place(targets, first, count)
+        drawn = rng.integers(0, np.maximum(count - 1, 1))
+        return self._events[first + np.where(count > 1, drawn + (drawn >= own), 0)]
+
+    def _place(self, targets, first, count):
+        """Where each target stands among the events of its item: all are searched at once."""
+        low, high = np.zeros_like(count), count - 1
+        while (low < high).any():
+            middle = (low + high) // 2
+            below = self._events[first + middle] < targets
+            low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+        return low
+
+    def _rows(self, targets):
+        """The events before each target, one after the other in rows of 4L.
+
+        A segment stands in the row of the 3L places in which it begins, so there is room for any.
+        """
+        starts = self._histories.offsets[
+            np.searchsorted(self._histories.offsets, targets, side='right') - 1
+        ]
+        lengths = np.minimum(targets - starts, self._max_len)
+        begin = np.cumsum(lengths) - lengths
+        stride, width = 3 * self._max_len, 4 * self._max_len
+        row = begin // stride
+        number = np.arange(len(row)) - np.searchsorted(row, row)  # of the segment in its row
+        multiple = np.lcm(_ROWS, self._multiple)
+        rows = -(-(int(row[-1]) + 1 if len(row) else 1) // multiple) * multiple
+        source = ranges(targets - lengths, lengths)
+        place = ranges(row * width + begin - row * stride, lengths)
+        shape = (rows, width)
+        events = {
+            'items': self._histories.items[source],
+            'segments': np.repeat(number + 1, lengths),
+            'positions': ranges(self._max_len - lengths, lengths),
+            **(self._codes(source) if self._codes else {}),
+        }
+        return {name: scatter(shape, place, values) for name, values in events.items()}
+
+
+def similar_items(histories: Histories, train_ends: np.ndarray) -> np.ndarray:
+    """int32 [num_items + 1], the item most similar to each, 0 if it shares no user with any other.
+
+    Item collaborative filtering with inverse user frequency (CoSeRec, Liu et al. 2021, section
+    3.2): sim(i, j) = sum over the users of both of 1 / log(1 + events), divided by sqrt(users of i
+    x users of j). Of equals the smallest number.
+    """
+    from scipy import sparse  # not for the commands that need no similarity
+
+    lengths = train_ends - histories.offsets[:-1]
+    users = np.repeat(np.arange(histories.num_users), lengths)
+    items = histories.items[ranges(histories.offsets[:-1], lengths)]
+    shape = (histories.num_users, histories.num_items + 1)
+    seen = sparse.csr_array((np.ones(len(users)), (users, items)), shape=shape)
+    seen.data[:] = 1  # an item counts once per user
+    weight = 1 / np.log1p(np.maximum(lengths, 1))
+    weighted = sparse.diags_array(weight) @ seen
+    scale = 1 / np.sqrt(np.maximum(seen.sum(0), 1))
+    of_items = seen.T.tocsr()
+    best = np.zeros(histories.num_items + 1, np.int32)
+    for first in range(0, len(best), _ITEMS_AT_ONCE):
+        block = (of_items[first : first + _ITEMS_AT_ONCE] @ weighted).toarray() * scale
+        block[np.arange(len(block)), first + np.arange(len(block))] = 0
+        nearest = block.argmax(1)
+        best[first : first + len(block)] = np.where(block.max(1) > 0, nearest, 0)
+    return best
+
+
+_ITEMS_AT_ONCE = 512

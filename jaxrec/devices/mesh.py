@@ -1,0 +1,145 @@
+"""Everything about placement: the mesh, the few partition specs, and how arrays get there.
+
+One mesh with axes ('data', 'model') and explicit sharding: (1, 1) on a laptop, (n, 1) is data
+parallel, (n / m, m) also splits the item table by rows.
+"""
+
+import jax
+import numpy as np
+from jax import P
+
+from jaxrec import config
+from jaxrec.errors import UserError
+
+BATCH = P('data')  # leading axis of every batch array
+TABLE = P('model', None)  # rows of the item table
+REPLICATED = P()
+_ROW_MULTIPLE = 64  # table rows are padded to this, so that one checkpoint fits every mesh
+
+
+def make_mesh(mesh: config.Mesh) -> jax.sharding.Mesh:
+    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit."""
+    devices = jax.device_count()
+    if mesh.model < 1 or mesh.data < 0:
+        raise UserError('mesh.model must be >= 1 and mesh.data >= 0')
+    data = mesh.data or devices // mesh.model
+    if data * mesh.model > devices or data < 1:
+        raise UserError(f'mesh ({data}, {mesh.model}) needs more than the {devices} devices here')
+    chosen = jax.devices()[: data * mesh.model]
+    return jax.make_mesh((data, mesh.model), ('data', 'model'), devices=chosen)
+
+
+def table_rows(num_items: int) -> int:
+    """Rows of an item table: padding row 0, the items, and unused rows up to a multiple of 64."""
+    return -(-(num_items + 1) // _ROW_MULTIPLE) * _ROW_MULTIPLE
+
+
+def batch_part() -> tuple[int, int]:
+    """(index, count): which part of a batch's rows this process makes, on the current mesh.
+
+    Processes that share a row of the mesh, the table being split between them, make the same part.
+
+    Raises:
+      UserError: a process has no device in the mesh, or the parts are not equally large.
+    """
+    rows = jax.sharding.get_mesh().devices
+    owners = [sorted({d.process_index for d in row}) for row in rows]
+    mine = [i for i, owner in enumerate(owners) if jax.process_index() in owner]
+    everyone = {process for owner in owners for process in owner}
+    parts = {}
+    for i, owner in enumerate(owners):
+        parts.setdefault(tuple(owner), []).append(i)
+    fits = len(everyone) == jax.process_count() == sum(map(len, parts))
+    size = len(mine)
+    if not fits or any(p != list(range(p[0], p[0] + size)) for p in parts.values()):
+        raise UserError(
+            f'mesh ({rows.shape[0]}, {rows.shape[1]}) does not fit {jax.process_count()} processes:'
+            ' each must have as many whole rows of it, or each row as many whole processes'
+        )
+    return mine[0] // size, len(owners) // size
+
+
+def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places this process's rows of a batch on the current mesh, split over 'data'."""
+    sharding = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+
+
+def any_process(flags: tuple[bool, ...]) -> jax.Array:
+    """bool [len(flags)], whole in every process: which are set in any. All must call it alike."""
+    shape = (jax.process_count(), jax.local_device_count())
+    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ('process', 'device'))
+    mine = np.array([flags])
+    with jax.set_mesh(mesh):
+        votes = jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P('process')), mine)
+        return _any(votes)
+
+
+@jax.jit
+def _any(votes):
+    return jax.reshard(votes, P()).any(0)
+
+
+def on_mesh() -> bool:
+    """Whether a ('data', 'model') mesh is set; models and losses also work without one."""
+    return 'model' in jax.sharding.get_abstract_mesh().axis_names
+
+
+def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
+    if not on_mesh():
+        return table.at[ids].get(mode='clip')
+    spec = jax.typeof(ids).sharding.spec
+    return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
+
+
+def replicated(x: jax.Array) -> jax.Array:
+    """The whole of x on every device."""
+    return jax.reshard(x, REPLICATED) if on_mesh() else x
+
+
+def serving_rows(batch_users: int) -> dict[str, int]:
+    """Sizes for `history_batches` on the current mesh: batch_users, multiple, tokens.
+
+    Two rows a device at least: JAX 0.12 forgets the placement of a single row in reshapes. On a CPU
+    few enough tokens for its caches: half the time at width 200.
+    """
+    devices = jax.sharding.get_mesh().shape['data']
+    return {
+        'batch_users': -(-batch_users // (2 * devices)) * 2 * devices,
+        'multiple': 2 * devices,
+        'tokens': devices * (6400 if jax.default_backend() == 'cpu' else 1 << 18),
+    }
+
+
+def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """x.reshape(shape) that keeps the leading axis, and its placement even if it has one row."""
+    if not on_mesh():
+        return x.reshape(shape)
+    rows = jax.typeof(x).sharding.spec[0]
+    return jax.lax.reshape(x, shape, out_sharding=P(rows, *[None] * (len(shape) - 1)))
+
+
+def split_rows(x: jax.Array, groups: int) -> jax.Array:
+    """[B, ..] as [B / groups, groups, ..], so that every device keeps the rows it has."""
+    return reshape_rows(x, (x.shape[0] // groups, groups, *x.shape[1:]))
+
+
+def concrete(tree):
+    """Turns `jax.eval_shape` output into restore targets on the current mesh."""
+    mesh = jax.sharding.get_mesh()
+
+    def place(x):
+        spec = P() if x.sharding is None else x.sharding.spec
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree)
+
+
+def place_whole(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """Places a batch that every process holds whole on the current mesh, split over 'data'."""
+    split = jax.NamedSharding(jax.sharding.get_mesh(), P('data'))
+    return {
+        name: jax.make_array_from_callback(value.shape, split, value.__getitem__)
+        for name, value in batch.items()
+    }

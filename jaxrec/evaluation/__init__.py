@@ -1,0 +1,1 @@
+"""Protocols, the evaluation pass, metrics, baselines and reports."""

@@ -1,0 +1,19 @@
+"""Losses: pure functions of scores or vectors, one weight per target (0 = padding)."""
+
+from jaxrec.losses.contrastive import info_nce, info_nce_queue, unit
+from jaxrec.losses.pointwise import bce, gbce, weighted_mean
+from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
+from jaxrec.losses.softmax import softmax
+
+__all__ = [
+    'bce',
+    'gbce',
+    'in_batch_softmax',
+    'info_nce',
+    'info_nce_queue',
+    'sampled_softmax',
+    'scores',
+    'softmax',
+    'unit',
+    'weighted_mean',
+]

@@ -1,0 +1,89 @@
+"""What goes into a sequence model: the item table, and tokens made of items and their features."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import P
+
+from jaxrec.config import Feature
+from jaxrec.devices.mesh import TABLE, lookup, on_mesh, reshape_rows, table_rows
+
+INITS = {
+    'xavier_uniform': nnx.initializers.xavier_uniform(),
+    'xavier_normal': nnx.initializers.xavier_normal(),
+    'normal': nnx.initializers.normal(0.02),
+}
+_ROWS_AT_ONCE = 1 << 16
+
+
+def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array:
+    """[table_rows, D], born split over 'model'; the same values on every mesh.
+
+    Args:
+      init: one of INITS.
+      dim: D.
+      num_items: items 1..num_items; row 0 is padding.
+      key: jax.random key.
+    """
+    rows = table_rows(num_items)
+    if init == 'xavier_uniform':
+        limit = (6 / (num_items + 1 + dim)) ** 0.5
+        draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
+    else:
+        scale = 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
+        draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
+    placed = TABLE if on_mesh() else None
+    parts = next(n for n in range(-(-rows // _ROWS_AT_ONCE), rows + 1) if rows // 64 % n == 0)
+    if parts == 1:
+        return draw(key, (rows, dim), out_sharding=placed)
+
+    # Part n holds rows n, n + parts .., some of every device. Random bits take several times the
+    # memory of the numbers made from them: one part at a time, they stay small.
+    def fill(n, table):
+        part = draw(jax.random.fold_in(key, n), (rows // parts, dim), out_sharding=placed)
+        return jax.lax.dynamic_update_index_in_dim(table, part, n, 1)
+
+    shape = (rows // parts, parts, dim)
+    empty = jnp.zeros(shape, out_sharding=placed and P(*placed, None))
+    return reshape_rows(jax.lax.fori_loop(0, parts, fill, empty), (rows, dim))
+
+
+class Tokens(nnx.Module):
+    """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
+
+    The paper (section 3.2) has MLP([x; f]) and does not say more; with x added, the vector of an
+    item as input stays near to its vector as candidate from the start. Every feature has a table of
+    `size + 2` rows; a set is the mean of its members' rows, and code 0 (missing, padding) is a zero
+    vector. One hidden layer of D with SiLU.
+    """
+
+    def __init__(
+        self, features: tuple[Feature, ...], dim: int, feature_dim: int, linear, *, rngs: nnx.Rngs
+    ):
+        self.keys = tuple(feature.key for feature in features)
+        self.tables = nnx.List(
+            nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
+            for feature in features
+        )
+        self.inner = linear(dim + feature_dim * len(features), dim, rngs=rngs)
+        self.outer = linear(dim, dim, rngs=rngs)
+
+    def __call__(self, items: jax.Array, batch: dict) -> jax.Array:
+        """[B, L, D] tokens.
+
+        Args:
+          items: [B, L, D] item vectors.
+          batch: feature.*: int32 [B, L], or [B, L, T] of sets.
+        """
+        parts = [items]
+        for key, table in zip(self.keys, self.tables, strict=True):
+            codes = batch[key]
+            rows = lookup(table[...], codes).astype(items.dtype)
+            rows = rows * (codes > 0)[..., None].astype(items.dtype)
+            if codes.ndim == 3:
+                members = (codes > 0).sum(-1, keepdims=True)
+                rows = rows.sum(2) / jnp.maximum(members, 1).astype(items.dtype)
+            parts.append(rows)
+        return items + self.outer(jax.nn.silu(self.inner(jnp.concatenate(parts, axis=-1))))

@@ -1,0 +1,264 @@
+"""Augmented views of packed rows, made on the device: CL4SRec's three and CoSeRec's two.
+
+Rows hold the events of several users side by side, or of one (see `packed`): `items`, `segments`
+and `positions` int32 [B, L], segment 0 = padding, and whatever else there is per event. Each
+function changes every segment by itself, keeps the order of segments and leaves the newest event of
+each at the newest position. Lengths are those of segments. A draw is a hash of (key, place), so it
+is the same on every mesh.
+
+A rate is a decimal: .29 of 100 events are 29. `where` bool [B, L], the same for all events of a
+segment, spares the segments where it is False.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import P
+
+from jaxrec.devices.mesh import on_mesh
+from jaxrec.nn.dropout import hashed
+
+MASK = 0  # item number of [mask]: row 0 of the item table, of which padding makes no use
+SHORT = ('mask', 'substitute', 'insert')  # what CoSeRec does to short histories
+Rows = dict[str, jax.Array]
+
+
+def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """A contiguous part of max(1, floor(rate n)) of n events, each start equally likely.
+
+    CL4SRec (Xie et al. 2022, arXiv 2010.14395), eq. 4. What is cut off becomes padding.
+    """
+    span = _Segments(rows['segments'])
+    count = jnp.maximum(span.share(rate), 1)
+    count = count if where is None else jnp.where(where, count, span.length)
+    first = span.draw_start(key, count)
+    inside = (span.index >= first) & (span.index < first + count)
+    moved = rows['positions'] + span.length - first - count
+    return _only({**rows, 'positions': moved}, inside & (rows['segments'] > 0))
+
+
+def mask(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """floor(rate n) of n events become [mask], each set of them equally likely (eq. 5)."""
+    span = _Segments(rows['segments'])
+    chosen = span.draw_places(key, span.share(rate), where)
+    hidden = _only(rows, ~chosen)
+    return {**hidden, 'segments': rows['segments'], 'positions': rows['positions']}
+
+
+def reorder(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """A span of floor(rate n) of n events in a random order, all spans and orders equally likely.
+
+    CL4SRec, eq. 6. Events move with all that is known of them; positions stay.
+    """
+    span = _Segments(rows['segments'])
+    count = span.share(rate) if where is None else span.share(rate) * where
+    start_key, order_key = jax.random.split(key)
+    first = span.draw_start(start_key, count)
+    inside = (span.index >= first) & (span.index < first + count)
+    source = jnp.where(inside, span.start + first + span.ranks(order_key, inside), span.place)
+    return {name: x if name in _PLACES else take(x, source) for name, x in rows.items()}
+
+
+def substitute(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """max(1, floor(rate n)) of n > 1 events become the item most similar to theirs.
+
+    CoSeRec (Liu et al. 2021, arXiv 2108.06479), section 3.2. Only items that have one take part.
+
+    Args:
+      rows: also `similar` int32 [B, L], for every event the item most similar to its own, 0 = none
+        (`positives.similar_items`).
+    """
+    chosen = _with_similar(rows, key, rate, where)
+    changed = _only(rows, ~chosen)
+    items = jnp.where(chosen, rows['similar'], rows['items'])
+    return {**changed, **{name: rows[name] for name in _PLACES}, 'items': items}
+
+
+def insert(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """The item most similar to theirs comes before max(1, floor(rate n)) of n > 1 events.
+
+    CoSeRec, section 3.2. Rows come back wider, by the most that can be inserted into one; a segment
+    that grows longer than the model's window loses its oldest events.
+
+    Args:
+      rows: also `similar`, see `substitute`.
+    """
+    chosen = _with_similar(rows, key, rate, where)
+    real = rows['segments'] > 0
+    length = real.shape[1]
+    end = jnp.cumsum(real * (1 + chosen), axis=1)  # one past the new place of each event
+    at = jnp.arange(length + max(int(rate * length + 1e-4), length // 2))
+    source = (end[:, None] <= at[:, None]).sum(-1)  # the event that stands, or follows, at a place
+    taken = source < length
+    source = jnp.minimum(source, length - 1)
+    new = at != take(end, source) - 1
+    grown = {name: take(x, source) for name, x in rows.items()}
+    event = _only(grown, ~new)
+    span = _Segments(jnp.where(taken, grown['segments'], 0))
+    old = _Segments(rows['segments'])
+    newest = take(rows['positions'] + old.length - 1 - old.index, source)
+    positions = newest - (span.length - 1 - span.index)
+    event |= {
+        'items': jnp.where(new, grown['similar'], grown['items']),
+        'segments': grown['segments'],
+        'positions': positions,
+    }
+    return _only(event, taken & (positions >= 0))
+
+
+def draw_dimensions(segments: jax.Array, key: jax.Array, rate: float, dim: int) -> jax.Array:
+    """bool [B, L, D], the dimensions to cut, each with probability `rate`, the same in a segment.
+
+    ConSERT's feature cutoff (Yan et al. 2021, section 3.2).
+    """
+    number = _Segments(segments).draw(key)[..., None]  # of the segment, at random
+    return _uniform(hashed(key, number + jnp.arange(dim, dtype=jnp.uint32))) < rate
+
+
+OPERATIONS = {
+    'crop': crop,
+    'mask': mask,
+    'reorder': reorder,
+    'substitute': substitute,
+    'insert': insert,
+}
+
+
+def two_views(
+    rows: Rows, key: jax.Array, rates: dict[str, float], short: int = 0
+) -> tuple[Rows, Rows]:
+    """Two views of every segment by two different operations, each pair equally likely.
+
+    Args:
+      rows: packed rows.
+      key: jax.random key.
+      rates: rate of each operation that takes part, see OPERATIONS; a single one makes both views.
+      short: segments of at most so many events only undergo those of SHORT that take part, if any
+        do (CoSeRec).
+
+    Returns:
+      Views one and two; `insert` among the operations makes both wider.
+    """
+    span = _Segments(rows['segments'])
+    names = [name for name in OPERATIONS if name in rates]
+    kept = [name in SHORT or not set(SHORT) & set(names) for name in names]
+    choice_key, *view_keys = jax.random.split(key, 3)
+    scores = []
+    for nth, keep in enumerate(kept):
+        score = _uniform(span.draw(jax.random.fold_in(choice_key, nth))) + 1
+        scores.append(score if keep else jnp.where(span.length <= short, 0, score))
+    first, second = _two_largest(scores)
+    views = []
+    for choice, view_key in zip((first, second), view_keys, strict=True):
+        view = rows
+        for nth, name in enumerate(names):  # `insert` comes last: it moves the segments
+            view = OPERATIONS[name](
+                view, jax.random.fold_in(view_key, nth), rates[name], choice == nth
+            )
+        views.append(view)
+    return views[0], views[1]
+
+
+def _two_largest(scores: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Which of the scores is the largest and which comes next; the same where there is one > 0."""
+    first, best = jnp.zeros_like(scores[0], jnp.int32), scores[0]
+    for nth, score in enumerate(scores[1:], 1):
+        first, best = jnp.where(score > best, nth, first), jnp.maximum(score, best)
+    second, best = first, jnp.zeros_like(best)
+    for nth, score in enumerate(scores):
+        next_best = (score > best) & (first != nth)
+        second, best = jnp.where(next_best, nth, second), jnp.where(next_best, score, best)
+    return first, second
+
+
+_PLACES = ('segments', 'positions')
+
+
+class _Segments:
+    """Where the events of rows stand in their segments, each int32 [B, L].
+
+    Attributes:
+      place: column of the event; start: of the segment's first; index: from 0 within it; length: of
+        the segment.
+    """
+
+    def __init__(self, segments: jax.Array):
+        width = segments.shape[1]
+        self.segments = segments
+        self.place = jnp.zeros_like(segments) + jnp.arange(width)
+        edge = segments[:, 1:] != segments[:, :-1]
+        begins = jnp.pad(edge, ((0, 0), (1, 0)), constant_values=True)
+        ends = jnp.pad(edge, ((0, 0), (0, 1)), constant_values=True)
+        self.start = jax.lax.cummax(jnp.where(begins, self.place, 0), axis=1)
+        last = jax.lax.cummin(jnp.where(ends, self.place, width), axis=1, reverse=True)
+        self.index, self.length = self.place - self.start, last - self.start + 1
+
+    def share(self, rate: float) -> jax.Array:
+        """floor(rate n), in spite of rates that have no exact binary form."""
+        return jnp.floor(rate * self.length.astype(jnp.float32) + 1e-4).astype(jnp.int32)
+
+    def draw(self, key: jax.Array) -> jax.Array:
+        """uint32 [B, L], one number per segment."""
+        return self._hash(key, self.start)
+
+    def draw_start(self, key: jax.Array, count: jax.Array) -> jax.Array:
+        """int32 [B, L], where a span of `count` events begins, one per segment."""
+        choices = self.length - count + 1
+        start = jnp.floor(_uniform(self.draw(key)) * choices).astype(jnp.int32)
+        return jnp.minimum(start, choices - 1)
+
+    def draw_places(self, key, count, where=None) -> jax.Array:
+        """bool [B, L], `count` events of every segment, of those that `where` allows."""
+        allowed = self.segments > 0
+        if where is not None:
+            allowed &= where
+        return allowed & (self.ranks(key, allowed) < count)
+
+    def ranks(self, key: jax.Array, among: jax.Array) -> jax.Array:
+        """int32 [B, L], ranks from 0 of random numbers among the events `among` of a segment."""
+        number = self._hash(key, self.place)
+        less = number[:, None] < number[..., None]
+        equal = (number[:, None] == number[..., None]) & (
+            self.place[:, None] < self.place[..., None]
+        )
+        same = self.segments[:, None] == self.segments[..., None]
+        return (same & among[:, None] & (less | equal)).sum(-1)
+
+    def _hash(self, key, column):
+        row = jax.lax.broadcasted_iota(jnp.uint32, column.shape, 0)
+        return hashed(key, row * jnp.uint32(column.shape[1]) + column.astype(jnp.uint32))
+
+
+def _uniform(bits: jax.Array) -> jax.Array:
+    """float32 in [0, 1) of uint32."""
+    return (bits >> 8).astype(jnp.float32) * 2.0**-24
+
+
+def _with_similar(rows, key, rate, where):
+    """bool [B, L]: the events that CoSeRec's operations choose."""
+    span = _Segments(rows['segments'])
+    allowed = (rows['similar'] > 0) & (span.length > 1)
+    if where is not None:
+        allowed &= where
+    return span.draw_places(key, jnp.maximum(span.share(rate), 1), allowed)
+
+
+def _only(rows, keep):
+    """The rows with everything 0 where not `keep`."""
+    return {
+        name: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, 0)
+        for name, x in rows.items()
+    }
+
+
+def take(x: jax.Array, source: jax.Array) -> jax.Array:
+    """[B, M, ..]: of every row of x [B, L, ..] the places `source` int32 [B, M]."""
+
+    def pick(x, source):
+        return jax.vmap(lambda row, at: row[at])(x, source)
+
+    if not on_mesh():
+        return pick(x, source)
+    split = P('data')
+    return jax.shard_map(pick, in_specs=(split, split), out_specs=split)(x, source)

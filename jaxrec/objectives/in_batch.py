@@ -1,0 +1,191 @@
+"""Softmax over the targets of a batch (and uniform draws), corrected for how they were drawn.
+
+The candidates are the items that the rows of the whole batch, over all devices, have as targets:
+popular items come often, so log of the expected number of draws, logQ, is taken from each score
+(Yi et al. 2019). How often an item comes is counted by the data pipeline, or estimated on the way
+by `estimate`.
+
+`InBatch` and `loss` are all that a model needs; `InBatchModel` passes on `sample`, `init_memory`
+and `remember`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import P
+
+from jaxrec.devices.mesh import lookup, on_mesh, replicated, reshape_rows
+from jaxrec.errors import UserError
+from jaxrec.losses import weighted_mean
+from jaxrec.losses.sampled import in_batch_softmax, scores
+from jaxrec.objectives.frequency import estimate, start_estimate
+
+
+@dataclasses.dataclass
+class InBatch:
+    """Settings of the in-batch softmax."""
+
+    logq: str = 'counted'  # frequencies: counted | streaming | none (no correction)
+    rate: float = 0.01  # streaming: weight of the newest gap
+    refined: bool = False  # logQ as in arXiv 2507.09331
+    smoothing: float = 0.0  # KuaiFormer's, in [0, 1)
+    uniform: int = 0  # negatives per batch drawn uniformly from the catalogue, besides the targets
+    own_history: bool = False  # items of the user's own window count as negatives
+
+    def check(self) -> None:
+        """Raises UserError for a value that cannot be."""
+        if self.logq not in ('counted', 'streaming', 'none'):
+            raise UserError(
+                f'model.in_batch.logq={self.logq!r} is not one of counted, streaming, none'
+            )
+        if not 0 < self.rate < 1:
+            raise UserError(f'model.in_batch.rate={self.rate} is not between 0 and 1')
+        if not 0 <= self.smoothing < 1:
+            raise UserError(f'model.in_batch.smoothing={self.smoothing} is not in [0, 1)')
+        if self.uniform < 0:
+            raise UserError(f'model.in_batch.uniform={self.uniform} must not be negative')
+
+
+def loss(
+    config: InBatch, queries: jax.Array, table: jax.Array, batch: dict, num_items: int
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """In-batch softmax of cuts (`cuts.CutBatches`), and its terms.
+
+    Each of the N candidates, the targets of all rows and the uniform draws, has its own logQ: log
+    of N times the chance of the item where the candidate comes from, so that both parts estimate
+    the same sum over the catalogue.
+
+    Args:
+      config: settings.
+      queries: [B, G, K, D] user vectors of G cuts per row.
+      table: [rows, D] item table.
+      batch: targets int32, weights and log_share float32 [B, G], items int32 [B, W]; with uniform
+        negatives `sampled` int32 [config.uniform], see `sample`.
+      num_items: of the catalogue.
+
+    Returns:
+      Scalar, and the terms in_batch (the same), accuracy (share of the targets that score higher
+      than all their candidates, corrected scores) and, for K > 1, largest_win (share of the targets
+      that the most frequent winner among the K vectors wins: near 1, the others are dead).
+    """
+    rows, count = batch['targets'].shape
+
+    def flat(x):
+        return reshape_rows(x, (rows * count, *x.shape[2:]))
+
+    queries, targets, weights = flat(queries), flat(batch['targets']), flat(batch['weights'])
+    log_q = flat(batch['log_share'])
+    candidates, candidates_log_q = replicated(targets), replicated(log_q)
+    if config.uniform:
+        drawn = batch['sampled']
+        candidates = jnp.concatenate([candidates, drawn])
+        uniform = jnp.full(len(drawn), -jnp.log(jnp.float32(num_items)))
+        candidates_log_q = jnp.concatenate([candidates_log_q, uniform])
+    if config.logq == 'none':
+        log_q, candidates_log_q = 0.0, 0.0
+    else:
+        log_n = jnp.log((candidates > 0).sum().astype(jnp.float32))
+        log_q, candidates_log_q = log_q + log_n, candidates_log_q + log_n
+    by_vector = jnp.einsum(
+        'bkd,bd->bk', queries, lookup(table, targets), preferred_element_type=jnp.float32
+    )
+    positive = by_vector.max(1)
+    negatives = scores(queries, lookup(table, candidates))
+    own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
+    shown = flat(allowed(candidates, batch['targets'], own, own_history=config.own_history))
+    value = in_batch_softmax(
+        positive,
+        negatives,
+        weights,
+        shown,
+        log_q_positive=log_q,
+        log_q_negatives=candidates_log_q,
+        smoothing=config.smoothing,
+        refined=config.refined,
+    )
+    best = jnp.where(shown, negatives - candidates_log_q, -jnp.inf).max(1)
+    right = (positive - log_q > best).astype(jnp.float32)
+    terms = {'in_batch': value, 'accuracy': weighted_mean(right, weights)}
+    if by_vector.shape[1] > 1:
+        won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
+        terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
+    return value, terms
+
+
+def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict:
+    """The batch with the uniform negatives of this step under 'sampled', if there are to be any."""
+    if not config.uniform or 'sampled' in batch:
+        return batch
+    drawn = jax.random.randint(key, (config.uniform,), 1, num_items + 1)
+    return {**batch, 'sampled': drawn}
+
+
+def init_memory(config: InBatch, num_items: int) -> dict[str, jax.Array]:
+    """What is remembered from step to step: the estimate of logq='streaming'."""
+    return start_estimate(num_items) if config.logq == 'streaming' else {}
+
+
+def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[dict, dict]:
+    """The batch with its log_share from the estimate, and the new estimate; see `state`."""
+    targets = replicated(batch['targets'])
+    memory, log_q = estimate(memory, targets.reshape(-1), step, rate)
+    # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
+    log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
+    log_share = log_share.reshape(targets.shape)
+    if on_mesh():
+        log_share = jax.reshard(log_share, P('data', None))
+    return {**batch, 'log_share': log_share}, memory
+
+
+class InBatchModel(nnx.Module):
+    """A model that trains with `loss` alone; has `config.in_batch` and `num_items`."""
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with the uniform negatives that `loss(batch, key)` uses under 'sampled'."""
+        _, sample_key = jax.random.split(key)
+        return sample(self.config.in_batch, batch, sample_key, self.num_items)
+
+    def init_memory(self) -> dict:
+        """See `state`: the frequency estimate, if the loss uses one."""
+        return init_memory(self.config.in_batch, self.num_items)
+
+    def remember(
+        self, batch: dict, memory: dict, step: jax.Array, key: jax.Array
+    ) -> tuple[dict, dict]:
+        """See `state`."""
+        del key
+        return remember(batch, memory, step, self.config.in_batch.rate)
+
+
+def allowed(
+    candidates: jax.Array, targets: jax.Array, history: jax.Array, *, own_history: bool
+) -> jax.Array:
+    """bool [B, G, N], the candidates that count as negatives of each target.
+
+    Never padding (0) or the target itself, so that an item drawn twice is no negative of itself;
+    and with `own_history` False none of the row's own items either.
+
+    Args:
+      candidates: int32 [N] item numbers.
+      targets: int32 [B, G].
+      history: int32 [B, L] the user's own items, targets among them, 0 = padding.
+      own_history: whether these count.
+    """
+    keep = (candidates > 0) & (candidates != targets[..., None])
+    if own_history:
+        return keep
+    split = P('data', None)
+    holds = _holds
+    if on_mesh():
+        holds = jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)
+    return keep & ~holds(history, candidates)[:, None]
+
+
+def _holds(history, candidates):
+    """bool [B, N], whether a row [L] of the history has the candidate."""
+    ordered = jnp.sort(history, axis=1)
+    place = jax.vmap(lambda row: jnp.searchsorted(row, candidates))(ordered)
+    place = jnp.minimum(place, history.shape[1] - 1)
+    return jnp.take_along_axis(ordered, place, axis=1) == candidates

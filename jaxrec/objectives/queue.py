@@ -1,0 +1,48 @@
+"""A queue of vectors of earlier steps, the negatives of MoCo (He et al. 2020)."""
+
+import jax
+import jax.numpy as jnp
+from jax import P
+
+from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.errors import UserError
+
+BLOCK = 64  # users of a batch come in multiples of it, and so does the queue
+
+
+def start_queue(size: int, dim: int) -> dict[str, jax.Array]:
+    """An empty queue: vectors, and the users and targets they are of; split over 'data'.
+
+    Of 64 vectors that came together every device of the 'data' axis holds its share, so that the
+    oldest leave and new ones come without any changing devices.
+    """
+    blocks = size // BLOCK
+    if on_mesh():
+        devices = jax.sharding.get_abstract_mesh().shape['data']
+        if BLOCK % devices:
+            raise UserError(f'model.contrast.queue needs a mesh.data that divides {BLOCK}')
+    placed = P(None, 'data') if on_mesh() else None
+    return {
+        'queue': jnp.zeros((blocks, BLOCK, dim), out_sharding=placed and P(None, 'data', None)),
+        'queue.users': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
+        'queue.targets': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
+    }
+
+
+def enqueue(queue: dict[str, jax.Array], keys: jax.Array, batch: dict) -> dict[str, jax.Array]:
+    """The queue after a step: first in, first out.
+
+    Args:
+      queue: see `start_queue`.
+      keys: [N, D] of this step.
+      batch: users and user_targets int32 [N].
+    """
+    new = {'queue': keys, 'queue.users': batch['users'], 'queue.targets': batch['user_targets']}
+
+    def push(old, new):
+        new = replicated(new).reshape(-1, BLOCK, *new.shape[1:])[-len(old) :]
+        if on_mesh():
+            new = jax.reshard(new, jax.typeof(old).sharding)
+        return jnp.concatenate([old[len(new) :], new.astype(old.dtype)])
+
+    return {name: push(queue[name], value) for name, value in new.items()}

@@ -1,0 +1,241 @@
+"""Finished cells on disk: one JSON file each, the same bytes for the same result but for times."""
+
+import base64
+import dataclasses
+import json
+import pathlib
+import statistics
+import zlib
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from jaxrec import files
+from jaxrec.errors import UserError
+from jaxrec.evaluation import rank_metrics
+from jaxrec.paper import hashes
+from jaxrec.paper.spec import Cell
+from jaxrec.training.logs import read_series
+
+FORMAT = 1
+_DIGITS = 8
+
+
+def path_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
+    return folder / 'cells' / f'{cell.key}.json'
+
+
+def read(folder: pathlib.Path, cell: Cell) -> dict | None:
+    """What is stored of a cell; None if nothing is."""
+    path = path_of(folder, cell)
+    if not path.exists():
+        return None
+    record = files.read_json(path)
+    if record.get('format') != FORMAT:
+        raise UserError(f'{path} has format {record.get("format")}, this version reads {FORMAT}')
+    return record
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """What a cell would be made of now."""
+
+    config: str
+    code: str
+    data: str
+
+
+def wanted(cell: Cell, say) -> Wanted:
+    experiment = cell.experiment
+    return Wanted(
+        hashes.config_hash(experiment),
+        hashes.code_hash(experiment),
+        hashes.data_hash(experiment.data, say),
+    )
+
+
+def to_run(
+    record: dict | None, now: Wanted, seeds: Iterable[int], accept: Iterable[str], cell: Cell
+) -> tuple[list[int], str]:
+    """(seeds to run, why), of a cell as stored; ([], '') if it is finished.
+
+    Args:
+      record: as stored, None if it is not.
+      now: what it would be made of now.
+      seeds: all that it should have.
+      accept: 'config', 'code', 'data': differences that do not matter.
+      cell: whose fields are compared to name what changed.
+    """
+    seeds = list(seeds)
+    if record is None:
+        return seeds, 'not run yet'
+    changed = []
+    if 'config' not in accept and record['hashes']['config'] != now.config:
+        changed.append(f'config ({_differences(record["config"], cell)})')
+    if 'data' not in accept and record['hashes']['data'] != now.data:
+        changed.append(f'data ({record["hashes"]["data"][:12]}, now {now.data[:12]})')
+    if 'code' not in accept:
+        old = {run['code'] for run in record['seeds'].values()} - {now.code}
+        if old:
+            changed.append(f'code ({min(old)[:12]}, now {now.code[:12]})')
+    if changed:
+        return seeds, f'changed: {"; ".join(changed)}'
+    missing = [seed for seed in seeds if str(seed) not in record['seeds']]
+    if missing:
+        return missing, f'seeds {", ".join(map(str, missing))} are missing'
+    return [], ''
+
+
+def _differences(old: Mapping, cell: Cell) -> str:
+    new = json.loads(json.dumps(hashes.config_record(cell.experiment)))
+    names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
+    return ', '.join(f'{n}={old.get(n)!r}, now {new.get(n)!r}' for n in names)
+
+
+def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command: str) -> dict:
+    """The record of a cell from the folders of its finished runs.
+
+    Args:
+      cell: which.
+      now: what it was made of.
+      runs: folder by seed, each with a run, trained.json (which says by which `code`: it may have
+        been edited meanwhile), evaluation.json and ranks.npz.
+      command: that trains it, for people.
+    """
+    evaluations = {seed: files.read_json(runs[seed] / 'evaluation.json') for seed in runs}
+    first = next(iter(evaluations.values()))
+    for seed, result in evaluations.items():
+        if result['data_hash'] != now.data or result['protocol'] != first['protocol']:
+            raise UserError(f'{runs[seed]} was evaluated on other data or under another protocol')
+        ran = hashes.of_record(files.read_json(runs[seed] / 'config.json'))
+        if ran != json.loads(json.dumps(hashes.config_record(cell.experiment))):
+            raise UserError(
+                f'{runs[seed]} ran with another config than the table says: overrides must be '
+                'numbers, strings, booleans, or tuples of them'
+            )
+    return {
+        'format': FORMAT,
+        'row': cell.row,
+        'column': cell.column,
+        'command': command,
+        'config': hashes.config_record(cell.experiment),
+        'hashes': {'config': now.config, 'data': now.data},
+        'split': first['split'],
+        'data_split': first['data_split'],
+        'protocol': first['protocol'],
+        'users': first['users'],
+        'unreachable': first['unreachable'],
+        'cold': first['cold'],
+        'baselines': first['baselines'],
+        'seeds': {str(s): _run(evaluations[s], runs[s], cell) for s in sorted(runs)},
+    }
+
+
+def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
+    session = files.read_json(folder / 'run.json')['sessions'][-1]
+    with np.load(folder / 'ranks.npz') as ranks:
+        packed = {name: pack(ranks[name]) for name in ('greater', 'ties')}
+    series = read_series(folder / 'metrics.jsonl')
+    metric = cell.experiment.train.metric
+    return {
+        'metrics': result['metrics'],
+        'buckets': result['buckets'],
+        'interests': result['interests'],
+        'best_step': result['step'],
+        'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
+        'ranks': packed,
+        'code': files.read_json(folder / 'trained.json')['code'],
+        'git': session['git'],
+        'versions': session['versions'],
+        'platform': session['platform'],
+        'devices': session['devices'],
+        'times': _times(series, session),
+    }
+
+
+def _times(series: dict, session: dict) -> dict:
+    """All that differs between two runs of the same cell."""
+    rates = [value for _, value in series.get('tokens_per_second', [])]
+    seconds, last = 0.0, 0.0
+    for _, value in series.get('seconds', []):  # begins again with every session
+        seconds, last = seconds + (value if value < last else value - last), value
+    return {
+        'seconds': round(seconds, 1),
+        'tokens_per_second': round(statistics.median(rates), 1) if rates else None,
+        'started': session['time'],
+    }
+
+
+def write(folder: pathlib.Path, cell: Cell, record: dict) -> None:
+    """Stores a cell, whole or not at all."""
+    path = path_of(folder, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, to_text(record))
+
+
+def to_text(record: dict) -> str:
+    """JSON with sorted keys and rounded numbers."""
+    return json.dumps(_rounded(record), indent=1, sort_keys=True, allow_nan=False) + '\n'
+
+
+def merged(old: dict | None, new: dict) -> dict:
+    """`new` with the seeds that only `old` has."""
+    return {**new, 'seeds': {**(old['seeds'] if old else {}), **new['seeds']}}
+
+
+def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies a finished cell to another folder of the table, beside the seeds that are there.
+
+    Raises:
+      UserError: more seeds are there, made of something else, which the copy would replace.
+    """
+    new, old = read(folder, cell), read(target, cell)
+    if old and _made_of(old) != _made_of(new):
+        if len(old['seeds']) > len(new['seeds']):
+            raise UserError(
+                f'{path_of(target, cell)} holds {len(old["seeds"])} seeds of another config, code '
+                f'or data, {folder} only {len(new["seeds"])}: run as many seeds, or remove it'
+            )
+        old = None
+    write(target, cell, merged(old, new))
+
+
+def _made_of(record):
+    return record['hashes'], {run['code'] for run in record['seeds'].values()}
+
+
+def first_seeds(record: dict, count: int | None) -> dict:
+    """The record with its first `count` seeds only; all of them for None."""
+    seeds = sorted(record['seeds'], key=int)[:count]
+    return {**record, 'seeds': {seed: record['seeds'][seed] for seed in seeds}}
+
+
+def pack(values: np.ndarray) -> str:
+    """int32 values as text: byte planes (the high ones are nearly constant), zlib, base64."""
+    planes = np.asarray(values, '<i4').view(np.uint8).reshape(-1, 4).T
+    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
+
+
+def unpack(text: str) -> np.ndarray:
+    """Inverse of `pack`."""
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(4, -1)
+    return np.ascontiguousarray(planes.T).view('<i4').reshape(-1)
+
+
+def per_user(record: dict, metric: str, seeds: Iterable[str]) -> np.ndarray:
+    """float64 [seeds, users]: the metric of every user, ties shared."""
+    cutoffs = record['protocol']['cutoffs']
+    rows = []
+    for seed in seeds:
+        ranks = record['seeds'][seed]['ranks']
+        counts = (unpack(ranks[name]) for name in ('greater', 'ties'))
+        rows.append(rank_metrics.per_example(*counts, cutoffs)[metric])
+    return np.stack(rows)
+
+
+def _rounded(value):
+    if isinstance(value, dict):
+        return {str(k): _rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return round(value, _DIGITS) if isinstance(value, float) else value

@@ -1,0 +1,194 @@
+"""Lists for any number of users, written as Parquet; a killed run goes on where it stopped."""
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+import jax
+import numpy as np
+import pyarrow as pa
+from jax.experimental import multihost_utils
+from pyarrow import parquet
+
+from jaxrec import files
+from jaxrec.cli import say
+from jaxrec.data.histories import Histories
+from jaxrec.errors import UserError
+from jaxrec.serving.recommender import Recommender
+from jaxrec.training.logs import duration
+
+
+def write_lists(
+    recommender: Recommender,
+    users: np.ndarray,
+    output: pathlib.Path,
+    part_users: int,
+    checkpoint: str = 'best',
+) -> None:
+    """Writes the lists of `users` as Parquet: user, rank, item, score, title if there are titles,
+    and interest if asked to explain.
+
+    Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
+    same command computes only what is missing.
+
+    Raises:
+      UserError: the parts there belong to another command, or one is writing them now.
+    """
+    if output.is_dir():
+        raise UserError(f'{output} is a folder; --output is the file to write')
+    manifest = _manifest(recommender, users, part_users, checkpoint)
+    with _only_writer(output):
+        _write_lists(recommender, users, output, manifest)
+
+
+def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest: dict) -> None:
+    histories, part_users = recommender.trained.histories, manifest['part_users']
+    folder = output.with_name(output.name + '.parts')
+    if jax.process_index() == 0:
+        _claim(folder, manifest)
+    starts = range(0, len(users), part_users)
+    parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
+    there = np.array([part.exists() for part in parts], bool)
+    if jax.process_count() > 1:  # process 0 may have written one before another looked
+        there = multihost_utils.broadcast_one_to_all(there)
+    todo = np.flatnonzero(~there).tolist()
+    if len(todo) < len(parts):
+        say(f'going on: {len(parts) - len(todo)} of {len(parts)} parts are there')
+    progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))
+    for i in todo:
+        chosen = users[starts[i] : starts[i] + part_users]
+        table = _table(histories, chosen, *recommender(chosen), recommender.explain)
+        if jax.process_index() == 0:
+            _write(parts[i], table.schema, [table])
+        progress.add(len(chosen))
+    progress.close()
+    if jax.process_index() == 0:
+        whole = folder / 'whole.parquet'
+        _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
+        os.replace(whole, output)
+        shutil.rmtree(folder)
+
+
+@contextlib.contextmanager
+def _only_writer(output: pathlib.Path) -> Iterator[None]:
+    """Of several commands with one output, all but the first end with UserError."""
+    if jax.process_index():
+        yield
+        return
+    path = output.with_name(output.name + '.lock')
+    with files.lock(path, busy=f'{output} is being written by another process'):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # nobody waits for it
+
+
+def _manifest(
+    recommender: Recommender, users: np.ndarray, part_users: int, checkpoint: str
+) -> dict:
+    """What the parts belong to."""
+    trained = recommender.trained
+    return {
+        'workdir': str(trained.workdir.resolve()),
+        'checkpoint': checkpoint,
+        'step': trained.step,
+        'parameters': _digest(trained.params),
+        'data_hash': trained.data_hash,
+        'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
+        'k': recommender.k,
+        'keep_seen': recommender.keep_seen,
+        'explain': recommender.explain,
+        'part_users': part_users,
+    }
+
+
+def _digest(params) -> str:
+    """sha256 over all parameters: a run trained anew in the same folder is another model."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        value = np.ascontiguousarray(leaf)
+        digest.update(f'{jax.tree_util.keystr(path)} {value.dtype} {value.shape}'.encode())
+        digest.update(value.reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _claim(folder: pathlib.Path, manifest: dict) -> None:
+    """Makes the folder of parts for `manifest`, or checks that the one there is for it."""
+    path = folder / 'manifest.json'
+    if path.exists():
+        there = files.read_json(path)
+        differs = [name for name in manifest if there.get(name) != manifest[name]]
+        if differs:
+            raise UserError(
+                f'{folder} holds parts of another command (its {", ".join(differs)} differ): '
+                'delete that folder, or finish with the same options'
+            )
+        return
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f'{folder} is in the way: it is where parts go, and holds something else')
+    folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(path, manifest)
+
+
+def _table(histories: Histories, users, scores, items, interests, explain) -> pa.Table:
+    """Long format, one row per recommended item."""
+    user, place = np.nonzero(items)
+    number = items[user, place] - 1
+    columns = {
+        'user': _raw(histories.user_ids, users[user]),
+        'rank': pa.array((place + 1).astype(np.int32)),
+        'item': _raw(histories.item_ids, number),
+        'score': pa.array(scores[user, place]),
+    }
+    if explain:
+        columns['interest'] = pa.array(interests[user, place] + 1)
+    if histories.titles is not None:
+        columns['title'] = _raw(histories.titles, number)
+    return pa.table(columns)
+
+
+def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
+    """ids[index] as int64 or text."""
+    chosen = pa.array(ids[index])
+    return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
+
+
+def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
+    for part in parts:
+        with parquet.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
+
+
+def _write(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
+    with files.replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+class _Progress:
+    """Users per second and time left: one line that renews itself, or plain lines when piped."""
+
+    def __init__(self, total: int):
+        self._total, self._done, self._started = total, 0, time.monotonic()
+
+    def add(self, users: int) -> None:
+        self._done += users
+        rate = self._done / max(time.monotonic() - self._started, 1e-9)
+        left = duration((self._total - self._done) / rate)
+        text = f'{self._done:,}/{self._total:,} users  {rate:,.0f} users/s  {left} left'
+        if sys.stderr.isatty():
+            print('\r\x1b[K' + text, end='', file=sys.stderr, flush=True)
+        else:
+            say(text)
+
+    def close(self) -> None:
+        if self._done and sys.stderr.isatty():
+            print(file=sys.stderr)

@@ -1,0 +1,1 @@
+"""The train state, the loop, and what a run leaves on disk."""

@@ -1,0 +1,137 @@
+"""The work directory of a run: what it records, and how a trained model is opened from it."""
+
+import contextlib
+import datetime
+import importlib
+import importlib.metadata
+import pathlib
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from jaxrec import config as config_lib
+from jaxrec import files
+from jaxrec.devices import cluster
+from jaxrec.errors import UserError
+from jaxrec.experiment import flat, from_record, to_record
+
+# A run may go on although these differ: they do not change its steps.
+_MAY_DIFFER = (
+    'train.steps',
+    'train.log_every',
+    'train.save_every',
+    'eval.batch_users',
+    'mesh.',
+    'data.log',  # the content hash is compared instead
+    'data.source',
+    'data.data_dir',
+)
+_PLACES = ('data.log', 'data.source', 'data.data_dir')  # machines may differ in these
+
+
+@contextlib.contextmanager
+def claimed(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the folder and keeps other runs on this machine out of it.
+
+    Raises:
+      UserError: it cannot be written, another run is in it, or the processes of this run do not
+        share it.
+    """
+    busy = f'another process is training in {workdir}; wait for it or use another --workdir'
+    with contextlib.ExitStack() as held:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:  # the processes of one run share the folder
+                held.enter_context(files.lock(workdir / '.lock', busy))
+        except OSError as e:
+            raise UserError(f'cannot write to --workdir={workdir}: {e.strerror}') from e
+        cluster.check_shared(workdir)
+        yield
+
+
+def check_processes(experiment: config_lib.Experiment, meta: dict) -> None:
+    """Raises UserError if the processes of this run were given different experiments or data."""
+    fields = flat(to_record(experiment)) | {'data hash': meta['data_hash']}
+    cluster.check_same({'the fields of the experiment': sorted(fields)})
+    cluster.check_same({name: fields[name] for name in sorted(fields) if name not in _PLACES})
+
+
+def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict) -> None:
+    """Checks that the run in `workdir`, if there is one, is of this experiment and these data.
+
+    Raises:
+      UserError: it is not.
+    """
+    if not (workdir / 'config.json').exists():
+        return
+    there, here = files.read_json(workdir / 'run.json')['data_hash'], meta['data_hash']
+    if there != here:
+        raise UserError(
+            f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
+            'use another --workdir'
+        )
+    old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
+    old, new = flat(to_record(old)), flat(to_record(experiment))
+    may_differ = _MAY_DIFFER
+    if experiment.optim.schedule == 'constant':  # else the decay depends on the length
+        may_differ += ('train.epochs',)
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(may_differ):
+            raise UserError(
+                f'{workdir} holds a run with {name}={old.get(name)!r}, this command has '
+                f'{new.get(name)!r}; use another --workdir or the same setting'
+            )
+
+
+def record(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict, step: int) -> None:
+    """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
+    path = workdir / 'run.json'
+    sessions = files.read_json(path)['sessions'] if path.exists() else []
+    sessions.append(
+        {
+            'from_step': step,
+            'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+            'command': [sys.executable, *sys.orig_argv[1:]],
+            'versions': versions(),
+            'git': _git(),
+            'devices': [str(d.device_kind) for d in jax.sharding.get_mesh().devices.flat],
+            'platform': jax.default_backend(),
+            'host': platform.platform(),
+        }
+    )
+    run = {'data_hash': meta['data_hash'], 'data_path': meta['path'], 'sessions': sessions}
+    if jax.process_index() == 0:
+        files.write_json(path, run)
+        files.write_json(workdir / 'config.json', to_record(experiment))
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result may depend on."""
+    names = ('jaxrec', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy')
+    found = {'python': platform.python_version()}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = 'not installed'
+    return found
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and dirtiness of the checkout that holds this package, None outside one."""
+
+    def git(*args):
+        here = pathlib.Path(__file__).parent
+        return subprocess.run(
+            ['git', '-C', str(here), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', '__init__.py')  # not merely a venv inside a checkout
+        return {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain'))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
