@@ -4,7 +4,7 @@ python -m jaxrec.train --config=experiments/cl4srec_beauty.py --workdir=runs/cl4
 python -m jaxrec.evaluate --workdir=runs/cl4srec
 
 Test, protocol full, HR@10 / NDCG@10, seeds 0, 1, 2 (--config.train.seed), 4 minutes each on one CPU
-core: .0719 / .0393, .0707 / .0388, .0690 / .0376; without the term (contrast.weight=0) .0692 /
+core: .0719 / .0393, .0707 / .0388, .0690 / .0376; without the term (model.contrast=()) .0692 /
 .0383, .0677 / .0369, .0694 / .0371. Published: .0642 to .0683 for CL4SRec, .0605 to .0627 for
 SASRec with BCE. Tests over users, and the exact softmax (`:softmax`), stand in results/cl4srec.
 
@@ -15,15 +15,13 @@ with .2 on the item table too milder views (crop .8, mask .2, reorder .2) at tem
 nothing in three seeds. Dropout .5 on the embeddings slows BCE down without gain, and .2 on the item
 table lowers it (.0475), so neither stands here.
 
-`:softmax` is the same with the exact softmax as main loss. The sweep has both main losses without
-the term and with it, by one augmentation or by all three:
-
-python launch/sweep.py --experiment=experiments/cl4srec_beauty.py --workdir=runs/cl4srec_beauty \
-    --run --seeds=0,1,2
+`:softmax` is the same with the exact softmax as main loss. Both without the term and with it, by
+one augmentation or by all three, are rows of experiments/tables/cl4srec_augmentations.py.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.models import cl4srec
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import sasrec
 from jaxrec.objectives.contrast import Contrast
 
 # The softmax is six times as large as BCE, and takes more of the contrastive term and of dropout.
@@ -37,7 +35,7 @@ def get_config(arg: str = 'bce') -> Experiment:
     """The experiment; `arg` is the main loss, of LOSSES."""
     settings = LOSSES[arg]
     return Experiment(
-        model=cl4srec.Config(
+        model=sasrec.Config(
             dim=128,
             blocks=1,
             max_len=50,
@@ -46,13 +44,15 @@ def get_config(arg: str = 'bce') -> Experiment:
             table_dropout=settings['table_dropout'],
             loss=arg,
             negatives=1,
-            contrast=Contrast(
-                weight=settings['weight'],
-                crop=0.3,
-                mask=0.0,
-                reorder=0.0,
-                similarity='cosine',
-                temperature=0.2,
+            contrast=(
+                Contrast(
+                    weight=settings['weight'],
+                    crop=0.3,
+                    mask=0.0,
+                    reorder=0.0,
+                    similarity='cosine',
+                    temperature=0.2,
+                ),
             ),
         ),
         data=Data(dataset='beauty'),
@@ -60,15 +60,3 @@ def get_config(arg: str = 'bce') -> Experiment:
         # 36 rows hold about the 256 users of the paper's batch
         train=Train(batch_rows=36, epochs=200, eval_every=5, patience=4),
     )
-
-
-def sweep() -> dict[str, tuple[str, dict]]:
-    """Rows: main loss / augmentation -> (argument, overrides)."""
-    rates = {'crop': 0.3, 'mask': 0.3, 'reorder': 0.6}
-    rows = {}
-    for loss in LOSSES:
-        rows[f'{loss}/none'] = (loss, {'model.contrast.weight': 0.0})
-        for row in (*rates, 'all'):
-            only = {n: rate if row in (n, 'all') else 0.0 for n, rate in rates.items()}
-            rows[f'{loss}/{row}'] = (loss, {f'model.contrast.{n}': r for n, r in only.items()})
-    return rows

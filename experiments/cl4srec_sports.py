@@ -10,7 +10,7 @@ and .0374 for CL4SRec, .0333 and .0336 for SASRec (MCLRec's and FEARec's tables)
 import pathlib
 import runpy
 
-from jaxrec.config import Experiment
+from jaxrec.experiment import Experiment
 
 _beauty = runpy.run_path(str(pathlib.Path(__file__).with_name('cl4srec_beauty.py')))
 

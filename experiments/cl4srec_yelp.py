@@ -11,7 +11,7 @@ visited before counts as not found under this protocol, which removes seen items
 import pathlib
 import runpy
 
-from jaxrec.config import Experiment
+from jaxrec.experiment import Experiment
 
 _beauty = runpy.run_path(str(pathlib.Path(__file__).with_name('cl4srec_beauty.py')))
 

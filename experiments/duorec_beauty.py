@@ -6,7 +6,7 @@ python -m jaxrec.evaluate --workdir=runs/duorec
 Test, protocol full, HR@10 / NDCG@10, seeds 0, 1, 2 (`--config=experiments/duorec_beauty.py:SEED`):
 .1003 / .0611, .0993 / .0598, .1003 / .0608, 10 minutes each on one CPU core (stops early after 32
 to 44 epochs). Published: .0825 / .0425 (MCLRec's table) and .0845 / .0443 (FEARec's). Without its
-term (contrast.weight=0) it is as good: .1009 / .0612, .0999 / .0603, .0991 / .0602. With dot
+term (model.contrast=()) it is as good: .1009 / .0612, .0999 / .0603, .0991 / .0602. With dot
 products instead of cosines it hardly learns at first (validation NDCG@10 .0123 after 6 epochs, here
 .0471).
 
@@ -16,15 +16,16 @@ every place of a packed row is trained on and the views are of the whole window,
 epoch.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.models import cl4srec
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import sasrec
 from jaxrec.objectives.contrast import Contrast
 
 
 def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is the seed, 0 if empty."""
     return Experiment(
-        model=cl4srec.Config(
+        model=sasrec.Config(
             variant='2018',
             dim=128,
             blocks=1,
@@ -35,13 +36,15 @@ def get_config(arg: str = '') -> Experiment:
             table_dropout=0.2,
             loss='softmax',
             label_smoothing=0.1,
-            contrast=Contrast(
-                weight=0.1,
-                first='dropout',
-                second='same_target',
-                same_target_negatives=False,
-                similarity='cosine',
-                temperature=0.2,
+            contrast=(
+                Contrast(
+                    weight=0.1,
+                    first='dropout',
+                    second='same_target',
+                    same_target_negatives=False,
+                    similarity='cosine',
+                    temperature=0.2,
+                ),
             ),
         ),
         data=Data(dataset='beauty'),

@@ -8,18 +8,22 @@ FOLDER holds the data set's files, see jaxrec/datasets/kuairand.py. The events a
 users watched to the end or for 18 seconds, from 25 April to 8 May 2022 with times and features, and
 each user's last 50 before as a prefix without. The newest tenth of the events with times tests.
 Not run to the end with these 8 epochs; with 2 and linear decay (4 minutes on one busy CPU core) the
-test HR@50 is .2660, SASRec's .2742, popularity's .1604, seed 0. README has the table.
+test HR@50 is .2660, SASRec's .2742, popularity's .1604, seed 0. docs/kuaiformer.md has the table.
 
 experiments/kuaiformer_kuairand.py:sasrec and :comirec are the baselines. As a service would train,
 each day predicted before it is learnt:
 
-python -m jaxrec.stream --config=experiments/kuaiformer_kuairand.py --workdir=runs/kuairand_stream \
-    --periods=14 --config.data.source=FOLDER
-python launch/sweep.py --experiment=experiments/kuaiformer_kuairand.py --workdir=runs/k --run
+python -m jaxrec.train --config=experiments/kuaiformer_kuairand.py --workdir=runs/kuairand_stream \
+    --config.data.source=FOLDER --config.task.periods=14 --config.task.split=leave-one-out \
+    --config.train.patience=0
+
+Comparisons are rows of experiments/tables/kuaiformer_kuairand.py.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
+from jaxrec.config import Data, Feature, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import comirec, kuaiformer, sasrec
+from jaxrec.tasks import next_item
 
 FEATURES = (
     Feature('duration', 'uniform', size=1000, cap=300_000),  # milliseconds, as in the paper
@@ -58,26 +62,12 @@ def get_config(arg: str = '') -> Experiment:
     }
     return Experiment(
         model=models[arg],
+        task=next_item.Config(
+            windows='cuts', cuts=8, split='temporal', cutoffs=(10, 50, 100, 500, 1000)
+        ),
         data=Data(
             dataset='kuairand-pure-watched-history',
-            windows='cuts',
-            cuts=8,
-            split='temporal',
         ),
         optim=Optim(learning_rate=3e-3, b2=0.98),
         train=Train(batch_rows=64, epochs=8, patience=3, metric='HR@50'),
-        eval=Eval(cutoffs=(10, 50, 100, 500, 1000)),
     )
-
-
-def sweep() -> dict[str, tuple[str, dict]]:
-    """Rows of the comparison: name -> (argument, overrides)."""
-    return {
-        'kuaiformer': ('', {}),
-        'sasrec': ('sasrec', {}),
-        'comirec': ('comirec', {}),
-        'kuaiformer, k = 1': ('', {'model.interests': 1}),
-        'kuaiformer, no features': ('', {'model.features': ()}),
-        'kuaiformer, no logQ': ('', {'model.in_batch.logq': 'none'}),
-        'kuaiformer, streaming logQ': ('', {'model.in_batch.logq': 'streaming'}),
-    }

@@ -5,16 +5,16 @@ python -m jaxrec.evaluate --workdir=runs/kuaiformer
 python -m jaxrec.recommend --workdir=runs/kuaiformer --user=42 --explain
 
 Not run to the end with these 8 epochs; with 3 (9 minutes on one busy CPU core) the test HR@50 is
-.5197, at window 64 .5184 (3 seeds), SASRec's .5253 (3 seeds). README, "KuaiFormer", has the table.
+.5197, at window 64 .5184 (3 seeds), SASRec's .5253 (3 seeds). docs/kuaiformer.md has the table.
 
 experiments/kuaiformer_ml1m.py:sasrec and :comirec are the baselines: same features, loss, targets.
-All rows of the ablations:
-
-python launch/sweep.py --experiment=experiments/kuaiformer_ml1m.py --workdir=runs/ml1m --run
+The paper's ablations are rows of experiments/tables/kuaiformer_ablation.py.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
+from jaxrec.config import Data, Feature, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import comirec, kuaiformer, sasrec
+from jaxrec.tasks import next_item
 
 FEATURES = (
     Feature('rating', 'category', size=6),
@@ -44,44 +44,10 @@ def get_config(arg: str = '') -> Experiment:
     return Experiment(
         model=models[arg],
         # 8 windows of 8 targets each from every user and epoch
-        data=Data(dataset='ml-1m', windows='cuts', cuts=8, windows_per_user=8),
+        task=next_item.Config(
+            windows='cuts', cuts=8, windows_per_user=8, cutoffs=(10, 50, 100, 500, 1000)
+        ),
+        data=Data(dataset='ml-1m'),
         optim=Optim(learning_rate=3e-3, b2=0.98, schedule='linear'),
         train=Train(batch_rows=64, epochs=8, eval_every=2, metric='HR@50'),
-        eval=Eval(cutoffs=(10, 50, 100, 500, 1000)),
     )
-
-
-def sweep() -> dict[str, tuple[str, dict]]:
-    """Rows of the paper's comparisons: name -> (argument, overrides)."""
-
-    def window(length):  # short windows hold fewer cuts, so that these have a history
-        cuts = min(8, max(1, length // 8))
-        return {
-            'model.max_len': length,
-            'model.compress': (),
-            'model.newest': length,
-            'data.cuts': cuts,
-            'data.windows_per_user': 64 // cuts,
-            'train.batch_rows': 512 // cuts,
-        }
-
-    cheap = window(64)  # the rest at length 64
-    rows = {
-        'kuaiformer': ('', {}),
-        'sasrec': ('sasrec', {}),
-        'sasrec/256': ('sasrec', {'model.max_len': 256}),
-        'sasrec/no features': ('sasrec', {'model.features': ()}),
-        'comirec': ('comirec', {}),
-    }
-    rows |= {f'length/{n}': ('', window(n)) for n in (8, 16, 32, 64, 128, 256)}
-    rows |= {f'k/{k}': ('', {**cheap, 'model.interests': k}) for k in range(1, 8)}
-    rows |= {f'layers/{n}': ('', {**cheap, 'model.blocks': n}) for n in range(1, 6)}
-    rows |= {
-        'logq/none': ('', {**cheap, 'model.in_batch.logq': 'none'}),
-        'logq/streaming': ('', {**cheap, 'model.in_batch.logq': 'streaming'}),
-        'logq/refined': ('', {**cheap, 'model.in_batch.refined': True}),
-        'smoothing/0.1': ('', {**cheap, 'model.in_batch.smoothing': 0.1}),
-        'uniform/512': ('', {**cheap, 'model.in_batch.uniform': 512}),
-        'features/none': ('', {**cheap, 'model.features': ()}),
-    }
-    return rows

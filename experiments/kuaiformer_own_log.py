@@ -13,8 +13,10 @@ other bucket rules: copy this file and see jaxrec/features.py. Needs times; wind
 the oldest 208 of them compressed into 7 tokens.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Feature, Optim, Train
+from jaxrec.config import Data, Feature, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import kuaiformer
+from jaxrec.tasks import next_item
 
 
 def get_config(arg: str = '') -> Experiment:
@@ -24,8 +26,8 @@ def get_config(arg: str = '') -> Experiment:
     features += tuple(Feature(column, 'quantile', size=20) for column in columns)
     return Experiment(
         model=kuaiformer.Config(dim=64, blocks=2, ffn=2, interests=4, features=features),
+        task=next_item.Config(cutoffs=(10, 50, 100, 500, 1000), valid_users=20_000),
         data=Data(features=','.join(columns), windows='cuts', cuts=8, windows_per_user=8),
         optim=Optim(learning_rate=2e-3, ema=0.995),
-        train=Train(batch_rows=64, epochs=50, patience=5, metric='HR@50', eval_users=20_000),
-        eval=Eval(cutoffs=(10, 50, 100, 500, 1000)),
+        train=Train(batch_rows=64, epochs=50, patience=5, metric='HR@50'),
     )

@@ -8,11 +8,13 @@ python -m jaxrec.recommend --workdir=runs/mine --users=all --output=recommendati
 Columns of other names: --config.data.user_col, .item_col, .time_col ('' if the file is in time
 order). A million items and more: --config.model.loss=sampled_softmax
 --config.model.negatives_per=batch --config.model.negatives=4096. An honest offline test for
-production: --config.data.split=temporal.
+production: --config.task.split=temporal.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 
 def get_config(arg: str = '') -> Experiment:
@@ -21,7 +23,8 @@ def get_config(arg: str = '') -> Experiment:
         model=sasrec.Config(
             dim=128, blocks=2, max_len=100, dropout=0.2, embedding_dropout=0.3, table_dropout=0.1
         ),
+        task=next_item.Config(valid_users=20_000),
         data=Data(),
         optim=Optim(learning_rate=1e-3, ema=0.995),
-        train=Train(batch_rows=32, epochs=100, patience=5, eval_users=20_000),
+        train=Train(batch_rows=32, epochs=100, patience=5),
     )

@@ -8,7 +8,8 @@ About a minute on 2 CPU cores. Test, protocol full: HR@10 .186, NDCG@10 .102 (po
 .044, Markov .145 and .077), seed 0.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 

@@ -12,7 +12,8 @@ Test, protocol full, seeds 0, 1, 2 (`--config=experiments/sasrec_beauty.py:SEED`
 (Tikhonovich et al. 2025).
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 

@@ -8,8 +8,10 @@ seeds 0, 1, 2 (--config.train.seed): HR@10 .7452, .7427, .7469, NDCG@10 .5350, .
 published .7410, .5360. The table is experiments/tables/sasrec_2018.py.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 
 def get_config(arg: str = '') -> Experiment:
@@ -27,9 +29,9 @@ def get_config(arg: str = '') -> Experiment:
             negatives_per='data',
             init='xavier_uniform',
         ),
-        data=Data(dataset='games', unseen_negatives=1),
+        task=next_item.Config(unseen_negatives=1, protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
+        data=Data(dataset='games'),
         optim=Optim(learning_rate=1e-3, b2=0.98),
         # 20 rows hold about the 128 users of the paper's batch
         train=Train(batch_rows=20, epochs=200, eval_every=2, patience=10),
-        eval=Eval(protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
     )

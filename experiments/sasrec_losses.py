@@ -14,7 +14,8 @@ sampled_softmax .0959 / .0578, softmax .0977 / .0597. On one CPU core a run take
 minutes. With less dropout BCE's NDCG@10 is higher (experiments/cl4srec_beauty.py).
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 LOSSES = {

@@ -6,8 +6,10 @@ python -m jaxrec.evaluate --workdir=runs/ml1m_2018
 Published, protocol sasrec-2018: HR@10 .8245, NDCG@10 .5905. Not yet run here.
 """
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 
 def get_config(arg: str = '') -> Experiment:
@@ -25,9 +27,9 @@ def get_config(arg: str = '') -> Experiment:
             negatives_per='data',
             init='xavier_uniform',
         ),
-        data=Data(dataset='ml-1m-sasrec', unseen_negatives=1),
+        task=next_item.Config(unseen_negatives=1, protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
+        data=Data(dataset='ml-1m-sasrec'),
         optim=Optim(learning_rate=1e-3, b2=0.98),
         # 70 rows hold about the 128 users of the paper's batch
         train=Train(batch_rows=70, microbatches=5, epochs=200, eval_every=2, patience=10),
-        eval=Eval(protocol='sasrec-2018', cutoffs=(1, 5, 10, 20)),
     )

@@ -7,7 +7,8 @@ Published, protocol full: HR@10 .3152, NDCG@10 .1821. Not yet run to the end her
 epoch took about 30 s on 2 busy CPU cores.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 

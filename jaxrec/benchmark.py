@@ -21,13 +21,13 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from jaxrec import cli, config
+from jaxrec import cli
 from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import say
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
-from jaxrec.experiment import applied, check, parsed
+from jaxrec.experiment import Experiment, applied, check, parsed
 from jaxrec.training import workdir
 
 FLAGS = flags.FLAGS
@@ -149,7 +149,7 @@ def _run(settings: dict) -> dict:
     }
 
 
-def _against(changed: dict) -> config.Experiment:
+def _against(changed: dict) -> Experiment:
     """The experiment with these fields changed; on the same data and mesh."""
     experiment = applied(FLAGS.config, changed)
     check(experiment)
@@ -158,8 +158,9 @@ def _against(changed: dict) -> config.Experiment:
     return experiment
 
 
-def _peer(experiment, histories, split) -> peer_lib.Peer:
+def _peer(experiment, problem) -> peer_lib.Peer:
     """Starts the peer on the data of the suite."""
+    histories, split = problem.source, problem.split
     if FLAGS.suite == 'train':
         spec = peer_lib.train_spec(experiment, FLAGS.peer_batches)
         columns = peer_lib.train_columns(histories, split)

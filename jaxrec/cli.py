@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, TextIO
 
 from absl import app, flags, logging
 
+from jaxrec.config import RENAMED
 from jaxrec.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -98,6 +100,8 @@ def _guarded(main):
 
 
 def _parse(argv):
+    if 'task' in FLAGS:  # --task.protocol=full is a value of the flag --task
+        argv = [re.sub(r'^--?task\.', '--task=', word) for word in argv]
     try:
         return FLAGS(argv)
     except BrokenPipeError:  # `--help | head`
@@ -112,15 +116,28 @@ def _config_error(e: BaseException) -> str:
         return str(e)
     while not isinstance(e, SyntaxError) and (e.__cause__ or e.__context__):
         e = e.__cause__ or e.__context__
+    moved = _moved(str(e))
     if isinstance(e, KeyError) and 'not found on' in str(e):  # ml_collections: unknown field
-        return f'{e.args[0]}; `python -m jaxrec.train --help` lists the fields'
+        told = moved or '`python -m jaxrec.train --help` lists the fields'
+        return f'{e.args[0]}; {told}'
     if isinstance(e, SyntaxError):
         return f'{e.filename}, line {e.lineno}: {e.msg}'
     where = ''
     if e.__traceback__ is not None:
         last = traceback.extract_tb(e.__traceback__)[-1]
         where = f' ({last.filename}, line {last.lineno})'
-    return f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
+    told = f'; {moved}' if moved else ''
+    return f'cannot read the flags or --config: {type(e).__name__}: {e}{where}{told}'
+
+
+def _moved(text: str) -> str:
+    """What a field that a message names is called now, '' if it names none that was renamed."""
+    words = set(re.findall(r'\w+', text))
+    for old, new in RENAMED.items():
+        section, _, name = old.rpartition('.')
+        if name in words and (section in words or section.capitalize() in words or not section):
+            return f'{old} is now {new}'
+    return ''
 
 
 def _fail(message: str) -> None:

@@ -1,108 +1,112 @@
 """The typed dataclasses an experiment is made of. No logic lives here.
 
-An experiment file returns an `Experiment` from `get_config(arg)`; every field can be overridden on
-the command line, e.g. `--config.model.dim=128 --config.data.log=events.csv`.
+A field may carry rules (`field`): its range, whether it changes a result, whether it may differ
+between runs of one program. Whoever needs to know reads them there: the check of an experiment,
+`--help`, the comparison with a run that goes on, the hash of a table's cell.
 """
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
+
+
+def field(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: Collection[str] = (),
+    effect: str = 'result',
+    traced: bool = False,
+) -> Any:
+    """A field of a settings dataclass, with its rules.
+
+    Args:
+      default: its value where nothing is said.
+      least, above, most, below: its range, of a number: >=, >, <=, <.
+      choices: the texts it may be.
+      effect: 'result' changes what is learnt, 'measure' only how it is measured; 'seed' is the axis
+        of repeated runs; 'place' says where, 'pace' how often or in which portions: these change
+        nothing; 'length' and 'epochs' say how far a run goes, so that one may go on with more.
+      traced: may differ between the runs of one program (`training.parallel_runs`): it is only
+        calculated with.
+    """
+    rules = {
+        'least': least,
+        'above': above,
+        'most': most,
+        'below': below,
+        'choices': tuple(choices),
+        'effect': effect,
+        'traced': traced,
+    }
+    return dataclasses.field(default=default, metadata=rules)
 
 
 @dataclasses.dataclass
 class Data:
-    """Which interactions to learn from, and how to read and split them."""
+    """Which data to learn from, and how to read them."""
 
     dataset: str = ''  # name of a public data set (see `python -m jaxrec.prepare --help`)
-    source: str = ''  # file or folder to read `dataset` from instead of downloading it
-    log: str = ''  # own log file; wins over `dataset`
+    source: str = field('', effect='place')  # file or folder to read `dataset` from
+    log: str = field('', effect='place')  # own log file; wins over `dataset`; its content counts
     layout: str = 'auto'  # of `log`: auto | table | sequences | pairs
     user_col: str = 'user'
     item_col: str = 'item'
     time_col: str = 'timestamp'  # '' = the file is already in time order
     features: str = ''  # of a table `log`: numeric columns kept with every event, 'COL,COL'
-    min_user: int = 0  # k-core: least events per user, iterated to a fixed point with min_item
-    min_item: int = 0
-    data_dir: str = '~/.cache/jaxrec'  # where prepared data sets are kept
-    grow_vocabulary: str = ''  # work directory of a run on an earlier state of the log, to go on
-    # from with its items and the new ones (see jaxrec.training.warm_start)
-    split: str = 'leave-one-out'  # or 'temporal'
-    valid_share: float = 0.1  # temporal split: share of the events in the validation period
-    test_share: float = 0.1  # temporal split: share of the events in the test period
-    windows: str = 'last'  # train on each user's 'last' window of model.max_len, on 'all', or on
-    # 'cuts': histories and the one event after each (in-batch losses, see jaxrec.data.cuts)
-    cuts: int = 1  # with windows='cuts': targets per window, consecutive
-    windows_per_user: int = 0  # with windows='cuts': per user and epoch; 0 = every target once
-    unseen_negatives: int = 0  # negatives per target drawn outside the user's training items
+    min_user: int = field(0, least=0)  # k-core: least events per user, iterated with min_item
+    min_item: int = field(0, least=0)
+    data_dir: str = field('~/.cache/jaxrec', effect='place')  # where prepared data sets are kept
 
 
 @dataclasses.dataclass
 class Optim:
     """Optimiser: Adam, or AdamW when weight_decay > 0."""
 
-    learning_rate: float = 1e-3
-    b1: float = 0.9
-    b2: float = 0.98
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    table: str = (
-        'dense'  # item table: dense | rowwise_adagrad | sparse_adam (see jaxrec.training.sparse)
-    )
-    clip_norm: float = 0.0  # 0 = no clipping by global norm
-    schedule: str = 'constant'  # constant | linear | cosine (decay to 0 over train.epochs)
-    warmup_steps: int = 0
-    ema: float = 0.0  # decay of the averaged parameters that are evaluated; 0 = no averaging
+    learning_rate: float = field(1e-3, above=0, traced=True)
+    b1: float = field(0.9, least=0, below=1, traced=True)
+    b2: float = field(0.98, least=0, below=1, traced=True)
+    eps: float = field(1e-8, above=0, traced=True)
+    weight_decay: float = field(0.0, least=0)
+    # of the model's tables; the last two touch the rows of a batch only (training/sparse)
+    table: str = field('dense', choices=('dense', 'rowwise_adagrad', 'sparse_adam'))
+    clip_norm: float = field(0.0, least=0)  # 0 = no clipping by global norm
+    # linear and cosine decay to 0 over train.epochs
+    schedule: str = field('constant', choices=('constant', 'linear', 'cosine'))
+    warmup_steps: int = field(0, least=0)
+    ema: float = field(0.0, least=0, below=1)  # of the averaged parameters that are evaluated
 
 
 @dataclasses.dataclass
 class Train:
     """The training run."""
 
-    batch_rows: int = 128  # packed rows of max_len tokens per step, over all devices
-    microbatches: int = 1  # turns in which a step works through its rows, gradients summed
-    epochs: int = 20
-    steps: int = 0  # > 0: stop after this many steps, whatever `epochs` says
-    seed: int = 0
-    eval_every: float = 1.0  # epochs between validations
-    patience: int = 0  # validations without a new best before stopping; 0 = never
-    metric: str = 'NDCG@10'  # validation metric for the best checkpoint and early stopping
-    eval_users: int = 0  # validate on at most this many users during training; 0 = all
-    save_every: float = 10.0  # minutes between 'last' checkpoints besides validations; 0 = none
-    log_every: int = 50  # steps between lines in metrics.jsonl
-
-
-@dataclasses.dataclass
-class Eval:
-    """The evaluation protocol (see `jaxrec.evaluation.protocols`)."""
-
-    protocol: str = 'full'  # full | sasrec-2018 | s3rec-99 | uniform | popularity
-    filter_seen: bool = True  # score items of the input history -inf (protocol full)
-    negatives: int = 100  # sampled candidates per user (protocols uniform and popularity)
-    cutoffs: tuple[int, ...] = (1, 5, 10, 20, 50)
-    batch_users: int = 512
+    batch_rows: int = field(128, least=1)  # rows per step, over all devices
+    microbatches: int = field(1, least=1)  # turns in which a step works through its rows
+    epochs: int = field(20, least=1, effect='epochs')
+    steps: int = field(0, least=0, effect='length')  # > 0: stop after so many, whatever `epochs`
+    seed: int = field(0, least=0, effect='seed')
+    eval_every: float = field(1.0, above=0)  # epochs between validations
+    patience: int = field(0, least=0)  # validations without a new best before stopping; 0 = never
+    metric: str = ''  # of the best checkpoint and early stopping; '' = the task's first
+    save_every: float = field(10.0, least=0, effect='pace')  # minutes between checkpoints; 0 = none
+    log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl
+    start_from: str = ''  # work directory of a finished run to go on from (training/warm_start)
+    grow: bool = False  # with start_from: the catalogue may have new items
 
 
 @dataclasses.dataclass
 class Mesh:
     """Device mesh ('data', 'model'); data = 0 takes all devices that model leaves."""
 
-    data: int = 0
-    model: int = 1
-
-
-@dataclasses.dataclass
-class Experiment:
-    """One experiment: everything that changes its result."""
-
-    model: Any = None  # a model's Config, e.g. jaxrec.models.sasrec.Config()
-    data: Data = dataclasses.field(default_factory=Data)
-    optim: Optim = dataclasses.field(default_factory=Optim)
-    train: Train = dataclasses.field(default_factory=Train)
-    eval: Eval = dataclasses.field(default_factory=Eval)
-    mesh: Mesh = dataclasses.field(default_factory=Mesh)
+    data: int = field(0, least=0, effect='place')
+    model: int = field(1, least=1, effect='place')
 
 
 KINDS = ('category', 'set', 'uniform', 'log', 'quantile')
-PREFIX = 'feature.'  # of the keys in a batch
 
 
 @dataclasses.dataclass
@@ -132,7 +136,26 @@ class Feature:
         """Of its table: codes 0 .. size + 1."""
         return self.size + 2
 
-    @property
-    def key(self) -> str:
-        """In a batch."""
-        return PREFIX + self.column
+
+# What fields were called before there were tasks.
+RENAMED = {
+    **{
+        f'data.{name}': f'task.{name}'
+        for name in (
+            'split',
+            'valid_share',
+            'test_share',
+            'windows',
+            'cuts',
+            'windows_per_user',
+            'unseen_negatives',
+        )
+    },
+    **{
+        f'eval.{name}': f'task.{name}'
+        for name in ('protocol', 'filter_seen', 'negatives', 'cutoffs', 'batch_users')
+    },
+    'train.eval_users': 'task.valid_users',
+    'eval': 'task, e.g. task=next_item.Config(protocol=..)',
+    'data.grow_vocabulary': 'train.start_from (with train.grow)',
+}

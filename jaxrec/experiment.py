@@ -4,115 +4,134 @@ import ast
 import copy
 import dataclasses
 import importlib
-import importlib.metadata
 import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxrec import config as config_lib
-from jaxrec.config import Experiment
+from jaxrec.config import KINDS, RENAMED, Data, Feature, Mesh, Optim, Train
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics
-from jaxrec.training import sparse
+from jaxrec.problem import ModelConfig, Task
+from jaxrec.tasks import next_item
 
-_AT_LEAST = {
-    'data.min_user': 0,
-    'data.min_item': 0,
-    'data.unseen_negatives': 0,
-    'data.cuts': 1,
-    'data.windows_per_user': 0,
-    'optim.weight_decay': 0,
-    'optim.clip_norm': 0,
-    'optim.warmup_steps': 0,
-    'train.batch_rows': 1,
-    'train.microbatches': 1,
-    'train.epochs': 1,
-    'train.steps': 0,
-    'train.seed': 0,
-    'train.patience': 0,
-    'train.eval_users': 0,
-    'train.save_every': 0,
-    'train.log_every': 1,
-    'eval.batch_users': 1,
-    'mesh.data': 0,
-    'mesh.model': 1,
-}
-_ABOVE_ZERO = ('optim.learning_rate', 'optim.eps', 'train.eval_every')
-_DECAYS = ('optim.b1', 'optim.b2', 'optim.ema')  # in [0, 1)
+SECTIONS = ('task', 'model', 'data', 'optim', 'train', 'mesh')
+
+
+@dataclasses.dataclass
+class Experiment:
+    """One experiment: everything that changes its result."""
+
+    model: Any = None  # a model's Config, e.g. jaxrec.models.sasrec.Config()
+    task: Any = dataclasses.field(default_factory=next_item.Config)
+    data: Data = dataclasses.field(default_factory=Data)
+    optim: Optim = dataclasses.field(default_factory=Optim)
+    train: Train = dataclasses.field(default_factory=Train)
+    mesh: Mesh = dataclasses.field(default_factory=Mesh)
 
 
 def check(experiment: Experiment) -> None:
-    """Raises UserError, naming the field, for a value of a wrong type or out of range."""
+    """Refuses an experiment that cannot mean what it says, before anything is read or written.
+
+    Raises:
+      UserError: naming the field, for a value of a wrong type or out of range, and for values that
+        do not go together.
+    """
     if not isinstance(experiment, Experiment):
         raise UserError(
-            'get_config() of the --config file must return a jaxrec.config.Experiment, '
+            'get_config() of the --config file must return a jaxrec.experiment.Experiment, '
             f'not a {type(experiment).__name__}'
         )
-    if not hasattr(experiment.model, 'make'):
-        raise UserError('the experiment has no model: set model=, e.g. sasrec.Config()')
-    for section in ('data', 'optim', 'train', 'eval', 'mesh', 'model'):
-        check_types(getattr(experiment, section), section)
-
-    def value(name):
-        section, field = name.split('.')
-        return getattr(getattr(experiment, section), field)
-
-    for name, least in _AT_LEAST.items():
-        if not value(name) >= least:
-            raise UserError(f'{name}={value(name)} must be at least {least}')
-    for name in _ABOVE_ZERO:
-        if not 0 < value(name) < math.inf:
-            raise UserError(f'{name}={value(name)} must be above 0')
-    for name in _DECAYS:
-        if not 0 <= value(name) < 1:
-            raise UserError(f'{name}={value(name)} must be in [0, 1)')
-    optim = experiment.optim
-    if optim.table not in ('dense', *sparse.KINDS):
-        raise UserError(f'optim.table={optim.table!r} is not dense, {", ".join(sparse.KINDS)}')
-    if optim.table != 'dense' and (optim.ema or optim.weight_decay):
-        raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
-    if optim.table != 'dense' and experiment.train.microbatches > 1:
-        raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
-    whole = {
-        "data.windows='cuts'": experiment.data.windows == 'cuts',
-        'model.contrast.weight > 0': contrasting(experiment.model),
-    }
-    for setting, given in whole.items():
-        if given and experiment.train.microbatches > 1:
+    for section, kind, example in (
+        ('model', ModelConfig, 'sasrec.Config()'),
+        ('task', Task, 'next_item.Config()'),
+    ):
+        if not isinstance(getattr(experiment, section), kind):
+            raise UserError(f'the experiment has no {section}: set {section}=, e.g. {example}')
+    for section in SECTIONS:
+        check_fields(getattr(experiment, section), section)
+    model, optim, train = experiment.model, experiment.optim, experiment.train
+    model.check()
+    check_features(model.inputs().features)
+    if optim.table != 'dense':
+        if optim.ema or optim.weight_decay:
+            raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
+        if train.microbatches > 1:
+            raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
+        if not model.tables():
             raise UserError(
-                f'{setting} does not go with train.microbatches: the whole batch is negatives'
+                f'optim.table={optim.table}: touched rows only need a sampled loss, and this '
+                'model looks at its whole table'
             )
-    if hasattr(experiment.model, 'check_data'):
-        experiment.model.check_data(experiment.data)
-    protocol = protocols.protocol_of(experiment.eval)
-    known = rank_metrics.names(protocol.cutoffs)
-    if experiment.train.metric not in known:
+    if train.microbatches > 1 and model.whole_batch():
         raise UserError(
-            f'train.metric={experiment.train.metric!r} is not measured: with eval.cutoffs='
-            f'{protocol.cutoffs} there is {", ".join(known)}'
+            f'{model.whole_batch()} does not go with train.microbatches: the whole batch is '
+            'negatives'
+        )
+    if train.grow and not train.start_from:
+        raise UserError('train.grow goes with train.start_from, the run to go on from')
+    experiment.task.check(experiment)
+    if metric(experiment) not in (known := experiment.task.metrics()):
+        raise UserError(
+            f'train.metric={train.metric!r} is not measured by this task; there is '
+            f'{", ".join(known)}'
         )
 
 
-def contrasting(model: typing.Any) -> bool:
-    """Whether a model's Config has a contrastive term (`contrast.Contrast`) of any weight."""
-    return hasattr(model, 'contrast') and model.contrast.weight > 0
+def metric(experiment: Experiment) -> str:
+    """Of the best checkpoint and early stopping: train.metric, or the task's main one."""
+    return experiment.train.metric or experiment.task.main_metric()
 
 
-def check_types(settings: typing.Any, section: str) -> None:
-    """Raises UserError for a field of a dataclass, or inside one, not of its declared type."""
+def check_fields(settings: Any, section: str) -> None:
+    """Raises UserError for a field of a dataclass, or inside one, that breaks its type or rules."""
     hints = typing.get_type_hints(type(settings))
     for field in dataclasses.fields(settings):
-        hint, value = hints[field.name], getattr(settings, field.name)
+        hint, value, name = hints[field.name], getattr(settings, field.name), field.name
         if not _fits(value, hint):
-            raise UserError(
-                f'{section}.{field.name}={value!r} is not {getattr(hint, "__name__", hint)}'
-            )
+            raise UserError(f'{section}.{name}={value!r} is not {getattr(hint, "__name__", hint)}')
+        if broken := _broken(value, field.metadata):
+            raise UserError(f'{section}.{name}={value!r} {broken}')
         for inner in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(inner):
-                check_types(inner, f'{section}.{field.name}')
+                check_fields(inner, f'{section}.{name}')
+
+
+def check_features(features: tuple[Feature, ...]) -> None:
+    """Raises UserError for a feature that cannot be."""
+    names = [feature.column for feature in features]
+    for feature in features:
+        name = f'feature {feature.column!r}'
+        if names.count(feature.column) > 1:
+            raise UserError(f'{name} is given twice')
+        if feature.kind not in KINDS:
+            raise UserError(f'{name}: kind={feature.kind!r} is not one of {", ".join(KINDS)}')
+        if feature.size < 1:
+            raise UserError(f'{name}: size={feature.size} must be at least 1')
+        if feature.kind in ('uniform', 'log') and not 0 < feature.cap < math.inf:
+            raise UserError(f'{name}: kind={feature.kind} needs cap > 0, not {feature.cap}')
+
+
+def _broken(value, rules) -> str:
+    """Which of a field's rules (`config.field`) a value breaks, '' if none."""
+    if rules.get('choices') and value not in rules['choices']:
+        return f'is not one of {", ".join(rules["choices"])}'
+    least, above, most, below = (rules.get(n) for n in ('least', 'above', 'most', 'below'))
+    if isinstance(value, float) and not math.isfinite(value):
+        return 'is not a finite number'
+    inside = (
+        (least is None or value >= least)
+        and (above is None or value > above)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+    if inside:
+        return ''
+    if most is None and below is None:
+        return f'must be above {above}' if least is None else f'must be at least {least}'
+    left = f'({above}' if least is None else f'[{least}'
+    return f'is not in {left}, ' + (f'{most}]' if below is None else f'{below})')
 
 
 def _fits(value, hint) -> bool:
@@ -152,7 +171,7 @@ def parsed(given: Iterable[str], flag: str) -> dict[str, Any]:
 
 
 def applied(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
-    """A copy with these fields set: {'model.in_batch.logq': 'none'}.
+    """A copy with these fields set: {'optim.eps': 1e-7, 'model.contrast.0.weight': 0.1}.
 
     Raises:
       UserError: no such field.
@@ -162,35 +181,47 @@ def applied(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         *sections, field = name.split('.')
         part = experiment
         for section in sections:
-            part = getattr(part, section) if _has(part, section) else None
-        if not _has(part, field):
+            part = _inside(part, section)
+        if not dataclasses.is_dataclass(part) or not hasattr(part, field):
+            if name in RENAMED:
+                raise UserError(f'{name} is now {RENAMED[name]}')
             raise UserError(f'the experiment has no field {name}')
         setattr(part, field, value)
     return experiment
 
 
-def _has(part, name):
-    return dataclasses.is_dataclass(part) and name in {f.name for f in dataclasses.fields(part)}
+def _inside(part: Any, name: str) -> Any:
+    """A field of a dataclass, or an element of a tuple of them; None if there is none."""
+    if isinstance(part, tuple):
+        return part[int(name)] if name.isdecimal() and int(name) < len(part) else None
+    return getattr(part, name, None) if dataclasses.is_dataclass(part) else None
 
 
-def to_record(experiment: config_lib.Experiment) -> dict:
-    """JSON-able form of an experiment; the model's Config is named by module and class."""
+def to_record(experiment: Experiment) -> dict:
+    """JSON-able form of an experiment; model and task are named by module and class."""
     record = dataclasses.asdict(experiment)
-    kind = type(experiment.model)
-    record['model'] = {'type': f'{kind.__module__}:{kind.__qualname__}', **record['model']}
+    for section in ('model', 'task'):
+        kind = type(getattr(experiment, section))
+        record[section] = {'type': f'{kind.__module__}:{kind.__qualname__}', **record[section]}
     return json.loads(json.dumps(record))
 
 
-def from_record(record: dict) -> config_lib.Experiment:
+def from_record(record: dict) -> Experiment:
     """Inverse of `to_record`."""
     record = dict(record)
-    model = dict(record.pop('model'))
-    module, _, name = model.pop('type').partition(':')
-    try:
-        kind = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as e:
-        raise UserError(f'the run needs model {module}.{name}, which cannot be imported') from e
-    return _rebuild(config_lib.Experiment, {**record, 'model': _rebuild(kind, model)})
+    if 'task' not in record:
+        raise UserError('the run was made by a version of jaxrec before tasks: train it again')
+    for section in ('model', 'task'):
+        values = dict(record[section])
+        module, _, name = values.pop('type').partition(':')
+        try:
+            kind = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as e:
+            raise UserError(
+                f'the run needs the {section} {module}.{name}, which cannot be imported'
+            ) from e
+        record[section] = _rebuild(kind, values)
+    return _rebuild(Experiment, record)
 
 
 def _rebuild(kind, values):
@@ -214,8 +245,33 @@ def flat(tree: dict, prefix: str = '') -> dict:
     """A nested record with one level: 'optim.learning_rate' -> value."""
     found = {}
     for name, value in tree.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            value = {str(nth): one for nth, one in enumerate(value)}
         if isinstance(value, dict):
             found |= flat(value, f'{prefix}{name}.')
         else:
             found[prefix + name] = value
     return found
+
+
+def rules(experiment: Experiment) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """('optim.learning_rate', what `config.field` was told of it) of every field."""
+
+    def walk(settings, name):
+        for field in dataclasses.fields(settings):
+            value, inner = getattr(settings, field.name), f'{name}.{field.name}'
+            if dataclasses.is_dataclass(value):
+                yield from walk(value, inner)
+            elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+                for nth, one in enumerate(value):
+                    yield from walk(one, f'{inner}.{nth}')
+            else:
+                yield inner, field.metadata
+
+    for section in SECTIONS:
+        yield from walk(getattr(experiment, section), section)
+
+
+def effect(name: str, experiment: Experiment) -> str:
+    """What a field changes (`config.field`); 'result' for a name that the experiment lacks."""
+    return dict(rules(experiment)).get(name, {}).get('effect', 'result')

@@ -56,6 +56,13 @@ class Measured:
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     kept: Columns = dataclasses.field(default_factory=dict)
 
+    def to_keep(self) -> Columns:
+        """`kept`, or where there is nothing the values and weights themselves."""
+        if self.kept:
+            return self.kept
+        weights = {f'weights/{name}': array for name, array in self.weights.items()}
+        return weights | {f'values/{name}': array for name, array in self.values.items()}
+
 
 class Evaluation:
     """Examples to predict, and how their predictions are measured.
@@ -130,6 +137,7 @@ class Problem:
       data_path: folder of the prepared data, '' if there is none.
       source: what serving reads (Histories, Rows, Graph).
       sizes: what tables and heads are made by, {'item': 12101}.
+      ids: raw ids by the same names, ascending, of those whose rows a later run may take over.
       constants: arrays that every step and pass reads; placed once, never saved.
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
@@ -144,6 +152,7 @@ class Problem:
     periods: Sequence[Callable[[], Period]]
     evaluations: Mapping[str, Callable[[], Evaluation]]
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
+    ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
@@ -180,6 +189,34 @@ class Task:
         """What is measured; train.metric and a table's columns are among these."""
         raise NotImplementedError
 
+    def protocol_fields(self) -> dict[str, Any]:
+        """JSON-able: what the numbers depend on besides model and data, with the 'name' of it all.
+
+        Numbers of which these differ never share a table.
+        """
+        raise NotImplementedError
+
+    def values(
+        self, kept: Columns, metric: str, protocol: Mapping[str, Any]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(values, weights) float64 [N] of a metric, from what a table's cell has kept.
+
+        Args:
+          kept: of `Measured.to_keep`.
+          metric: by name.
+          protocol: of the evaluation.
+
+        Raises:
+          KeyError: the metric has no values of single users, rows or graphs.
+        """
+        del protocol
+        values = kept[f'values/{metric}']
+        return values, kept.get(f'weights/{metric}', np.ones(len(values)))
+
+    def main_metric(self) -> str:
+        """The metric of the best checkpoint where train.metric names none."""
+        return next(iter(self.metrics()))
+
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
     ) -> Problem:
@@ -201,11 +238,15 @@ class Inputs:
       max_len: newest events of a history that it sees; 0 = no history.
       features: `config.Feature`s that it reads.
       extras: of 'users', 'same_target', 'similar': see data/positives.
+      cuts: most targets per window that it can learn; 0 = it learns one at every event.
+      negatives: whether the data draw its negatives.
     """
 
     max_len: int = 0
     features: tuple = ()
     extras: tuple[str, ...] = ()
+    cuts: int = 0
+    negatives: bool = False
 
 
 @dataclasses.dataclass
@@ -223,6 +264,17 @@ class ModelConfig:
         """What the model wants of the data."""
         return Inputs()
 
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """{parameter: paths in the batch} of tables of which a step needs the named rows only.
+
+        A path names its way into the batch, 'positive/items'. {} where a step needs whole tables.
+        """
+        return {}
+
+    def whole_batch(self) -> str:
+        """The setting for which a batch's rows are each other's negatives; '' = none is."""
+        return ''
+
 
 class Model(nnx.Module):
     """A model; besides `loss` it has the verbs of its task.
@@ -231,8 +283,6 @@ class Model(nnx.Module):
     `queries(batch, catalogue) -> [B, K, D]`. click: `scores(batch, constants) -> [B, T]`, logits.
     nodes: `scores` of classes, or `embed(batch, constants) -> [N, D]` under a linear probe.
     """
-
-    whole_batch = False  # True: rows are each other's negatives, so no microbatches
 
     def sample(self, batch: Batch, key: jax.Array) -> Batch:
         """The batch with the row numbers that `loss` draws (negatives); the step calls it."""
@@ -254,11 +304,4 @@ class Model(nnx.Module):
 
     def carry(self) -> dict:
         """First value of what is remembered besides parameters: momentum, queue, BatchNorm."""
-        return {}
-
-    def tables(self) -> dict[str, tuple[str, ...]]:
-        """{parameter: paths in the batch of its row numbers} of tables that may be sparse.
-
-        A path names its way into the batch: 'positive/items'.
-        """
         return {}

@@ -19,6 +19,7 @@ from jaxrec import cli
 from jaxrec.cli import say
 from jaxrec.data.histories import Histories
 from jaxrec.devices import cluster
+from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
 from jaxrec.serving.bulk import write_lists
 from jaxrec.serving.recommender import Recommender
@@ -67,6 +68,7 @@ def _main() -> None:
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:
         raise UserError('--k, --batch_users and --part_users must be at least 1')
     trained = load_trained(FLAGS.workdir, FLAGS.checkpoint)
+    keep_freed()
     if FLAGS.users is not None:
         cli.emit(_bulk(trained))
     else:
@@ -75,17 +77,18 @@ def _main() -> None:
 
 def _single(trained: Trained) -> dict:
     """One list, printed as a table; returns it with raw ids."""
-    known = trained.histories
+    recommender = _recommender(trained, batch_users=1)
+    known = recommender.histories
     if FLAGS.user is not None:
         user = known.find_user(FLAGS.user)
         if user is None:
             raise UserError(f'user {FLAGS.user!r} is not in the data')
         about = {'user': known.raw_user(user)}
-        listed = _recommender(trained, batch_users=1).user(user)
+        listed = recommender.user(user)
     else:
         items = parse_history(known, FLAGS.history, FLAGS.skip_unknown)
         about = {'history': [known.raw_item(item) for item in items]}
-        listed = _recommender(trained, batch_users=1).one(items)
+        listed = recommender.after([items])[0]
     _print(listed, titles=known.titles is not None)
     return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
 
@@ -134,8 +137,8 @@ def parse_history(histories: Histories, text: str, skip_unknown: bool) -> np.nda
 
 
 def _bulk(trained: Trained) -> dict:
-    users = read_users(trained.histories, FLAGS.users, FLAGS.skip_unknown)
     recommender = _recommender(trained, FLAGS.batch_users)
+    users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)
     output = pathlib.Path(FLAGS.output)
     write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint)
     say(f'written: {output} ({len(users):,} users)')

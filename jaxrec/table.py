@@ -10,6 +10,8 @@ runs/ with the trainings. A killed command goes on with the same command line; s
 it, on this machine or on any that sees WORKDIR: a cell is run by one of them. A finished cell is
 run again only if its config, its data or the code behind it has changed, and the command says
 which; --accept=code (or config, data) keeps it. --render runs nothing, whatever has changed.
+--adopt --why=TEXT --results=results gives all cells there the hashes and field names of today, if
+their configs mean the same, and notes why: for changes that cannot change a number.
 
 Rows and columns of --only go by name, with * for any text; what is left out keeps its place.
 --override=train.epochs=2 changes a field of all cells (they are other cells then).
@@ -18,6 +20,7 @@ Rows and columns of --only go by name, with * for any text; what is left out kee
 import fnmatch
 import pathlib
 import signal
+from collections.abc import Iterator
 
 from absl import flags
 
@@ -25,8 +28,8 @@ from jaxrec import cli, files
 from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.experiment import parsed
+from jaxrec.paper import adopt, grid, hashes, page, spec, text
 from jaxrec.paper import cells as cells_lib
-from jaxrec.paper import grid, hashes, page, spec, text
 from jaxrec.paper.runner import Runner
 
 FLAGS = flags.FLAGS
@@ -54,6 +57,8 @@ def define_flags() -> None:
     flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users.')
     flags.DEFINE_float('patience', 120, 'Seconds of silence after which a host counts as dead.', 1)
     flags.DEFINE_bool('render', False, 'Only render what is there; run nothing.')
+    flags.DEFINE_bool('adopt', False, 'Keep the cells below --results whatever has changed; --why.')
+    flags.DEFINE_string('why', '', 'With --adopt: why their numbers are still those of this code.')
     flags.DEFINE_bool('json', False, 'Print the result as one JSON object, the last line.')
 
 
@@ -64,6 +69,9 @@ def main(argv: list[str]) -> None:
         for value in FLAGS[name].value:
             if value not in known:
                 raise UserError(f'unknown --{name}={value}: use {", ".join(known)}')
+    if FLAGS.adopt:
+        _adopt()
+        return
     if FLAGS.render and not FLAGS.table:
         _render_all()
         return
@@ -72,9 +80,10 @@ def main(argv: list[str]) -> None:
     file, folder = pathlib.Path(FLAGS.table), pathlib.Path(FLAGS.workdir)
     table = spec.load(file)
     changed = parsed(FLAGS.override, '--override')
-    if FLAGS.results and (matter := [name for name in changed if hashes.matters(name)]):
-        raise UserError(f'--results is for the table as it is, not with --override={matter[0]}=..')
     cells = spec.cells(table, file, changed)
+    matter = [name for name in changed if hashes.matters(name, cells[0].experiment)]
+    if FLAGS.results and matter:
+        raise UserError(f'--results is for the table as it is, not with --override={matter[0]}=..')
     failed = {}
     if not FLAGS.render:
         failed = _run(cells, folder)
@@ -138,18 +147,38 @@ def _render(table, cells, folder, formats) -> list[pathlib.Path]:
     return written
 
 
+def _adopt() -> None:
+    """Gives the cells of every table below --results the hashes of today."""
+    if not FLAGS.results or not FLAGS.why:
+        raise UserError('--adopt needs --results=DIR and --why=TEXT')
+    count = 0
+    for table, file, folder in _stored():
+        for cell in spec.cells(table, file):
+            if cells_lib.path_of(folder, cell).exists():
+                cells_lib.write(folder, cell, adopt.adopted(folder, cell, FLAGS.why))
+                count += 1
+    say(f'adopted: {count} cells')
+
+
+def _stored() -> Iterator[tuple[spec.Table, pathlib.Path, pathlib.Path]]:
+    """Every table below --results: what it is, its file, and the folder of its cells."""
+    found = False
+    for file in sorted(pathlib.Path('experiments/tables').glob('*.py')):
+        folder = pathlib.Path(FLAGS.results) / file.stem
+        if (folder / 'cells').is_dir():
+            found = True
+            yield spec.load(file), file, folder
+    if not found:
+        raise UserError(f'{FLAGS.results} holds no results of a table in experiments/tables')
+
+
 def _render_all() -> None:
     """Renders every table below --results again, from the stored cells."""
     if not FLAGS.results:
         raise UserError('--render needs --table and --workdir, or --results=DIR for all there')
     written = []
-    for file in sorted(pathlib.Path('experiments/tables').glob('*.py')):
-        folder = pathlib.Path(FLAGS.results) / file.stem
-        if (folder / 'cells').is_dir():
-            table = spec.load(file)
-            written += _render(table, spec.cells(table, file), folder, FLAGS.format)
-    if not written:
-        raise UserError(f'{FLAGS.results} holds no results of a table in experiments/tables')
+    for table, file, folder in _stored():
+        written += _render(table, spec.cells(table, file), folder, FLAGS.format)
     for path in written:
         say(f'written: {path}')
     cli.emit({'written': [str(path) for path in written]})

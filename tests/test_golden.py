@@ -15,13 +15,10 @@ import numpy as np
 import pytest
 
 from jaxrec.data.histories import Histories
-from jaxrec.data.splits import split
-from jaxrec.devices.mesh import put_batch
-from jaxrec.evaluation.protocols import protocol_of
-from jaxrec.evaluation.ranking import Ranker
-from jaxrec.tasks.next_item import feature_codes, train_batches
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import evaluated, init_state, split_model, train_step
+from jaxrec.evaluation.run import Pass
+from jaxrec.experiment import applied
+from jaxrec.tasks.next_item import NextItem
+from jaxrec.training.state import Program, evaluated
 
 ROOT = pathlib.Path(__file__).parent.parent
 STORED = pathlib.Path(__file__).with_name('golden.json')
@@ -57,7 +54,7 @@ OVERRIDES = {  # of cases that are not an argument of the experiment
         'model.negatives_per': 'batch',
         'optim.clip_norm': 1.0,
     },
-    'duorec_beauty:moco': {'model.contrast.momentum': 0.9, 'model.contrast.queue': 128},
+    'duorec_beauty:moco': {'model.contrast.0.momentum': 0.9, 'model.contrast.0.queue': 128},
     'kuaiformer_kuairand:streaming': {
         'model.in_batch.logq': 'streaming',
         'model.in_batch.uniform': 8,
@@ -90,12 +87,7 @@ def experiment_of(case):
     known = {f.name for f in dataclasses.fields(experiment.model)}
     for field in known & SMALL.keys():
         setattr(experiment.model, field, SMALL[field])
-    for name, value in OVERRIDES.get(case, {}).items():
-        *sections, field = name.split('.')
-        part = experiment
-        for section in sections:
-            part = getattr(part, section)
-        setattr(part, field, value)
+    experiment = applied(experiment, OVERRIDES.get(case, {}))
     experiment.train.batch_rows = 40
     return experiment
 
@@ -103,39 +95,25 @@ def experiment_of(case):
 def run(case):
     """Losses and gradient norms of 20 steps, length of all parameters, ranks, metrics."""
     experiment = experiment_of(case)
-    model, data, seed = experiment.model, experiment.data, experiment.train.seed
-    histories = log(getattr(model, 'features', ()))
-    parts = split(histories, data.split, data.valid_share, data.test_share)
-    batches = train_batches(experiment, histories, parts)
-    optimizer = make_optimizer(experiment.optim, 100)
-    graphdef, _ = split_model(model, histories.num_items)
-    state = init_state(model, histories.num_items, optimizer, seed)
-    step = train_step(graphdef, optimizer, seed, experiment.train.microbatches)
-    losses, norms = [], []
+    histories = log(experiment.model.inputs().features)
+    problem = NextItem(experiment, histories, {'data_hash': '', 'path': ''})
+    batches, program = problem.batches(), Program(experiment, problem, 100)
+    state, losses, norms = program.init(), [], []
+    program.start(0)
     for number in range(STEPS):
-        state, terms = step(state, put_batch(batches(number)))
+        state, terms = program.step(state, program.put([batches(number)]))
         losses.append(float(terms['loss']))
         norms.append(float(terms['grad_norm']))
     parameters = jax.device_get(evaluated(state))
     squares = sum(float((x.astype(np.float64) ** 2).sum()) for x in jax.tree.leaves(parameters))
-    ranker = Ranker(
-        graphdef,
-        histories,
-        parts,
-        'test',
-        protocol_of(experiment.eval),
-        max_len=model.max_len,
-        batch_users=64,
-        codes=feature_codes(model, histories, parts.train_ends),
-        coverage=True,
-    )
-    result = ranker(evaluated(state))
+    measure = Pass(program.graphdef, problem, program.constants)
+    result = measure(evaluated(state), problem.ranking('test'), full=True)
     return {
         'losses': losses,
         'grad_norms': norms,
         'parameters': squares**0.5,
-        'greater': result.greater.tolist(),
-        'ties': result.ties.tolist(),
+        'greater': result.kept['greater'].tolist(),
+        'ties': result.kept['ties'].tolist(),
         'metrics': result.metrics,
     }
 
@@ -149,7 +127,8 @@ def test_numbers_stay(case, shape, mesh):
     np.testing.assert_allclose(found['grad_norms'], stored['grad_norms'], rtol=1e-5)
     np.testing.assert_allclose(found['parameters'], stored['parameters'], rtol=1e-6)
     assert found['greater'] == stored['greater'] and found['ties'] == stored['ties']
-    assert found['metrics'] == pytest.approx(stored['metrics'], abs=1e-12)
+    stored = {name: v for name, v in stored['metrics'].items() if 'Recall' not in name}  # was HR
+    assert found['metrics'] == pytest.approx(stored, abs=1e-12)
 
 
 def main():

@@ -7,7 +7,7 @@ Every contrastive paper compares with a SASRec trained by BCE; the honest questi
 the softmax row. Encoder and settings are the same for the rows of a loss, see
 experiments/cl4srec_beauty.py, and for DuoRec and the row before it, the same without its term,
 experiments/duorec_beauty.py. SASRec with the softmax is the row of the table sasrec_losses: without
-the term CL4SRec is SASRec, bit by bit.
+the term CL4SRec is SASRec, bit for bit.
 
 Two lines of papers report the same methods: that of DuoRec and FEARec (RecBole), read from a
 third-party note that mis-cites neighbouring papers, and that of ICLRec and MCLRec (S3-Rec files).
@@ -22,13 +22,11 @@ from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 _losses = runpy.run_path(str(pathlib.Path(__file__).with_name('sasrec_losses.py')))
 at, ML_1M = _losses['at'], {**_losses['ML_1M'], 'train.microbatches': 1}
 CL4SREC = 'experiments/cl4srec_beauty.py'
-BCE = Row('SASRec BCE', f'{CL4SREC}:bce', {'model.contrast.weight': 0.0})
+BCE = Row('SASRec BCE', f'{CL4SREC}:bce', {'model.contrast': ()})
 BCE_TERM = Row('CL4SRec BCE', f'{CL4SREC}:bce')
 SOFTMAX = _losses['SOFTMAX']
 SOFTMAX_TERM = Row('CL4SRec softmax', f'{CL4SREC}:softmax')
-SMOOTHED = Row(
-    'SASRec smoothed softmax', 'experiments/duorec_beauty.py', {'model.contrast.weight': 0.0}
-)
+SMOOTHED = Row('SASRec smoothed softmax', 'experiments/duorec_beauty.py', {'model.contrast': ()})
 DUOREC = Row('DuoRec', 'experiments/duorec_beauty.py')
 SHOWN = ('HR@10', 'NDCG@10')
 

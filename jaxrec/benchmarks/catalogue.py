@@ -5,14 +5,13 @@ import statistics
 
 import jax
 
-from jaxrec import config
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.training import Loop
-from jaxrec.datasets.synthetic import generated
 from jaxrec.devices.mesh import make_mesh
+from jaxrec.experiment import Experiment
 
 
-def trained(experiment: config.Experiment) -> config.Experiment:
+def trained(experiment: Experiment) -> Experiment:
     """The experiment that is measured: model and optimiser of the config.
 
     Only the exact softmax, whose cost is the catalogue, gives way to the sampled one with 256
@@ -27,20 +26,20 @@ def trained(experiment: config.Experiment) -> config.Experiment:
 
 
 def measure_catalogue(
-    experiment: config.Experiment, items: int, *, repeats: int, steps: int, matmul_size: int
+    experiment: Experiment, items: int, *, repeats: int, steps: int, matmul_size: int
 ) -> dict:
     """Step time and peak memory with `items` items.
 
     Args:
-      experiment: see `trained`; its data are replaced by `generated`.
+      experiment: see `trained`; its data are replaced by generated ones.
       items: size of the catalogue.
       repeats, steps, matmul_size: see `training.measure_training`; `steps` = 0 takes three.
     """
     experiment = trained(experiment)
     jax.set_mesh(make_mesh(experiment.mesh))
-    histories, split = generated(experiment, items)
+    problem = experiment.task.generated(experiment, items)
     start = measure.peak_memory()
-    loop = Loop(experiment, histories, split)
+    loop = Loop(experiment, problem)
     peak = measure.peak_memory()
     matmul = measure.Matmul(matmul_size)
     turns = []

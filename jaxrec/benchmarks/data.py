@@ -5,6 +5,7 @@ work; what may differ is where its events lie. Speed is taken in short turns of 
 trains on both; memory from the training command itself, validation included, in a process per log.
 """
 
+import dataclasses
 import pathlib
 import statistics
 import subprocess
@@ -16,15 +17,15 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from jaxrec import config, datasets
+from jaxrec import config
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.training import Loop
 from jaxrec.cli import say
-from jaxrec.data import splits
 from jaxrec.data.histories import Histories
 from jaxrec.datasets.store import COLUMNS
 from jaxrec.devices.mesh import make_mesh
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment
 
 CASES = ('2000000', '200000000')  # events
 ITEMS = 100_000
@@ -34,7 +35,7 @@ _STEPS = 30  # of the training command
 
 
 def measure_data(
-    experiment: config.Experiment, cases: Sequence[str] | None, *, repeats: int, steps: int
+    experiment: Experiment, cases: Sequence[str] | None, *, repeats: int, steps: int
 ) -> dict:
     """Targets per second and resident memory (VmHWM) on the two logs.
 
@@ -91,11 +92,9 @@ def _rates(loop: Loop, steps: int) -> tuple[float, float]:
     return done['targets'] / done['seconds'], done['targets'] / (time.process_time() - start)
 
 
-def _loop(experiment: config.Experiment, log: pathlib.Path) -> Loop:
-    histories, _ = datasets.load(config.Data(log=str(log)), say=say)
-    data = experiment.data
-    split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    return Loop(experiment, histories, split)
+def _loop(experiment: Experiment, log: pathlib.Path) -> Loop:
+    experiment = dataclasses.replace(experiment, data=config.Data(log=str(log)))
+    return Loop(experiment, experiment.task.open(experiment, say))
 
 
 def _mib(log: pathlib.Path) -> float:

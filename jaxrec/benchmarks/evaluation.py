@@ -5,21 +5,17 @@ import statistics
 
 import jax
 
-from jaxrec import config, datasets
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.peer import K
 from jaxrec.cli import say
-from jaxrec.data import splits
 from jaxrec.devices.mesh import make_mesh
-from jaxrec.evaluation.protocols import protocol_of
-from jaxrec.evaluation.ranking import Ranker
-from jaxrec.tasks.next_item import feature_codes
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import init_state, split_model
+from jaxrec.evaluation.run import Pass
+from jaxrec.experiment import Experiment
+from jaxrec.training.state import Program, evaluated
 
 
 def measure_evaluation(
-    experiment: config.Experiment, *, repeats: int, matmul_size: int, peer=None
+    experiment: Experiment, *, repeats: int, matmul_size: int, peer=None
 ) -> dict:
     """Users per second: encode, filter seen items, rank the target, top 10, metrics.
 
@@ -30,36 +26,28 @@ def measure_evaluation(
       experiment: model and data; its protocol is replaced by the full catalogue, seen items out.
       repeats: number of turns.
       matmul_size: see `measure.Matmul`.
-      peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
+      peer: None, or a function (experiment, problem) -> `peer.Peer`.
     """
-    histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(make_mesh(experiment.mesh))
-    model, data = experiment.model, experiment.data
-    split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    full = dataclasses.replace(
-        experiment.eval, protocol='full', filter_seen=True, cutoffs=(1, 5, K)
+    task = dataclasses.replace(
+        experiment.task, protocol='full', filter_seen=True, cutoffs=(1, 5, K)
     )
-    graphdef, _ = split_model(model, histories.num_items)
-    optimizer = make_optimizer(experiment.optim, 1)
-    params = init_state(model, histories.num_items, optimizer, experiment.train.seed)['params']
-    ranker = Ranker(
-        graphdef,
-        histories,
-        split,
-        'test',
-        protocol_of(full),
-        max_len=model.max_len,
-        batch_users=experiment.eval.batch_users,
-        codes=feature_codes(model, histories, split.train_ends),
-        coverage=True,
-    )
-    first = measure.seconds(lambda: ranker(params))
-    other = peer(experiment, histories, split) if peer else None
+    experiment = dataclasses.replace(experiment, task=task)
+    problem = experiment.task.open(experiment, say)
+    program, test = Program(experiment, problem, 1), problem.evaluations['test']()
+    params = evaluated(program.init())
+    evaluate = Pass(program.graphdef, problem, program.constants)
+
+    def once():
+        evaluate(params, test, full=True)
+
+    first = measure.seconds(once)
+    other = peer(experiment, problem) if peer else None
     matmul = measure.Matmul(matmul_size)
-    turns, users = [], len(split.test)
+    turns, users = [], test.examples
     for number in range(repeats):
         rate = matmul.sample()
-        seconds = measure.seconds(lambda: ranker(params))
+        seconds = measure.seconds(once)
         turn = {'ours': users / seconds, 'peer': None, 'ratio': None, 'matmul_gflops': rate}
         text = f'{number + 1}/{repeats}  {seconds:.2f} s  {turn["ours"]:,.0f} users/s'
         if other:
@@ -91,5 +79,5 @@ def measure_evaluation(
         'first_pass_seconds': first,
         'peak_memory_mib': memory,
         'peer_about': other.about if other else None,
-        'data_hash': meta['data_hash'],
+        'data_hash': problem.data_hash,
     }

@@ -17,28 +17,34 @@ the forward pass.
 
 import numpy as np
 
+from jaxrec.experiment import Experiment
+from jaxrec.models import sasrec
+
 DENSE = {'2018': (6, 4), 'pre_ln': (8, 4), 'ligr': (12, 6)}  # multiples of d^2 and of f d^2
 
 
-def train_flops(model, num_items: int, negatives: int, batch: dict[str, np.ndarray]) -> float:
+def train_flops(experiment: Experiment, num_items: int, batch: dict) -> float:
     """Useful operations of one step on a packed batch, forward and backward.
 
     Args:
-      model: a SASRec Config, or one with the same fields; nan for another kind of model, and for
-        cuts and features, whose operations are not counted here.
+      experiment: with a SASRec as model; nan for another kind of model, and for cuts and features,
+        whose operations are not counted here.
       num_items: size of the catalogue.
-      negatives: candidates per target besides the target itself (ignored by the exact softmax).
       batch: `segments` int [B, L], as `packed.TrainBatches` makes it.
     """
+    model = experiment.model
+    if not isinstance(model, sasrec.Config) or model.loss == 'in_batch' or model.features:
+        return float('nan')
+    from_data = model.negatives_per == 'data'
+    negatives = experiment.task.unseen_negatives if from_data else model.negatives
     tokens, pairs = tokens_and_pairs(batch['segments'])
     return 3 * forward_flops(model, num_items, negatives, tokens, pairs)
 
 
-def forward_flops(model, num_items: int, negatives: int, tokens: int, pairs: int) -> float:
+def forward_flops(
+    model: sasrec.Config, num_items: int, negatives: int, tokens: int, pairs: int
+) -> float:
     """Useful operations of the forward pass, see the head of this file."""
-    known = getattr(model, 'variant', None) in DENSE and model.loss != 'in_batch'
-    if not known or getattr(model, 'features', ()):
-        return float('nan')
     dense, inner = DENSE[model.variant]
     per_token = (dense + inner * model.ffn) * model.dim**2
     candidates = num_items if model.loss == 'softmax' else 1 + negatives

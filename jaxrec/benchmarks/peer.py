@@ -9,12 +9,12 @@ import tempfile
 import jax
 import numpy as np
 
-from jaxrec import config
 from jaxrec.cli import say
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges
 from jaxrec.data.splits import Split
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment
 
 PEERS = {'rectools': 'rectools_peer.py'}
 BATCH_USERS = 128  # of the peer, which gives every user one row
@@ -118,11 +118,11 @@ def check(name: str | None, python: str | None, suite: str) -> None:
         raise UserError(f'--peer_python={python} cannot be run: no such program')
 
 
-def train_spec(experiment: config.Experiment, batches: int) -> dict:
+def train_spec(experiment: Experiment, batches: int) -> dict:
     """Spec of suite train; `batches` > 0 cuts a turn, otherwise one epoch, after so many."""
-    if experiment.data.windows != 'last':
+    if experiment.task.windows != 'last':
         raise UserError(
-            "the peer trains on each user's last window: use --config.data.windows=last"
+            "the peer trains on each user's last window: use --config.task.windows=last"
         )
     return {
         'suite': 'train',
@@ -132,7 +132,7 @@ def train_spec(experiment: config.Experiment, batches: int) -> dict:
     }
 
 
-def eval_spec(experiment: config.Experiment) -> dict:
+def eval_spec(experiment: Experiment) -> dict:
     """Spec of suite eval."""
     return {
         'suite': 'eval',
@@ -166,7 +166,7 @@ def eval_columns(histories: Histories, split: Split, users: int) -> dict[str, np
     }
 
 
-def _model(experiment: config.Experiment) -> dict:
+def _model(experiment: Experiment) -> dict:
     """The experiment's model in RecTools' words."""
     model = experiment.model
     if getattr(model, 'variant', None) not in ('2018', 'pre_ln', 'ligr'):
@@ -183,7 +183,7 @@ def _model(experiment: config.Experiment) -> dict:
         'session_max_len': model.max_len,
         'dropout_rate': model.dropout,
         'loss': _LOSSES[model.loss],
-        'n_negatives': experiment.data.unseen_negatives if from_data else model.negatives,
+        'n_negatives': experiment.task.unseen_negatives if from_data else model.negatives,
         'gbce_t': model.gbce_t,
         'lr': experiment.optim.learning_rate,
         'batch_size': BATCH_USERS,

@@ -12,11 +12,11 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from jaxrec import config
 from jaxrec.benchmarks.catalogue import measure_catalogue
 from jaxrec.benchmarks.softmax import measure_loss
 from jaxrec.cli import say
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment
 
 LOSS_CASES = (  # tokens x items x dim
     '800x12000x64',
@@ -87,7 +87,7 @@ def case_line(case: dict) -> str:
 
 
 def measure_one(
-    suite: str, name: str, experiment: config.Experiment | None, steps: int, **settings
+    suite: str, name: str, experiment: Experiment | None, steps: int, **settings
 ) -> dict:
     """One size in this process; `settings` are the suites' repeats and matmul_size."""
     if suite == 'loss':

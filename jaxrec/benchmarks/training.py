@@ -1,24 +1,21 @@
 """Suite train: the real training step, fed by the real pipeline."""
 
-import functools
+import dataclasses
 import math
 import statistics
 import time
 
 import jax
 
-from jaxrec import config, datasets
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import train_flops
 from jaxrec.cli import say
-from jaxrec.data import splits
-from jaxrec.data.histories import Histories
 from jaxrec.devices.malloc import keep_freed
-from jaxrec.devices.mesh import make_mesh, put_batch
-from jaxrec.tasks.next_item import train_batches
-from jaxrec.training.loop import prefetch
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import init_state, split_model, train_step
+from jaxrec.devices.mesh import make_mesh
+from jaxrec.experiment import Experiment
+from jaxrec.problem import Problem
+from jaxrec.training.loop import prefetch, steps
+from jaxrec.training.state import Program
 
 _WARM_UP = 3  # steps after the one that compiles
 _SECONDS = 2.0  # of one measurement, where the number of steps is not given
@@ -33,34 +30,26 @@ class Loop:
       state: the train state.
     """
 
-    def __init__(
-        self,
-        experiment: config.Experiment,
-        histories: Histories,
-        split: splits.Split,
-        users_per_batch: int = 0,
-    ):
+    def __init__(self, experiment: Experiment, problem: Problem, users_per_batch: int = 0):
         """Builds the state and compiles; `users_per_batch` > 0 replaces train.batch_rows."""
-        model, data, settings = experiment.model, experiment.data, experiment.train
-        self._model, self._num_items = model, histories.num_items
-        from_data = getattr(model, 'negatives_per', '') == 'data'
-        self._negatives = data.unseen_negatives if from_data else getattr(model, 'negatives', 0)
-
-        batches = functools.partial(train_batches, experiment, histories, split)
-        self.batches = batches()
+        settings = experiment.train
+        self.batches = problem.periods[0]().batches
         if users_per_batch:
-            share = users_per_batch / self.batches.windows_per_epoch
+            share = users_per_batch / self.batches.examples_per_epoch
             multiple = jax.sharding.get_mesh().shape['data'] * settings.microbatches
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
-            self.batches = batches(rows=rows)
+            settings = dataclasses.replace(settings, batch_rows=rows)
+            experiment = dataclasses.replace(experiment, train=settings)
+            self.batches = experiment.task.open(experiment, say).periods[0]().batches
+        self._experiment, self._num_items = experiment, problem.sizes.get('item', 0)
         horizon = math.ceil(settings.epochs * self.batches.steps_per_epoch)
-        optimizer = make_optimizer(experiment.optim, horizon)
-        graphdef, _ = split_model(model, histories.num_items)
-        self.state = init_state(model, histories.num_items, optimizer, settings.seed)
-        self._step = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
+        program = Program(experiment, problem, horizon)
+        self.state = program.init()
+        program.start(0)
         self._counts: dict[int, tuple[int, float]] = {}
         keep_freed()
         self._feed, self._done = prefetch(self._counted, 0), 0
+        self._steps = steps(program, self.state, self._feed)
         self.compile_seconds = measure.seconds(lambda: self.run(1))
         self.run(_WARM_UP)
 
@@ -68,7 +57,7 @@ class Loop:
         """Runs `steps` steps; seconds, real targets, tokens of the batches, useful FLOPs."""
         first, start = self._done, time.perf_counter()
         for _ in range(steps):
-            self.state, _ = self._step(self.state, put_batch(next(self._feed)))
+            self.state, _ = next(self._steps)
         jax.block_until_ready(self.state)
         seconds = time.perf_counter() - start
         self._done += steps
@@ -77,30 +66,31 @@ class Loop:
             'steps': steps,
             'seconds': seconds,
             'targets': sum(targets for targets, _ in counts),
-            'tokens': steps * self.batches.rows * self._model.max_len,
+            'tokens': steps * self.batches.rows * self._experiment.model.inputs().max_len,
             'flops': sum(flops for _, flops in counts),
         }
 
     def close(self) -> None:
         """Stops the thread that makes batches."""
+        self._steps.close()
         self._feed.close()
 
     def _counted(self, step: int) -> dict:
         batch = self.batches(step)
-        flops = train_flops(self._model, self._num_items, self._negatives, batch)
+        flops = train_flops(self._experiment, self._num_items, batch)
         self._counts[step] = (int((batch['weights'] > 0).sum()), flops)
-        return batch
+        return [batch]
 
 
 def measure_training(
-    experiment: config.Experiment,
+    experiment: Experiment,
     *,
     repeats: int,
     steps: int,
     users_per_batch: int,
     matmul_size: int,
     peer=None,
-    against: config.Experiment | None = None,
+    against: Experiment | None = None,
 ) -> dict:
     """Targets per second of the training step, in turns with the matrix product and the peer.
 
@@ -110,16 +100,16 @@ def measure_training(
       steps: steps of one turn; 0 takes about two seconds of them.
       users_per_batch: rows per batch that hold about so many users; 0 = train.batch_rows.
       matmul_size: see `measure.Matmul`.
-      peer: None, or a function (experiment, histories, split) -> `peer.Peer`.
+      peer: None, or a function (experiment, problem) -> `peer.Peer`.
       against: another experiment on the same data, whose step takes its turns too.
     """
-    histories, meta = datasets.load(experiment.data, say=say)
     jax.set_mesh(make_mesh(experiment.mesh))
-    data = experiment.data
-    split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    loop = Loop(experiment, histories, split, users_per_batch)
-    other = peer(experiment, histories, split) if peer else None
-    second = Loop(against, histories, split, users_per_batch) if against else None
+    problem = experiment.task.open(experiment, say)
+    loop = Loop(experiment, problem, users_per_batch)
+    other = peer(experiment, problem) if peer else None
+    second = None
+    if against:
+        second = Loop(against, against.task.open(against, say), users_per_batch)
     dtype = 'bfloat16' if getattr(experiment.model, 'bf16', False) else 'float32'
     matmul = measure.Matmul(matmul_size, dtype)
     steps = steps or max(1, round(_SECONDS * _WARM_UP / loop.run(_WARM_UP)['seconds']))
@@ -159,7 +149,7 @@ def measure_training(
         'fill': loop.batches.fill,
         'steps_per_turn': steps,
         'peer_about': other.about if other else None,
-        'data_hash': meta['data_hash'],
+        'data_hash': problem.data_hash,
     }
 
 

@@ -7,15 +7,17 @@ the one before it one event earlier, and so on. With G = 1 each cut has a whole 
 
 import numpy as np
 
+from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batch
 from jaxrec.data.packed import Extras
 from jaxrec.data.ragged import blocks, part, ranges
 from jaxrec.errors import UserError
+from jaxrec.problem import Batches
 
 
-class CutBatches:
+class CutBatches(Batches):
     """Batches of windows with G cuts: some windows of every user in each epoch, in a new order.
 
     A user's windows of an epoch are spread over the history at equal distances from a random start
@@ -54,7 +56,7 @@ class CutBatches:
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         if cuts > max_len:
-            raise UserError(f'data.cuts={cuts} is more than the model.max_len={max_len} events')
+            raise UserError(f'task.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._cuts, self._codes, self._extras, self._process = cuts, codes, extras, process
         starts = histories.offsets[:-1]
@@ -75,7 +77,7 @@ class CutBatches:
         self._chance = np.where(self._whole, 1.0, chance)  # of each target, per epoch
         self.rows = rows
         self._ends = np.cumsum(self._taken)  # number of each user's last window, plus one
-        self.rows_per_epoch = self.windows_per_epoch = int(self._ends[-1])
+        self.rows_per_epoch = self.examples_per_epoch = int(self._ends[-1])
         self.targets_per_epoch = round(float((self._chance * self._targets).sum()))
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
         self._log_shares = self._log_target_shares()
@@ -87,8 +89,10 @@ class CutBatches:
 
         Of many millions of windows, some evenly spread ones speak for all.
         """
-        every = max(self.windows_per_epoch >> 22, 1)
-        users, places = self._placed(np.arange(0, self.windows_per_epoch, every), self._order(0)[0])
+        every = max(self.examples_per_epoch >> 22, 1)
+        users, places = self._placed(
+            np.arange(0, self.examples_per_epoch, every), self._order(0)[0]
+        )
         last = np.minimum(places, self._targets[users] - 1) + self._first[users]
         before = last - self._histories.offsets[self._users[users]]
         return float(np.minimum(before, self._max_len).mean() / self._max_len)
@@ -134,15 +138,15 @@ class CutBatches:
         batch['targets'] = np.pad(targets, (missing, (0, 0)))
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
-        return batch | {name: part(value, index, count) for name, value in extras.items()}
+        return batch | part(extras, index, count)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """In [0, 1), where each user's windows of `epoch` start, and the order of all windows."""
         if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self._seed, 3, epoch])
-            starts, count = rng.random(len(self._users)), self.windows_per_epoch
+            generator = rng.host(self._seed, rng.CUTS, epoch)
+            starts, count = generator.random(len(self._users)), self.examples_per_epoch
             kind = np.int32 if count < 2**31 else np.int64  # half the memory
-            self._epoch = (epoch, starts, rng.permutation(np.arange(count, dtype=kind)))
+            self._epoch = (epoch, starts, generator.permutation(np.arange(count, dtype=kind)))
         return self._epoch[1:]
 
     def _placed(self, windows: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

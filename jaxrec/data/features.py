@@ -1,11 +1,10 @@
 """Codes of features: small integers made of columns, on the host."""
 
-import math
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxrec.config import KINDS, Feature
+from jaxrec.config import Feature
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import ranges
 from jaxrec.errors import UserError
@@ -27,7 +26,6 @@ class Encoder:
     """
 
     def __init__(self, histories: Histories, features: tuple[Feature, ...], train_ends: np.ndarray):
-        check_features(features)
         self._histories, self._features = histories, features
         self._of_items = {}  # codes of item 0 (padding), 1, ..
         self._edges = {}
@@ -45,7 +43,7 @@ class Encoder:
         for feature in self._features:
             if feature.column not in self._of_items:
                 values = self._values(feature, index)
-                codes[feature.key] = self._codes(feature, values)
+                codes[feature.column] = self._codes(feature, values)
         return codes
 
     def items(self, items: np.ndarray) -> dict[str, np.ndarray]:
@@ -53,7 +51,7 @@ class Encoder:
         codes = {}
         for feature in self._features:
             of_items = self._of_items.get(feature.column)
-            codes[feature.key] = (
+            codes[feature.column] = (
                 np.zeros(len(items), np.int32) if of_items is None else (of_items[items])
             )
         return codes
@@ -130,21 +128,6 @@ def _spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 GAP = 'gap'  # built in: time since the user's event before, in the unit of the times
-
-
-def check_features(features: tuple[Feature, ...]) -> None:
-    """Raises UserError for a feature that cannot be."""
-    names = [feature.column for feature in features]
-    for feature in features:
-        name = f'feature {feature.column!r}'
-        if names.count(feature.column) > 1:
-            raise UserError(f'{name} is given twice')
-        if feature.kind not in KINDS:
-            raise UserError(f'{name}: kind={feature.kind!r} is not one of {", ".join(KINDS)}')
-        if feature.size < 1:
-            raise UserError(f'{name}: size={feature.size} must be at least 1')
-        if feature.kind in ('uniform', 'log') and not 0 < feature.cap < math.inf:
-            raise UserError(f'{name}: kind={feature.kind} needs cap > 0, not {feature.cap}')
 
 
 Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index

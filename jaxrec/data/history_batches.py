@@ -30,22 +30,24 @@ def history_batch(
       codes: of the features of events, by their index in `items`.
 
     Returns:
-      items, segments (1 on events, 0 on padding), positions: int32 [B, W]; feature.*: int32 [B, W]
-      or [B, W, T].
+      items, segments (1 on events, 0 on padding), positions: int32 [B, W]; with `codes` also
+      features {column: int32 [B, W] or [B, W, T]}.
     """
     lengths = np.minimum(ends - starts, width)
     shape = (len(starts), width)
     place = ranges(np.arange(len(starts)) * width + width - lengths, lengths)
     source = ranges(ends - lengths, lengths)
     events = scatter(shape, place, items[source])
-    coded = codes(source) if codes else {}
     positions = np.broadcast_to(np.arange(max_len - width, max_len, dtype=np.int32), shape)
-    return {
+    batch = {
         'items': events,
         'segments': (events > 0).astype(np.int32),
         'positions': np.where(events > 0, positions, 0).astype(np.int32),
-        **{name: scatter(shape, place, values) for name, values in coded.items()},
     }
+    if codes is not None:
+        coded = codes(source).items()
+        batch['features'] = {name: scatter(shape, place, values) for name, values in coded}
+    return batch
 
 
 def history_batches(

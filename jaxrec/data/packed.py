@@ -8,16 +8,18 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.negatives import UnseenNegatives
 from jaxrec.data.ragged import part, ranges, scatter
 from jaxrec.errors import UserError
+from jaxrec.problem import Batches
 
 Extras = Callable[[int, np.ndarray, np.ndarray], dict[str, np.ndarray]]  # see `positives.Users`
 
 
-class TrainBatches:
+class TrainBatches(Batches):
     """Packed batches: every training window exactly once an epoch, in a new order each epoch.
 
     Which lengths share a row is fixed once (first-fit decreasing over the histogram of window
@@ -35,6 +37,7 @@ class TrainBatches:
       unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
         whole training history (the SASRec authors' sampler).
       codes: of features, `codes.Encoder.events`.
+      similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
       extras: what else a batch has of its users, of (step, users, index of the event after each).
       process: (index, count) of this process; it gets its slice of the rows.
     """
@@ -50,13 +53,15 @@ class TrainBatches:
         windows: str = 'last',
         unseen_negatives: int = 0,
         codes: Codes | None = None,
+        similar: np.ndarray | None = None,
         extras: Extras | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._codes, self._extras, self._process = codes, extras, process
+        self._codes, self._similar = codes, similar
+        self._extras, self._process = extras, process
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
         )
@@ -65,7 +70,7 @@ class TrainBatches:
         slot_lengths, self._row_slots = pack_lengths(self._lengths, max_len)
         self._slot_order = np.argsort(slot_lengths, kind='stable')
         self.rows = rows
-        self.windows_per_epoch = len(self._lengths)
+        self.examples_per_epoch = len(self._lengths)
         self.targets_per_epoch = int(self._lengths.sum())
         self.rows_per_epoch = len(self._row_slots) - 1
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
@@ -85,8 +90,8 @@ class TrainBatches:
         Returns:
           items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
           padding, positions 0..L-1 with L-1 the newest event), weights: float32 [.., L], 1 on
-          real targets; negatives: int32 [.., L, k] if asked for; feature.*: codes of features,
-          int32 [.., L] or [.., L, T].
+          real targets. If asked for: negatives int32 [.., L, k]; features {column: codes int32
+          [.., L] or [.., L, T]}; similar int32 [.., L].
         """
         epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
         row_order, window_of_slot = self._order(epoch)
@@ -119,25 +124,28 @@ class TrainBatches:
             'positions': scatter(shape, place, ranges(self._max_len - lengths, lengths)),
         }
         batch['weights'] = (batch['segments'] > 0).astype(np.float32)
-        for name, codes in self._codes(source).items() if self._codes else ():
-            batch[name] = scatter(shape, place, codes)
+        if self._codes is not None:
+            coded = self._codes(source).items()
+            batch['features'] = {name: scatter(shape, place, codes) for name, codes in coded}
+        if self._similar is not None:
+            batch['similar'] = self._similar[batch['items']]
         if self._negatives is not None:
-            rng = np.random.default_rng([self._seed, 2, step])
-            drawn = self._negatives(rng, np.repeat(self._users[windows], lengths))
+            generator = rng.host(self._seed, rng.NEGATIVES, step)
+            drawn = self._negatives(generator, np.repeat(self._users[windows], lengths))
             batch['negatives'] = scatter(shape, place, drawn)
         if self._extras is not None:
             batch |= self._extras(step, self._users[windows], self._starts[windows] + lengths)
-        return {name: part(value, index, count) for name, value in batch.items()}
+        return part(batch, index, count)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the rows in `epoch`, and the window that each slot holds."""
         if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self._seed, 1, epoch])
-            shuffled = rng.permutation(len(self._lengths))
+            generator = rng.host(self._seed, rng.ORDER, epoch)
+            shuffled = generator.permutation(len(self._lengths))
             by_length = shuffled[np.argsort(self._lengths[shuffled], kind='stable')]
             window_of_slot = np.empty(len(by_length), np.int64)
             window_of_slot[self._slot_order] = by_length
-            self._epoch = (epoch, rng.permutation(self.rows_per_epoch), window_of_slot)
+            self._epoch = (epoch, generator.permutation(self.rows_per_epoch), window_of_slot)
         return self._epoch[1:]
 
 
@@ -179,7 +187,7 @@ def _windows(offsets, train_ends, max_len, windows):
     elif windows == 'all':
         count = -(-pairs // max_len)
     else:
-        raise UserError(f"unknown data.windows {windows!r}: use 'last', 'all' or 'cuts'")
+        raise UserError(f"unknown task.windows {windows!r}: use 'last', 'all' or 'cuts'")
     users = np.repeat(np.arange(len(pairs)), count)
     nth_from_end = ranges(np.zeros_like(count), count)
     ends = train_ends[users] - 1 - nth_from_end * max_len  # one past the window's last input

@@ -4,8 +4,10 @@ Who the users of a batch are; the events of another user who went on to the same
 item most similar to each (CoSeRec).
 """
 
+import jax
 import numpy as np
 
+from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges, scatter
@@ -59,8 +61,8 @@ class Users:
 
         Returns:
           users, user_targets: int32 [N], N = n rounded up to a multiple of 64: user number + 1 and
-          item after the segment, 0 = none. positive.items, positive.segments, positive.positions
-          (and positive.feature.*): int32 [R, 4L], n segments in the same order, each the events
+          item after the segment, 0 = none. positive: items, segments, positions (and features)
+          int32 [R, 4L], n segments in the same order, each the events
           before a random other training event of the same item; of the segment's own target if no
           other has it.
         """
@@ -71,17 +73,17 @@ class Users:
             'user_targets': np.pad(self._histories.items[targets], (0, missing)),
         }
         if self._same_target:
-            rng = np.random.default_rng([self._seed, 4, step])
-            rows = self._rows(self._others(rng, targets))
-            added |= {f'positive.{name}': value for name, value in rows.items()}
+            generator = rng.host(self._seed, rng.POSITIVES, step)
+            rows = self._rows(self._others(generator, targets))
+            added['positive'] = rows
         return added
 
-    def _others(self, rng, targets):
+    def _others(self, generator, targets):
         """Absolute index of another training event of the same item as each of `targets`."""
         items = self._histories.items[targets]
         first, count = self._first[items], self._counts[items]
         own = self._place(targets, first, count)
-        drawn = rng.integers(0, np.maximum(count - 1, 1))
+        drawn = generator.integers(0, np.maximum(count - 1, 1))
         return self._events[first + np.where(count > 1, drawn + (drawn >= own), 0)]
 
     def _place(self, targets, first, count):
@@ -115,9 +117,10 @@ class Users:
             'items': self._histories.items[source],
             'segments': np.repeat(number + 1, lengths),
             'positions': ranges(self._max_len - lengths, lengths),
-            **(self._codes(source) if self._codes else {}),
         }
-        return {name: scatter(shape, place, values) for name, values in events.items()}
+        if self._codes is not None:
+            events['features'] = self._codes(source)
+        return jax.tree.map(lambda values: scatter(shape, place, values), events)
 
 
 def similar_items(histories: Histories, train_ends: np.ndarray) -> np.ndarray:

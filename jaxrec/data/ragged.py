@@ -46,8 +46,10 @@ class Tally:
         self._size = self._merged = len(keys)
 
 
-def part(values: np.ndarray, index: int, count: int) -> np.ndarray:
-    """Part number `index` of `count` equal ones of the leading axis."""
+def part(values, index: int, count: int):
+    """Part number `index` of `count` equal ones of the leading axis; of a dict, of its arrays."""
+    if isinstance(values, dict):
+        return {name: part(value, index, count) for name, value in values.items()}
     size = len(values) // count
     return values[index * size : (index + 1) * size]
 

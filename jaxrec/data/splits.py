@@ -13,27 +13,37 @@ _BINS = 1 << 16
 _LATEST = np.iinfo(np.int64).max
 LEAK_WARNING = (
     'note: leave-one-out splits each user by itself, so training sees events of other users that '
-    'happened after a test event; --config.data.split=temporal avoids that'
+    'happened after a test event; --config.task.split=temporal avoids that'
 )
 
 
 @dataclasses.dataclass
 class Targets:
-    """Evaluation examples: the model sees items[offsets[user]:end] and must rank items[end].
+    """Evaluation examples: the model sees items[offsets[user]:end] and must rank what follows.
 
     Attributes:
       users: int64 [E] 0-based user numbers, ascending.
-      ends: int64 [E] absolute index of the target event, one past the input history.
+      ends: int64 [E] absolute index of the first target event, one past the input history.
+      stops: int64 [E] one past the last target event; by default there is one.
     """
 
     users: np.ndarray
     ends: np.ndarray
+    stops: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.stops is None:
+            self.stops = self.ends + 1
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: np.ndarray) -> 'Targets':
-        return Targets(self.users[chosen], self.ends[chosen])
+        return Targets(self.users[chosen], self.ends[chosen], self.stops[chosen])
+
+    def first(self) -> 'Targets':
+        """The same examples with their first target alone."""
+        return Targets(self.users, self.ends)
 
 
 @dataclasses.dataclass
@@ -50,13 +60,39 @@ class Split:
         return getattr(self, name)
 
 
-def split(histories: Histories, kind: str, valid_share: float, test_share: float) -> Split:
-    """Makes the split called `kind`: 'leave-one-out' or 'temporal'."""
+KINDS = ('leave-one-out', 'temporal', 'users')
+
+
+def split(
+    histories: Histories,
+    kind: str,
+    valid_share: float = 0.1,
+    test_share: float = 0.1,
+    *,
+    targets: str = 'first',
+    prefix_share: float = 0.8,
+    seed: int = 0,
+) -> Split:
+    """Makes the split called `kind`, one of KINDS.
+
+    Args:
+      histories: the events.
+      kind: see `leave_one_out`, `temporal` and `users`.
+      valid_share, test_share: of `temporal` and `users`.
+      targets: 'first' held-out event of a user, or 'all' of them.
+      prefix_share, seed: of `users`.
+    """
     if kind == 'leave-one-out':
-        return leave_one_out(histories)
-    if kind == 'temporal':
-        return temporal(histories, valid_share, test_share)
-    raise UserError(f"unknown data.split {kind!r}: use 'leave-one-out' or 'temporal'")
+        made = leave_one_out(histories)
+    elif kind == 'temporal':
+        made = temporal(histories, valid_share, test_share)
+    elif kind == 'users':
+        made = users(histories, valid_share, test_share, prefix_share, seed)
+    else:
+        raise UserError(f'unknown task.split {kind!r}: use {", ".join(KINDS)}')
+    if targets == 'first':
+        made = Split(made.train_ends, made.valid.first(), made.test.first())
+    return made
 
 
 def leave_one_out(histories: Histories) -> Split:
@@ -76,20 +112,19 @@ def temporal(histories: Histories, valid_share: float, test_share: float) -> Spl
     """Global temporal split: everything before one moment trains, whoever the user.
 
     The test period holds the newest `test_share` of the events that have a time, the validation
-    period the `valid_share` before it; those with NO_TIME train. The target of a user in a period
-    is the first event of the period (next-item prediction), the input all the user's events before
-    the period; users without any are left out of that period.
+    period the `valid_share` before it; those with NO_TIME train. The targets of a user in a period
+    are the events of the period, the input all the user's events before the period; users without
+    any are left out of that period.
 
     Raises:
       UserError: no event has a time, or the shares do not fit.
     """
     if histories.times is None:
-        raise UserError('data.split=temporal needs timestamps, and this data set has none')
-    if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
-        raise UserError('data.valid_share and data.test_share must be > 0 and add up to < 1')
+        raise UserError('task.split=temporal needs timestamps, and this data set has none')
+    _check_shares(valid_share, test_share)
     known = _known(histories.times)
     if not known:
-        raise UserError('data.split=temporal needs timestamps, and no event has one')
+        raise UserError('task.split=temporal needs timestamps, and no event has one')
     test_from = _at_rank(histories.times, int(known * (1 - test_share)))
     valid_from = _at_rank(histories.times, int(known * (1 - test_share - valid_share)))
     valid_ends, test_ends = (_first_at(histories, t) for t in (valid_from, test_from))
@@ -97,8 +132,45 @@ def temporal(histories: Histories, valid_share: float, test_share: float) -> Spl
     valid = np.flatnonzero((valid_ends > starts) & (valid_ends < test_ends))
     test = np.flatnonzero((test_ends > starts) & (test_ends < stops))
     return Split(
-        valid_ends, valid=Targets(valid, valid_ends[valid]), test=Targets(test, test_ends[test])
+        valid_ends,
+        valid=Targets(valid, valid_ends[valid], test_ends[valid]),
+        test=Targets(test, test_ends[test], stops[test]),
     )
+
+
+def users(
+    histories: Histories, valid_share: float, test_share: float, prefix_share: float, seed: int
+) -> Split:
+    """Whole users are held out, as strong generalisation (Liang et al. 2018) and ComiRec do.
+
+    Of the users with two events or more, shuffled by `seed`, the last `test_share` are tested, the
+    `valid_share` before them validate, and nothing of either trains. Of a held-out user the first
+    `prefix_share` of the events (one at least) are the input, the rest are the targets.
+
+    Raises:
+      UserError: shares that do not fit.
+    """
+    _check_shares(valid_share, test_share)
+    if not 0 < prefix_share < 1:
+        raise UserError(f'task.prefix_share={prefix_share} is not in (0, 1)')
+    lengths = np.diff(histories.offsets)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(lengths >= 2))
+    bounds = (np.array([1 - valid_share - test_share, 1 - test_share]) * len(order)).astype(int)
+    _, valid, test = (np.sort(part) for part in np.split(order, bounds))
+    starts, train_ends = histories.offsets[:-1], np.array(histories.offsets[1:])
+    train_ends[valid], train_ends[test] = starts[valid], starts[test]
+
+    def held_out(chosen):
+        given = np.floor(prefix_share * lengths[chosen] + 1e-6).astype(np.int64)
+        given = np.clip(given, 1, lengths[chosen] - 1)
+        return Targets(chosen, starts[chosen] + given, starts[chosen] + lengths[chosen])
+
+    return Split(train_ends, held_out(valid), held_out(test))
+
+
+def _check_shares(valid_share, test_share):
+    if not (valid_share > 0 and test_share > 0 and valid_share + test_share < 1):
+        raise UserError('task.valid_share and task.test_share must be > 0 and add up to < 1')
 
 
 def period_starts(histories: Histories, periods: int) -> list[np.ndarray]:

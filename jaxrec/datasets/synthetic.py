@@ -10,9 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxrec import config
 from jaxrec.data.histories import Histories
-from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.events import Coded, Events
 from jaxrec.errors import UserError
 
@@ -103,16 +101,13 @@ def _first_unseen(chosen: np.ndarray, seen: np.ndarray, items: int) -> np.ndarra
 _BATCHES = 4  # of generated users; then they come round again
 
 
-def generated(experiment: config.Experiment, items: int) -> tuple[Histories, Split]:
-    """Uniform random histories that fill every row, and a split that trains on all of them."""
-    length = experiment.model.max_len + 1
-    users = _BATCHES * experiment.train.batch_rows
+def generated(length: int, rows: int, items: int) -> Histories:
+    """Uniform random histories of `length` events, users enough for four batches of `rows` each."""
+    users = _BATCHES * rows
     rng = np.random.default_rng(0)
-    histories = Histories(
+    return Histories(
         items=rng.integers(1, items + 1, users * length).astype(np.int32),
         offsets=np.arange(users + 1) * length,
         user_ids=np.arange(users),
         item_ids=np.broadcast_to(np.int64(0), items),  # takes no memory; nobody asks for them
     )
-    nobody = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
-    return histories, Split(histories.offsets[1:], nobody, nobody)

@@ -59,10 +59,27 @@ def batch_part() -> tuple[int, int]:
     return mine[0] // size, len(owners) // size
 
 
-def put_batch(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places this process's rows of a batch on the current mesh, split over 'data'."""
-    sharding = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
-    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+def put_batch(batch: dict) -> dict:
+    """Places this process's rows of a nested batch on the current mesh, split over 'data'."""
+    split = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
+
+
+def put_whole(constants: dict) -> dict:
+    """Places nested arrays that every process holds on the current mesh, whole on every device."""
+    return _put(constants, REPLICATED)
+
+
+def place_whole(batch: dict) -> dict:
+    """Places a batch that every process holds whole on the current mesh, split over 'data'."""
+    return _put(batch, BATCH)
+
+
+def _put(tree, spec):
+    placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, placed, x.__getitem__), tree
+    )
 
 
 def any_process(flags: tuple[bool, ...]) -> jax.Array:
@@ -134,12 +151,3 @@ def concrete(tree):
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
 
     return jax.tree.map(place, tree)
-
-
-def place_whole(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Places a batch that every process holds whole on the current mesh, split over 'data'."""
-    split = jax.NamedSharding(jax.sharding.get_mesh(), P('data'))
-    return {
-        name: jax.make_array_from_callback(value.shape, split, value.__getitem__)
-        for name, value in batch.items()
-    }

@@ -2,8 +2,8 @@
 
 Every function runs under `jax.set_mesh` and inside jit. Scores are float32 products at full
 precision (no TF32 or bfloat16 passes), the maximum over a user's K vectors. Each device scores its
-own rows of the table; what crosses devices is one number per user (`rank_counts`) or k candidates
-per user and shard (`top_k`), never the scores and never the table.
+own rows of the table; what crosses devices is one number per target (`counts_and_top_k`) or k
+candidates per user and shard (`top_k`), never the scores and never the table.
 """
 
 import math
@@ -20,35 +20,6 @@ _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 _GROUP = 32  # rows of the table whose counts and largest score are taken together
 
 
-def rank_counts(
-    queries: jax.Array,
-    table: jax.Array,
-    num_items: int,
-    targets: jax.Array,
-    seen: jax.Array,
-    filter_seen: bool,
-) -> tuple[jax.Array, jax.Array]:
-    """Counts the items that score higher than, and the same as, each user's target.
-
-    The target's score is taken from the same matrix product as all others, so that items with
-    equal rows tie exactly.
-
-    Args:
-      queries: float [B, K, D], user vectors, placed P('data').
-      table: float [rows, D], placed P('model', None); row 0 and rows > num_items are not items.
-      num_items: items of the catalogue.
-      targets: int32 [B]; 0 on padded users.
-      seen: int32 [B, S], input history padded with 0, repeats allowed.
-      filter_seen: score seen items -inf.
-
-    Returns:
-      greater, ties: int32 [B], placed P('data'). `greater` is UNREACHABLE and `ties` 0 where the
-      target is itself filtered, where its score is not a number, and for padded users. Items whose
-      score is not a number count as greater: a diverged model never looks good.
-    """
-    return counts_and_top_k(queries, table, num_items, targets, seen, filter_seen, 0)[:2]
-
-
 def counts_and_top_k(
     queries: jax.Array,
     table: jax.Array,
@@ -58,11 +29,29 @@ def counts_and_top_k(
     filter_seen: bool,
     k: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`rank_counts`, and the ids int32 [B, k] of `top_k`, from the same scores."""
+    """Counts the items that score higher than, and the same as, each target; and `top_k`.
 
-    def local(queries, targets, seen, table):
-        scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
-        first = _local_items(table)[0]
+    A target's score is taken from the same matrix product as all others, so that items with equal
+    rows tie exactly.
+
+    Args:
+      queries: float [B, K, D], user vectors, placed P('data').
+      table: float [rows, D], placed P('model', None); row 0 and rows > num_items are not items.
+      num_items: items of the catalogue.
+      targets: int32 [B, T]; 0 = none.
+      seen: int32 [B, S], input history padded with 0, repeats allowed.
+      filter_seen: score seen items -inf.
+      k: length of the lists; 0 = none.
+
+    Returns:
+      greater, ties: int32 [B, T], placed P('data'). `greater` is UNREACHABLE and `ties` 0 where the
+      target is itself filtered, where its score is not a number, and where there is none. Items
+      whose score is not a number count as greater: a diverged model never looks good. And the ids
+      int32 [B, k] of `top_k`, from the same scores.
+    """
+
+    def count(targets, scores, first):
+        """Of one target int32 [b] per user."""
         row = targets - first
         here = (row >= 0) & (row < len(scores))
         mine = jnp.where(here, scores[jnp.where(here, row, 0), jnp.arange(len(row))], 0)
@@ -74,8 +63,16 @@ def counts_and_top_k(
         greater, ties = (both >> 16).sum(0), (both & 0xFFFF).sum(0) - here  # no tie with itself
         greater, ties = jax.lax.psum((greater, ties), 'model')
         hopeless = (targets == 0) | ~jnp.isfinite(target_score)
-        greater = jnp.where(hopeless, UNREACHABLE, greater)
-        return greater, jnp.where(hopeless, 0, ties), _best(scores, first, k)[1]
+        return jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
+
+    def local(queries, targets, seen, table):
+        scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
+        first = _local_items(table)[0]
+        if targets.shape[1] == 1:
+            counts = [x[:, None] for x in count(targets[:, 0], scores, first)]
+        else:
+            counts = [x.T for x in jax.lax.map(lambda t: count(t, scores, first), targets.T)]
+        return *counts, _best(scores, first, k)[1]
 
     return _over_users(local, (P('data'),) * 3, queries, targets, seen, table=table)
 
@@ -83,29 +80,29 @@ def counts_and_top_k(
 def candidate_counts(
     queries: jax.Array, table: jax.Array, targets: jax.Array, candidates: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`rank_counts` against a few candidates per user instead of the catalogue.
+    """The counts of `counts_and_top_k` against a few candidates instead of the catalogue.
 
     Args:
       queries: float [B, K, D].
       table: float [rows, D].
-      targets: int32 [B]; 0 on padded users.
+      targets: int32 [B, 1]; 0 = none.
       candidates: int32 [B, n], repeats allowed; 0 = no candidate. A candidate that is the target
         itself ties with it.
 
     Returns:
-      greater, ties: int32 [B], as `rank_counts` gives them.
+      greater, ties: int32 [B, 1].
     """
-    items = jnp.concatenate([targets[:, None], candidates], axis=1)
+    items = jnp.concatenate([targets, candidates], axis=1)
     rows = lookup(table, items).astype(jnp.float32)
     scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), rows).max(1)
     target_score, others = scores[:, :1], scores[:, 1:]
-    same_item = candidates == targets[:, None]
+    same_item = candidates == targets
     ties = (same_item | (others == target_score)) & (candidates > 0)
     greater = ~(same_item | (others <= target_score)) & (candidates > 0)
-    hopeless = (targets == 0) | ~jnp.isfinite(target_score[:, 0])
+    hopeless = (targets == 0) | ~jnp.isfinite(target_score)
     return (
-        jnp.where(hopeless, UNREACHABLE, greater.sum(1, dtype=jnp.int32)),
-        jnp.where(hopeless, 0, ties.sum(1, dtype=jnp.int32)),
+        jnp.where(hopeless, UNREACHABLE, greater.sum(1, keepdims=True, dtype=jnp.int32)),
+        jnp.where(hopeless, 0, ties.sum(1, keepdims=True, dtype=jnp.int32)),
     )
 
 

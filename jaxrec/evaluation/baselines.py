@@ -1,8 +1,11 @@
 """Scorers without parameters to learn: what a model has to beat.
 
 Popularity, popularity in the last week, and an item-to-item Markov chain, under the protocol, the
-seen filter and the tie rule of the model (`ranking.Task`). Scores are integers, so ties are exact.
+seen filter and the tie rule of the model. Scores are integers, so ties are exact.
 """
+
+from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 
@@ -10,25 +13,32 @@ from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import Tally, blocks, distinct, ranges
 from jaxrec.data.splits import Split
 from jaxrec.devices.top_k import UNREACHABLE
-from jaxrec.evaluation.ranking import Result, Task
 
+NAMES = ('popularity', 'last_week_popularity', 'markov')
 _DAY = 86_400
 _PAIRS_AT_ONCE = 1 << 23  # (user, item) pairs looked at together
 
 
-def evaluate(task: Task) -> dict[str, Result]:
-    """Results of all baselines that the data allows, by name.
+def counts(task: Any, names: Collection[str] | None = None) -> dict[str, tuple]:
+    """`rank_counts` of all baselines that the data allow, by name.
 
-    popularity, markov; last_week_popularity where `ticks_per_day` knows the unit of the times.
+    Args:
+      task: a `ranking.Ranking`.
+      names: of NAMES, those that are wanted; None = all. last_week_popularity needs times of a unit
+        that `ticks_per_day` knows.
     """
     histories, split = task.histories, task.split
-    popularity = task.training_counts
-    scorers = {'popularity': Scorer(popularity)}
-    recent = last_week_counts(histories, split)
-    if recent is not None:
-        scorers['last_week_popularity'] = Scorer(recent)
-    scorers['markov'] = Scorer(popularity, *transitions(histories, split))
-    return {name: task.result(*rank_counts(scorer, task)) for name, scorer in scorers.items()}
+    popularity, scorers = task.training_counts, {}
+    names = NAMES if names is None else names
+    if 'popularity' in names:
+        scorers['popularity'] = Scorer(popularity)
+    if 'last_week_popularity' in names:
+        recent = last_week_counts(histories, split)
+        if recent is not None:
+            scorers['last_week_popularity'] = Scorer(recent)
+    if 'markov' in names:
+        scorers['markov'] = Scorer(popularity, *transitions(histories, split))
+    return {name: rank_counts(scorer, task) for name, scorer in scorers.items()}
 
 
 class Scorer:
@@ -73,13 +83,14 @@ class Scorer:
         return self.num_items - up_to, up_to - below
 
 
-def rank_counts(scorer: Scorer, task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """greater, ties: int64 [E] for all examples of `task`, as `top_k.rank_counts` defines."""
-    starts = task.histories.offsets[task.targets.users]
-    last = task.histories.items[np.maximum(task.targets.ends - 1, starts)]
-    counts = _catalogue_counts if task.protocol.candidates == 'all' else _candidate_counts
-    work = scorer.followers(last)[1] - scorer.followers(last)[0] + task.targets.ends - starts
-    work = work + task.protocol.negatives
+def rank_counts(scorer: Scorer, task: Any) -> tuple[np.ndarray, np.ndarray]:
+    """greater, ties: int64 of all targets of a `ranking.Ranking`, as `top_k` defines them."""
+    ends = task.targets.ends[task.owner]
+    starts = task.histories.offsets[task.targets.users][task.owner]
+    last = task.histories.items[np.maximum(ends - 1, starts)]
+    counts = _catalogue_counts if task.how.candidates == 'all' else _candidate_counts
+    work = scorer.followers(last)[1] - scorer.followers(last)[0] + ends - starts
+    work = work + task.how.negatives
     group = np.cumsum(work) // _PAIRS_AT_ONCE
     parts = np.split(np.arange(len(last)), np.flatnonzero(np.diff(group)) + 1)
     out = [counts(scorer, task, chosen, last[chosen]) for chosen in parts]
@@ -112,8 +123,9 @@ def _catalogue_counts(scorer, task, chosen, last):
 
     ties = ties - 1  # the target
     if task.filter_seen:
-        start = task.histories.offsets[task.targets.users[chosen]]
-        lengths = task.targets.ends[chosen] - start
+        example = task.owner[chosen]
+        start = task.histories.offsets[task.targets.users[example]]
+        lengths = task.targets.ends[example] - start
         owner = np.repeat(np.arange(len(chosen)), lengths)
         events = task.histories.items[ranges(start, lengths)]
         seen = distinct(owner * (scorer.num_items + 1) + events)
@@ -123,7 +135,7 @@ def _catalogue_counts(scorer, task, chosen, last):
 
 
 def _candidate_counts(scorer, task, chosen, last):
-    candidates = task.candidates(chosen)
+    candidates = task.candidates(task.owner[chosen])
     scores = scorer(np.repeat(last[:, None], candidates.shape[1], 1), candidates)
     target = scorer(last, task.items[chosen])[:, None]
     real = candidates > 0

@@ -2,20 +2,22 @@
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxrec import files
-from jaxrec.training.logs import read_series
 
 NO_MATPLOTLIB = "matplotlib is not installed (pip install 'jaxrec[plots]')"
-_METRICS_AT_K = ('HR', 'NDCG')
+_AT_K = 2  # metrics drawn against their cut-offs
 
 
-def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> str:
-    """Draws the training loss and a validation metric of a run into workdir/curves.png.
+def plot_curves(
+    path: str | os.PathLike, series: Mapping[str, Sequence[tuple[int, float]]], metric: str
+) -> str:
+    """Draws the training loss and a validation metric of a run.
 
     Args:
-      workdir: folder with metrics.jsonl, as `jaxrec.training.logs.Logs` writes it.
+      path: PNG to write.
+      series: (step, value) pairs by name, of its metrics.jsonl (`training.logs.read_series`).
       metric: validation metric to draw; the first one measured where this one is not.
 
     Returns:
@@ -24,8 +26,6 @@ def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> str:
     pyplot = _pyplot()
     if pyplot is None:
         return NO_MATPLOTLIB
-    workdir = pathlib.Path(workdir)
-    series = read_series(workdir / 'metrics.jsonl')
     measured = [name for name in series if name.startswith('valid/')]
     if f'valid/{metric}' not in measured and measured:
         metric = measured[0].removeprefix('valid/')
@@ -38,16 +38,16 @@ def plot_curves(workdir: str | os.PathLike, metric: str = 'NDCG@10') -> str:
         axis.plot(steps, values, marker='.' if len(steps) < 50 else None)
         axis.set(xlabel='step', title=name)
         axis.grid(alpha=0.3)
-    _save(pyplot, figure, workdir / 'curves.png')
+    _save(pyplot, figure, pathlib.Path(path))
     return ''
 
 
 def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """Draws HR@k and NDCG@k against k, one line per scorer.
+    """Draws the first metrics that have cut-offs ('NAME@10') against k, one line per scorer.
 
     Args:
       path: PNG to write.
-      metrics: by name of the scorer (model or baseline), values by name ('HR@10').
+      metrics: by name of the scorer (model or baseline), values by name.
 
     Returns:
       '' if the picture was written, else why not, in a few words.
@@ -55,18 +55,23 @@ def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str,
     pyplot = _pyplot()
     if pyplot is None:
         return NO_MATPLOTLIB
-    figure, axes = pyplot.subplots(1, len(_METRICS_AT_K), figsize=(10, 3.5))
-    for axis, metric in zip(axes, _METRICS_AT_K, strict=True):
+    known = dict.fromkeys(n.partition('@')[0] for v in metrics.values() for n in v if '@' in n)
+    shown = list(known)[:_AT_K]
+    if not shown:
+        return 'no metric has cut-offs'
+    figure, axes = pyplot.subplots(1, len(shown), figsize=(5 * len(shown), 3.5), squeeze=False)
+    for axis, metric in zip(axes[0], shown, strict=True):
         for scorer, values in metrics.items():
             points = sorted(
                 (int(name.partition('@')[2]), value)
                 for name, value in values.items()
                 if name.startswith(metric + '@')
             )
-            axis.plot(*zip(*points, strict=True), marker='o', label=scorer.replace('_', ' '))
+            if points:
+                axis.plot(*zip(*points, strict=True), marker='o', label=scorer.replace('_', ' '))
         axis.set(xlabel='k', title=f'{metric}@k', ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes[0].legend()
+    axes[0][0].legend()
     _save(pyplot, figure, pathlib.Path(path))
     return ''
 

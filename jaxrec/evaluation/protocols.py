@@ -5,10 +5,10 @@ printed beside every number.
 """
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
-from jaxrec import config
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import blocks, distinct, ranges
 from jaxrec.data.splits import Split, Targets
@@ -53,8 +53,8 @@ _USERS_AT_ONCE = 1 << 16
 SIZED = ('uniform', 'popularity')  # those with `settings.negatives` candidates
 
 
-def protocol_of(settings: config.Eval) -> Protocol:
-    """The protocol that `settings` names.
+def protocol_of(settings: Any) -> Protocol:
+    """The protocol that a `tasks.next_item.Config` names.
 
     full: the whole catalogue. sasrec-2018: the SASRec authors' code (util.py): 100 uniform
     negatives outside the training items only (so they may be the validation item or the target),
@@ -63,11 +63,11 @@ def protocol_of(settings: config.Eval) -> Protocol:
     `settings.negatives` of them outside the whole history, no repeats.
 
     Raises:
-      UserError: unknown name, no cut-offs, or a negative count below 1.
+      UserError: no cut-offs.
     """
     cutoffs = tuple(sorted(set(settings.cutoffs)))
     if not cutoffs or cutoffs[0] < 1:
-        raise UserError('eval.cutoffs needs at least one cut-off, each at least 1')
+        raise UserError('task.cutoffs needs at least one cut-off, each at least 1')
     presets = {
         'full': {'filter_seen': settings.filter_seen},
         'sasrec-2018': {
@@ -81,10 +81,6 @@ def protocol_of(settings: config.Eval) -> Protocol:
         'uniform': {'candidates': 'uniform', 'negatives': settings.negatives},
         'popularity': {'candidates': 'popularity', 'negatives': settings.negatives},
     }
-    if settings.protocol not in presets:
-        raise UserError(f'unknown protocol {settings.protocol!r}: use one of {", ".join(NAMES)}')
-    if settings.negatives < 1:
-        raise UserError(f'eval.negatives={settings.negatives} must be at least 1')
     return Protocol(name=settings.protocol, cutoffs=cutoffs, **presets[settings.protocol])
 
 

@@ -1,8 +1,8 @@
-"""Ranking metrics from counts: how many candidates beat the target, and how many tie with it.
+"""Ranking metrics from counts: how many candidates beat a target, and how many tie with it.
 
-All metrics are per example and exact in float64. A target that ties with t other candidates may
-take any of t + 1 positions with the same probability; each metric is its expectation over them, so
-the order in which items happen to be stored never matters and a constant scorer scores at chance.
+All metrics are per user and exact in float64. A target that ties with t other candidates may take
+any of t + 1 positions with the same probability; each metric is its expectation over them, so the
+order in which items happen to be stored never matters and a constant scorer scores at chance.
 """
 
 from collections.abc import Sequence
@@ -14,18 +14,19 @@ from jaxrec.devices.top_k import UNREACHABLE
 BUCKETS = ('head', 'mid', 'tail')
 
 
-def names(cutoffs: Sequence[int]) -> list[str]:
-    """Names of the metrics of `per_example`, in its order."""
-    return [f'{m}@{k}' for k in cutoffs for m in ('HR', 'NDCG', 'MRR', 'Recall')] + ['MRR']
+def names(cutoffs: Sequence[int], several: bool = False) -> list[str]:
+    """Names of the metrics of `per_example`, or of `per_user`, in its order."""
+    kinds = ('HR', 'NDCG', 'MRR', *(('Recall', 'Precision', 'MAP') if several else ()))
+    return [f'{kind}@{k}' for k in cutoffs for kind in kinds] + ['MRR']
 
 
 def per_example(
     greater: np.ndarray, ties: np.ndarray, cutoffs: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """Expected metrics of every example, ties shared fairly.
+    """Expected metrics of users with one target each, ties shared fairly.
 
     With rank r (1 = best): HR@k = [r <= k], NDCG@k = [r <= k] / log2(r + 1), MRR@k = [r <= k] / r,
-    MRR = 1 / r. Recall@k equals HR@k, because an example has one target.
+    MRR = 1 / r.
 
     Args:
       greater: int [E], candidates that score higher than the target, or UNREACHABLE.
@@ -35,30 +36,118 @@ def per_example(
     Returns:
       float64 [E] by name, see `names`.
     """
-    reachable = np.asarray(greater) != UNREACHABLE
-    first = np.where(reachable, greater, 0).astype(np.int64)  # best position, counted from 0
-    places = np.where(reachable, ties, 0).astype(np.int64) + 1
-    deepest = int((first + places).max(initial=1))
-    rank = np.arange(1, deepest + 1)
-    # Running totals over ranks: the share of positions a..b-1 is (total[b] - total[a]) / places.
-    hit, gain, reciprocal = (
-        np.concatenate([[0.0], np.cumsum(value)])
-        for value in (np.ones(deepest), 1 / np.log2(rank + 1), 1 / rank)
-    )
+    reachable, first, places = _positions(greater, ties)
+    totals = _Totals(int((first + places).max(initial=1)))
 
-    def expected(total, k):
-        inside = total[np.minimum(first + places, k)] - total[np.minimum(first, k)]
-        return np.where(reachable, inside / places, 0.0)
+    def expected(name, k):
+        return np.where(reachable, totals.inside(name, first, places, k) / places, 0.0)
 
     values = {}
     for k in cutoffs:
-        k_here = min(k, deepest)
-        values[f'HR@{k}'] = expected(hit, k_here)
-        values[f'NDCG@{k}'] = expected(gain, k_here)
-        values[f'MRR@{k}'] = expected(reciprocal, k_here)
-        values[f'Recall@{k}'] = values[f'HR@{k}']
-    values['MRR'] = expected(reciprocal, deepest)
+        values[f'HR@{k}'] = expected('hit', k)
+        values[f'NDCG@{k}'] = expected('gain', k)
+        values[f'MRR@{k}'] = expected('reciprocal', k)
+    values['MRR'] = expected('reciprocal', totals.deepest)
     return values
+
+
+def per_user(
+    greater: np.ndarray, ties: np.ndarray, owner: np.ndarray, cutoffs: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Expected metrics of users with several targets each, ties shared fairly.
+
+    With n targets of a user at ranks r: HR@k = [some r <= k]; Recall@k = #[r <= k] / n; Precision@k
+    = #[r <= k] / k; NDCG@k = sum of [r <= k] / log2(r + 1) over that of the ranks 1 .. min(n, k);
+    MAP@k = sum of [r <= k] #[targets at r or before] / r, over min(n, k); MRR@k = [r <= k] / r of
+    the first target, MRR without the limit.
+
+    Args:
+      greater, ties: int [P] of all targets, see `per_example`; a user's other targets are
+        candidates like all others.
+      owner: int [P] ascending, user of each target, 0 .. E - 1, each of whom has one.
+      cutoffs: the k of the metrics at k.
+
+    Returns:
+      float64 [E] by name, see `names`.
+    """
+    reachable, first, places = _positions(greater, ties)
+    count = np.bincount(owner)
+    deepest = int((first + places).max(initial=1))
+    totals = _Totals(max(deepest, int(count.max()), *cutoffs))
+    # A user's targets of the same score are a group of `members`, with `above` targets before it.
+    order = np.lexsort((first, ~reachable, owner))
+    key = np.stack([owner, ~reachable, first])[:, order]
+    starts = np.flatnonzero(np.r_[True, (key[:, 1:] != key[:, :-1]).any(0)])
+    group = np.empty(len(order), np.int64)
+    group[order] = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(order)]))
+    members = np.bincount(group)[group]
+    above = starts[group] - (np.cumsum(count) - count)[owner]
+    # At the p-th of its group's places, rank r = first + p, a target has above + 1 targets at or
+    # before it, and of the group's others the share of the places before: growth (p - 1).
+    growth = (members - 1) / np.maximum(places - 1, 1)
+    best = order[np.searchsorted(owner[order], np.arange(len(count)))]  # a target that comes first
+
+    def summed(values):
+        return np.bincount(owner, np.where(reachable, values / places, 0.0), minlength=len(count))
+
+    def first_found(k):
+        return _first_found(first[best], places[best], members[best], reachable[best], totals, k)
+
+    values = {}
+    for k in cutoffs:
+        hits, over_rank = (totals.inside(n, first, places, k) for n in ('hit', 'reciprocal'))
+        precision = (above + 1 - growth * (first + 1)) * over_rank + growth * hits
+        ideal = np.minimum(count, k)
+        values[f'HR@{k}'], reciprocal = first_found(k)
+        values[f'NDCG@{k}'] = summed(totals.inside('gain', first, places, k)) / totals.gain[ideal]
+        values[f'MRR@{k}'] = reciprocal
+        values[f'Recall@{k}'] = summed(hits) / count
+        values[f'Precision@{k}'] = summed(hits) / k
+        values[f'MAP@{k}'] = summed(precision) / ideal
+    values['MRR'] = first_found(deepest)[1]
+    return values
+
+
+class _Totals:
+    """Running totals over the ranks: what ranks a + 1 .. b are worth is a difference of two."""
+
+    def __init__(self, deepest: int):
+        rank = np.arange(1, deepest + 1)
+        self.deepest = deepest
+        self.hit, self.gain, self.reciprocal = (
+            np.concatenate([[0.0], np.cumsum(value)])
+            for value in (np.ones(deepest), 1 / np.log2(rank + 1), 1 / rank)
+        )
+
+    def inside(self, name: str, first: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
+        """What the ranks first + 1 .. first + places that are not beyond k are worth together."""
+        total, k = getattr(self, name), min(k, self.deepest)
+        return total[np.minimum(first + places, k)] - total[np.minimum(first, k)]
+
+
+def _positions(greater, ties):
+    """(reachable, best position from 0, number of places that it may take) of every target."""
+    reachable = np.asarray(greater) != UNREACHABLE
+    first = np.where(reachable, greater, 0).astype(np.int64)
+    return reachable, first, np.where(reachable, ties, 0).astype(np.int64) + 1
+
+
+def _first_found(first, places, members, reachable, totals, k):
+    """(chance that the first of a user's targets is within k, its expected [rank <= k] / rank)."""
+    hit = totals.inside('hit', first, places, k) / places
+    reciprocal = totals.inside('reciprocal', first, places, k) / places
+    several = np.flatnonzero(reachable & (members > 1))
+    cases = np.stack([first, places, members])[:, several]
+    distinct, which = np.unique(cases, axis=1, return_inverse=True)
+    for number, (f, m, t) in enumerate(distinct.T.tolist()):
+        p = np.arange(1, m - t + 2)  # places that the first of t targets among m may have
+        later = np.concatenate([[1.0], np.cumprod((m - t + 1 - p) / (m + 1 - p))])
+        chance = later[:-1] - later[1:]
+        rank = f + p
+        chance = np.where(rank <= k, chance, 0.0)
+        chosen = several[which.reshape(-1) == number]
+        hit[chosen], reciprocal[chosen] = chance.sum(), (chance / rank).sum()
+    return np.where(reachable, hit, 0.0), np.where(reachable, reciprocal, 0.0)
 
 
 def mean(values: dict[str, np.ndarray], mask: np.ndarray | None = None) -> dict[str, float]:
@@ -107,7 +196,7 @@ def by_bucket(values: dict[str, np.ndarray], buckets: np.ndarray) -> dict[str, d
       buckets: int [E], bucket of each example's target.
 
     Returns:
-      {'head': {'users': count, metric: mean, ...}, ...}; an empty bucket has only 'users': 0.
+      {'head': {'examples': count, metric: mean, ..}, ..}; an empty bucket has only 'examples': 0.
     """
     members = {name: buckets == i for i, name in enumerate(BUCKETS)}
-    return {name: {'users': int(m.sum()), **mean(values, m)} for name, m in members.items()}
+    return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}

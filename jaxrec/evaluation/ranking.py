@@ -1,77 +1,47 @@
-"""Ranks the targets of a split with a model, under a protocol.
+"""Ranking the held-out events of users among the catalogue, or among sampled candidates."""
 
-`Task` is what is ranked (users, targets, candidates) and turns counts into metrics; the baselines
-share it. `Ranker` produces the counts with a model, compiled once per shape and used again at
-every validation.
-"""
-
-import collections
-import copy
-import dataclasses
-import functools
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax import P
 
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
-from jaxrec.data.ragged import blocks, ranges
-from jaxrec.data.splits import Split, Targets
-from jaxrec.devices.mesh import place_whole, serving_rows
-from jaxrec.devices.top_k import UNREACHABLE, candidate_counts, counts_and_top_k, winners
+from jaxrec.data.ragged import blocks, distinct, ranges
+from jaxrec.data.splits import Split
+from jaxrec.devices import top_k
+from jaxrec.devices.mesh import serving_rows
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics
+from jaxrec.evaluation import baselines, protocols, rank_metrics
+from jaxrec.evaluation.run import collected
+from jaxrec.problem import Batch, Evaluation, Measured, Part
 
-LISTED = 10  # places of the top lists that `Result.interests` looks at
-_IN_FLIGHT = 4  # batches given to the device before the results of the first are read
-
-
-@dataclasses.dataclass
-class Result:
-    """Counts and metrics of one evaluation.
-
-    Attributes:
-      split: 'valid' or 'test'.
-      protocol: the protocol as JSON-ready values.
-      users: number of users evaluated.
-      unreachable: share of targets that the seen filter removes.
-      cold: share of targets without any training interaction.
-      metrics: mean of each metric over the users, see `rank_metrics.per_example`.
-      buckets: the same per popularity bucket of the target, see `rank_metrics.by_bucket`.
-      targets: the examples, in the order of the counts.
-      greater, ties: int32 [users], see `top_k.rank_counts`.
-      interests: of a model with several vectors per user: `target_wins` and `list_wins`, the share
-        of the targets, and of the places of the top lists (to LISTED), that each of them gives the
-        score for, and `similarity`, the mean cosine between two of a user's vectors. A share near
-        0 everywhere is a dead interest; a similarity near 1, K copies of one vector.
-    """
-
-    split: str
-    protocol: dict
-    users: int
-    unreachable: float
-    cold: float
-    metrics: dict[str, float]
-    buckets: dict[str, dict]
-    targets: Targets
-    greater: np.ndarray
-    ties: np.ndarray
-    interests: dict[str, list[float] | float] = dataclasses.field(default_factory=dict)
+LISTED = 10  # places of the top lists that the interests of a model are told from
+_TARGETS = 16  # targets of a user ranked together where there are several; more take more rows
 
 
-class Task:
+class Ranking(Evaluation):
     """The targets of a split under a protocol.
+
+    An example is a user; `items` are the targets of all users one after the other, `owner` says
+    whose. A row of a batch is a user's history with one target, or with up to 16 where a user may
+    have several.
 
     Args:
       histories, split: the events, and which of them train, validate and test.
       which: 'valid' or 'test'.
       protocol: how to rank.
+      told: the protocol as it is told beside the numbers; None = `protocol` alone.
+      max_len: window of the model.
+      batch_users: rows scored at once, rounded up to a multiple of the mesh's data axis.
+      codes: of the features that the model reads.
       max_users: evaluate at most this many users (a subset fixed by protocol.user_seed), besides
         the protocol's own limit; 0 = no further limit.
+      references: of `baselines.NAMES`, those that `references` measures; None = all that the data
+        allow.
 
     Raises:
       UserError: unknown split, or one without targets.
@@ -84,7 +54,12 @@ class Task:
         which: str,
         protocol: protocols.Protocol,
         *,
+        told: dict | None = None,
+        max_len: int = 50,
+        batch_users: int = 256,
+        codes: Codes | None = None,
         max_users: int = 0,
+        references: tuple[str, ...] | None = None,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -92,52 +67,133 @@ class Task:
         )
         if not len(targets):
             raise UserError(f'the {which} split has no targets: every user has too few events')
-        self.histories, self.split, self.which, self.protocol = histories, split, which, protocol
-        self.targets = targets
-        self.items = histories.items[targets.ends]  # int32 [E], the targets
+        self.histories, self.split, self.how = histories, split, protocol
+        self.targets, self.examples = targets, len(targets)
+        self.protocol = told or protocols.asdict(protocol)
+        self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
+        self._references = references
+        self.owner, self.items = self._pairs()
         self.training_counts = protocols.training_counts(histories, split)
-        self._repeated = self._in_input_history()
-        self._buckets = rank_metrics.popularity_buckets(self.training_counts)[self.items]
+        self.unreachable = self._in_input_history() & self.filter_seen  # by the seen filter
         self._negatives = None
         if protocol.candidates != 'all':
             self._negatives = protocols.Negatives(protocol, histories, split)
+        self._lay_out_rows()
 
     @property
     def filter_seen(self) -> bool:
-        return self.protocol.candidates == 'all' and self.protocol.filter_seen
-
-    @property
-    def unreachable(self) -> np.ndarray:
-        """bool [E], targets that the seen filter removes."""
-        return self._repeated & self.filter_seen
+        return self.how.candidates == 'all' and self.how.filter_seen
 
     def candidates(self, chosen: np.ndarray) -> np.ndarray:
         """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
         return self._negatives(self.targets.users[chosen])
 
-    def too_few_candidates(self) -> int:
+    def batches(self) -> Iterator[tuple[np.ndarray, Batch]]:
+        """(rows, batch): histories, `targets` int32 [B, T], and `candidates` [B, n] or `seen`."""
+        for chosen, batch in history_batches(
+            self.histories,
+            self.targets.take(self._row_example),
+            max_len=self._max_len,
+            codes=self._codes,
+            **serving_rows(self._batch_users),
+        ):
+            missing = len(batch['items']) - len(chosen)
+            places = self._row_first[chosen, None] + np.arange(self._width)
+            real = np.arange(self._width) < self._row_count[chosen, None]
+            targets = np.where(real, self.items[np.minimum(places, len(self.items) - 1)], 0)
+            batch['targets'] = np.pad(targets, ((0, missing), (0, 0))).astype(np.int32)
+            if self._negatives is not None:
+                drawn = self.candidates(self._row_example[chosen])
+                batch['candidates'] = np.pad(drawn, ((0, missing), (0, 0)))
+                del batch['seen']
+            yield chosen, batch
+
+    def measure(self, parts: Iterable[Part]) -> Measured:
+        """Metrics of the counts `greater` and `ties` [n, T], and of the lists `top` if they came.
+
+        Raises:
+          UserError: a target's score is not a finite number.
+        """
+        columns = collected(parts, len(self._row_example))
+        greater, ties = (self._by_pair(columns[name]) for name in ('greater', 'ties'))
+        broken = (greater == top_k.UNREACHABLE) & ~self.unreachable
+        if broken.any():
+            users = len(distinct(self.owner[broken]))
+            raise UserError(f'the model gives scores that are not finite for {users} users')
+        measured = self.result(greater, ties)
+        if 'top' in columns:
+            for k in self.how.cutoffs:
+                shown = columns['top'][:, : min(k, columns['top'].shape[1])]
+                covered = rank_metrics.coverage(shown, self.histories.num_items)
+                measured.metrics[f'Coverage@{k}'] = covered
+        if 'similarity' in columns:
+            measured.details['interests'] = _interests(columns)
+        return measured
+
+    def references(self) -> dict[str, Measured]:
+        """The baselines that the data allow, see `baselines.counts`."""
+        counted = baselines.counts(self, self._references)
+        return {name: self.result(*counts) for name, counts in counted.items()}
+
+    def result(self, greater: np.ndarray, ties: np.ndarray) -> Measured:
+        """Metrics from the counts of all targets, int [len(items)]."""
+        cutoffs = self.how.cutoffs
+        if self._width == 1:
+            values = rank_metrics.per_example(greater, ties, cutoffs)
+            kept = {'greater': greater, 'ties': ties}
+        else:
+            values = rank_metrics.per_user(greater, ties, self.owner, cutoffs)
+            kept = {'greater': greater, 'ties': ties, 'owner': self.owner}
+        buckets = rank_metrics.popularity_buckets(self.training_counts)[self.items]
+        by_target = rank_metrics.per_example(greater, ties, cutoffs)
+        return Measured(
+            metrics=rank_metrics.mean(values),
+            values=values,
+            groups={'popularity': rank_metrics.by_bucket(by_target, buckets)},
+            details={
+                'targets': len(self.items),
+                'unreachable': float(np.mean(self.unreachable)),
+                'cold': float(np.mean(self.training_counts[self.items] == 0)),
+                'too_few_candidates': self._too_few_candidates(),
+            },
+            kept=kept,
+        )
+
+    def _too_few_candidates(self) -> int:
         """Users for whom the catalogue has fewer candidates than the protocol asks for."""
         return self._negatives.too_few(self.targets.users) if self._negatives else 0
 
-    def result(self, greater: np.ndarray, ties: np.ndarray) -> Result:
-        """Metrics of all examples from their counts, int [E]."""
-        values = rank_metrics.per_example(greater, ties, self.protocol.cutoffs)
-        return Result(
-            split=self.which,
-            protocol=protocols.asdict(self.protocol),
-            users=len(self.targets),
-            unreachable=float(np.mean(self.unreachable)),
-            cold=float(np.mean(self.training_counts[self.items] == 0)),
-            metrics=rank_metrics.mean(values),
-            buckets=rank_metrics.by_bucket(values, self._buckets),
-            targets=self.targets,
-            greater=greater,
-            ties=ties,
-        )
+    def _pairs(self):
+        """(owner int64, item int32) of the distinct target items of every example, in order."""
+        lengths = self.targets.stops - self.targets.ends
+        owner = np.repeat(np.arange(self.examples), lengths)
+        items = self.histories.items[ranges(self.targets.ends, lengths)]
+        if len(items) == self.examples:
+            return owner, items
+        keys = distinct(owner * (self.histories.num_items + 1) + items)
+        owner, items = np.divmod(keys, self.histories.num_items + 1)
+        return owner, items.astype(np.int32)
+
+    def _lay_out_rows(self):
+        """Which example each row of the batches is of, its first target and how many it has."""
+        self._width = 1 if len(self.items) == self.examples else _TARGETS
+        per_example = np.bincount(self.owner, minlength=self.examples)
+        rows = -(-per_example // self._width)
+        self._row_example = np.repeat(np.arange(self.examples), rows)
+        nth = ranges(np.zeros_like(rows), rows)
+        before = np.cumsum(per_example) - per_example
+        self._row_first = before[self._row_example] + nth * self._width
+        left = per_example[self._row_example] - nth * self._width
+        self._row_count = np.minimum(left, self._width)
+
+    def _by_pair(self, column: np.ndarray) -> np.ndarray:
+        """[len(items)] of a column [rows, T]."""
+        return column[np.arange(self._width) < self._row_count[:, None]]
 
     def _in_input_history(self) -> np.ndarray:
-        starts = self.histories.offsets[self.targets.users]
-        lengths = self.targets.ends - starts
+        """bool [len(items)], targets that the user had before."""
+        starts = self.histories.offsets[self.targets.users][self.owner]
+        lengths = self.targets.ends[self.owner] - starts
         found = np.zeros(len(lengths), bool)
         for some in blocks(np.concatenate([[0], np.cumsum(lengths)])):
             events = self.histories.items[ranges(starts[some], lengths[some])]
@@ -148,125 +204,42 @@ class Task:
         return found
 
 
-class Ranker:
-    """Evaluates a model: `Ranker(...)(params) -> Result`. Runs under `jax.set_mesh`.
+def score(
+    queries: jax.Array,
+    table: jax.Array,
+    batch: Batch,
+    *,
+    num_items: int,
+    filter_seen: bool,
+    depth: int,
+) -> dict[str, jax.Array]:
+    """What `Ranking.measure` reads of one batch, each [B, ..] and whole on every device.
 
     Args:
-      graphdef: static part of the model, `nnx.merge(graphdef, params)` gives it back.
-      histories, split, which, protocol, max_users: what to rank, see `Task`.
-      max_len: window of the model.
-      batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
-      codes: of the features that the model reads, see `next_item.feature_codes`.
-      coverage: also report Coverage@k, the share of the catalogue in the users' top-k lists, and
-        the part of a user's K vectors in them (candidates 'all' only; costs a second pass over the
-        scores).
+      queries: [B, K, D] user vectors.
+      table: [rows, D] item vectors.
+      batch: of `Ranking.batches`.
+      num_items: of the catalogue.
+      filter_seen: score the items of the history -inf.
+      depth: length of the top lists; 0 = none.
     """
-
-    def __init__(
-        self,
-        graphdef: nnx.GraphDef,
-        histories: Histories,
-        split: Split,
-        which: str,
-        protocol: protocols.Protocol,
-        *,
-        max_len: int,
-        batch_users: int = 256,
-        max_users: int = 0,
-        codes: Codes | None = None,
-        coverage: bool = False,
-    ):
-        if batch_users < 1:
-            raise UserError(f'eval.batch_users={batch_users} must be at least 1')
-        self.task = task = Task(histories, split, which, protocol, max_users=max_users)
-        self._max_len, self._codes = max_len, codes
-        self._rows = serving_rows(batch_users)
-        depth = max(task.protocol.cutoffs) if coverage and task.protocol.candidates == 'all' else 0
-        self._depth = min(depth, task.histories.num_items)
-        self._score = jax.jit(
-            functools.partial(
-                _score,
-                graphdef,
-                num_items=task.histories.num_items,
-                filter_seen=task.filter_seen,
-                depth=self._depth,
-            )
-        )
-
-    def of(self, split: Split, which: str, *, max_users: int = 0) -> 'Ranker':
-        """One for another split of the same histories, which shares what is compiled."""
-        other = copy.copy(self)
-        old = self.task
-        other.task = Task(old.histories, split, which, old.protocol, max_users=max_users)
-        return other
-
-    def __call__(self, params) -> Result:
-        """Ranks all targets of the task.
-
-        Raises:
-          UserError: a target's score is not a finite number.
-        """
-        examples, waiting = len(self.task.targets), collections.deque()
-        columns = {}
-
-        def read(chosen, out):
-            for name, value in out.items():
-                value = np.asarray(value)
-                if name not in columns:
-                    columns[name] = np.zeros((examples, *value.shape[1:]), value.dtype)
-                columns[name][chosen] = value[: len(chosen)]
-
-        for chosen, batch in self._batches():
-            waiting.append((chosen, self._score(params, batch)))
-            if len(waiting) > _IN_FLIGHT:
-                read(*waiting.popleft())
-        while waiting:
-            read(*waiting.popleft())
-
-        broken = (columns['greater'] == UNREACHABLE) & ~self.task.unreachable
-        if broken.any():
-            raise UserError(f'the model gives scores that are not finite for {broken.sum()} users')
-        result = self.task.result(columns['greater'], columns['ties'])
-        for k in self.task.protocol.cutoffs if self._depth else ():
-            result.metrics[f'Coverage@{k}'] = rank_metrics.coverage(
-                columns['top'][:, :k], self.task.histories.num_items
-            )
-        if 'similarity' in columns:
-            result.interests = _interests(columns)
-        return result
-
-    def _batches(self):
-        for chosen, batch in history_batches(
-            self.task.histories,
-            self.task.targets,
-            max_len=self._max_len,
-            codes=self._codes,
-            **self._rows,
-        ):
-            missing = len(batch['items']) - len(chosen)
-            batch['targets'] = np.pad(self.task.items[chosen], (0, missing))
-            if self.task.protocol.candidates != 'all':
-                batch['candidates'] = np.pad(self.task.candidates(chosen), ((0, missing), (0, 0)))
-                del batch['seen']
-            yield chosen, place_whole(batch)
-
-
-def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
-    """What `Ranker` reads of one batch, each [B, ..] and replicated."""
-    model = nnx.merge(graphdef, params)
-    queries, table, targets = model.queries(batch), model.item_table(), batch['targets']
+    targets = batch['targets']
     if 'candidates' in batch:
-        counts = candidate_counts(queries, table, targets, batch['candidates'])
-        out = {'greater': counts[0], 'ties': counts[1]}
+        greater, ties = top_k.candidate_counts(queries, table, targets, batch['candidates'])
+        out = {'greater': greater, 'ties': ties}
     else:
-        greater, ties, top = counts_and_top_k(
+        greater, ties, top = top_k.counts_and_top_k(
             queries, table, num_items, targets, batch['seen'], filter_seen, depth
         )
-        out = {'greater': greater, 'ties': ties, 'top': top}
+        out = {'greater': greater, 'ties': ties}
+        if depth:
+            out['top'] = top
     if depth and queries.shape[1] > 1:
-        listed = jnp.concatenate([targets[:, None], top[:, :LISTED]], axis=1)
-        won = winners(queries, table, listed)
-        out['won'] = jax.nn.one_hot(jnp.where(listed > 0, won, -1), queries.shape[1])
+        listed = jnp.concatenate([targets, top[:, :LISTED]], axis=1)
+        won = top_k.winners(queries, table, listed)
+        won = jax.nn.one_hot(jnp.where(listed > 0, won, -1), queries.shape[1])
+        shown = targets.shape[1]
+        out['target_wins'], out['list_wins'] = won[:, :shown].sum(1), won[:, shown:].sum(1)
         unit = queries / jnp.maximum(jnp.linalg.norm(queries, axis=-1, keepdims=True), 1e-9)
         cosines = jnp.einsum('bkd,bjd->bkj', unit, unit)
         pairs = queries.shape[1] * (queries.shape[1] - 1)
@@ -275,15 +248,21 @@ def _score(graphdef, params, batch, *, num_items, filter_seen, depth):
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
 
 
-def _interests(columns) -> dict:
-    """`Result.interests` from won [E, 1 + listed, K] and similarity [E]."""
+def _interests(columns) -> dict[str, list[float] | float]:
+    """How a model's several vectors share the work.
+
+    target_wins and list_wins: the share of the targets, and of the places of the top lists (to
+    LISTED), that each of them gives the score for; similarity: the mean cosine between two of a
+    user's vectors. A share near 0 everywhere is a dead interest; a similarity near 1, K copies of
+    one vector.
+    """
 
     def shares(won):
-        total = won.sum((0, 1))
+        total = won.sum(0)
         return (total / max(total.sum(), 1)).tolist()
 
     return {
-        'target_wins': shares(columns['won'][:, :1]),
-        'list_wins': shares(columns['won'][:, 1:]),
+        'target_wins': shares(columns['target_wins']),
+        'list_wins': shares(columns['list_wins']),
         'similarity': float(columns['similarity'].mean()),
     }

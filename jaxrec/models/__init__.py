@@ -1,1 +1,1 @@
-"""Models, one file each: `Config(...).make(num_items, rngs=...)`, `loss`, `queries`."""
+"""Models, one file each, on the contract of `problem`: a `Config` and what it makes."""

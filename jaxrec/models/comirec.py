@@ -5,56 +5,57 @@ softmax, and max over interests when serving (the paper's merge with controllabl
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.config import Data, Feature
-from jaxrec.data.features import check_features
-from jaxrec.devices.mesh import lookup
-from jaxrec.errors import UserError
+from jaxrec import rng
+from jaxrec.config import Feature, field
 from jaxrec.nn import embeddings
 from jaxrec.nn.dropout import Key, dropout
+from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import linear_layer
 from jaxrec.objectives import in_batch
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.problem import Inputs, Model, ModelConfig
+
+_STREAMS = ('encode', 'negatives')  # of a step's key
 
 
 @dataclasses.dataclass
-class Config:
-    """ComiRec-SA's hyper-parameters; it trains on data.windows='cuts'."""
+class Config(ModelConfig):
+    """ComiRec-SA's hyper-parameters; it trains on task.windows='cuts'."""
 
-    dim: int = 64
-    interests: int = 4
-    hidden: int = 4  # inner width of the attention, in multiples of dim (the authors' code)
-    max_len: int = 50  # newest events that the model sees
+    dim: int = field(64, least=1)
+    interests: int = field(4, least=1)
+    hidden: int = field(4, least=1)  # inner width of the attention, in multiples of dim
+    max_len: int = field(50, least=1)  # newest events that the model sees
     features: tuple[Feature, ...] = ()  # of the events, beside the item
-    feature_dim: int = 16  # width of each feature's vectors
-    embedding_dropout: float = 0.1
+    feature_dim: int = field(16, least=1)  # width of each feature's vectors
+    embedding_dropout: float = field(0.1, least=0, below=1, traced=True)
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
-    init: str = 'xavier_normal'  # see embeddings.INITS
+    init: str = field('xavier_normal', choices=embeddings.INITS)
 
-    def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'ComiRec':
-        """Builds the model for items 1..num_items; UserError for a value that cannot be."""
-        self.in_batch.check()
-        check_features(self.features)
-        for name in ('dim', 'interests', 'hidden', 'max_len', 'feature_dim'):
-            if getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} is too small')
-        if not 0 <= self.embedding_dropout < 1:
-            raise UserError(f'model.embedding_dropout={self.embedding_dropout} is not in [0, 1)')
-        if self.init not in embeddings.INITS:
-            raise UserError(f'model.init={self.init!r} is not one of {", ".join(embeddings.INITS)}')
-        return ComiRec(self, num_items, rngs=rngs)
+    def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'ComiRec':
+        """Builds the model for items 1..sizes['item']."""
+        return ComiRec(self, sizes['item'], rngs=rngs)
 
-    def check_data(self, data: Data) -> None:
-        """Raises UserError for data that the model cannot train on."""
-        if data.windows != 'cuts':
-            raise UserError(f"ComiRec trains on data.windows='cuts', not {data.windows!r}")
+    def inputs(self) -> Inputs:
+        """What the model wants of the data."""
+        return Inputs(self.max_len, self.features, cuts=self.max_len)
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The item table."""
+        return {'table': ('items', 'targets', 'sampled')}
+
+    def whole_batch(self) -> str:
+        """The in-batch loss takes a batch's rows as each other's negatives."""
+        return 'the in-batch loss of this model'
 
 
-class ComiRec(in_batch.InBatchModel):
+class ComiRec(Model):
     """K attentions over the history: V = softmax(W2 tanh(W1 (H + positions)))^T H (eq. 6, 7)."""
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
@@ -72,19 +73,26 @@ class ComiRec(in_batch.InBatchModel):
         self.inner = linear(config.dim, config.hidden * config.dim, rngs=rngs)
         self.outer = linear(config.hidden * config.dim, config.interests, rngs=rngs)
 
-    def item_table(self) -> jax.Array:
-        """[sharding.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
+    def item_table(self) -> jax.Array | Rows:
+        """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
-    def queries(self, history: dict) -> jax.Array:
-        """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(history, self.item_table())[:, 0]
+    def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """{'items': item vectors [rows, D]}."""
+        del constants
+        return {'items': self.item_table()}
 
-    def encode(self, batch: dict, table: jax.Array, key: Key = None, cuts: int = 1) -> jax.Array:
+    def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
+        """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
+        return self.encode(batch, catalogue['items'])[:, 0]
+
+    def encode(
+        self, batch: dict, table: jax.Array | Rows, key: Key = None, cuts: int = 1
+    ) -> jax.Array:
         """The K interests at the last `cuts` places: [B, G, K, D]; zeros without a history.
 
         Args:
-          batch: items, segments, positions: int32 [B, W], and feature.*.
+          batch: items, segments, positions: int32 [B, W], and features.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           cuts: G.
@@ -102,13 +110,23 @@ class ComiRec(in_batch.InBatchModel):
         weights = jax.nn.softmax(logits, axis=2) * real  # [B, G, W, K]
         return jnp.einsum('bgwk,bwd->bgkd', weights, x)
 
-    def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(
+        self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """In-batch softmax of the interest nearest to the target (eq. 8, 9), and its terms."""
-        encode_key, _ = jax.random.split(key)
-        table = self.item_table()
-        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
-        batch = self.sample(batch, key)
+        del constants
+        table, key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
+        queries = self.encode(batch, table, key, batch['targets'].shape[1])
         rows = lookup(table, batch['targets'])
         nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)
         chosen = jnp.take_along_axis(queries, nearest[..., None, None], axis=2)
-        return in_batch.loss(self.config.in_batch, chosen, table, batch, self.num_items)
+        return in_batch.loss(self.config.in_batch, chosen, table, batch, carry, self.num_items)
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with its uniform negatives, see `in_batch.sample`."""
+        key = rng.keys(key, *_STREAMS)['negatives']
+        return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
+
+    def carry(self) -> dict:
+        """The frequency estimate, if the loss uses one."""
+        return in_batch.start(self.config.in_batch, self.num_items)

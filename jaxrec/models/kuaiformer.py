@@ -8,87 +8,85 @@ fills the newest part first, and groups without any event are masked out.
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import P
 
-from jaxrec.config import Data, Feature
-from jaxrec.data.features import check_features
-from jaxrec.devices.mesh import lookup, on_mesh, reshape_rows
+from jaxrec import rng
+from jaxrec.config import Feature, field
+from jaxrec.devices.mesh import on_mesh, reshape_rows
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
 from jaxrec.nn.blocks import BlockLlama
 from jaxrec.nn.dropout import Key, dropout, split_key
+from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import linear_layer, rms_norm
 from jaxrec.objectives import in_batch
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.problem import Inputs, Model, ModelConfig
+
+_STREAMS = ('encode', 'negatives')  # of a step's key
 
 
 @dataclasses.dataclass
-class Config:
-    """KuaiFormer's hyper-parameters; it trains on data.windows='cuts'."""
+class Config(ModelConfig):
+    """KuaiFormer's hyper-parameters; it trains on task.windows='cuts'."""
 
-    dim: int = 64
-    blocks: int = 4  # causal layers over the compressed sequence
-    heads: int = 2
-    ffn: int = 4  # inner width of the feed-forward layer, in multiples of dim
-    interests: int = 4  # query tokens k, so user vectors
-    max_len: int = 256  # newest events that the model sees
+    dim: int = field(64, least=1)
+    blocks: int = field(4, least=1)  # causal layers over the compressed sequence
+    heads: int = field(2, least=1)
+    ffn: int = field(4, least=1)  # inner width of the feed-forward layer, in multiples of dim
+    interests: int = field(4, least=1)  # query tokens k, so user vectors
+    max_len: int = field(256, least=1)  # newest events that the model sees
     compress: tuple[int, ...] = (64, 64, 16, 16, 16, 16, 16)  # events per group, oldest first
-    compress_ffn: int = 1  # as ffn, of the layers that compress
-    newest: int = 48  # events after the groups that are tokens of their own
-    positions: str = 'rope'  # rope | learned
+    compress_ffn: int = field(1, least=1)  # as ffn, of the layers that compress
+    newest: int = field(48, least=1)  # events after the groups that are tokens of their own
+    positions: str = field('rope', choices=('rope', 'learned'))
     features: tuple[Feature, ...] = ()  # of the events, beside the item
-    feature_dim: int = 16  # width of each feature's vectors
-    dropout: float = 0.1  # inside the layers
-    embedding_dropout: float = 0.1  # on the tokens
+    feature_dim: int = field(16, least=1)  # width of each feature's vectors
+    dropout: float = field(0.1, least=0, below=1)  # inside the layers
+    embedding_dropout: float = field(0.1, least=0, below=1, traced=True)  # on the tokens
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
-    init: str = 'xavier_normal'  # of the item table and the layers, see embeddings.INITS
+    init: str = field('xavier_normal', choices=embeddings.INITS)  # of the item table and the layers
     bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
 
-    def make(self, num_items: int, *, rngs: nnx.Rngs) -> 'KuaiFormer':
-        """Builds the model for items 1..num_items; UserError for a value that cannot be."""
-        self.in_batch.check()
-        check_features(self.features)
-        for name in ('dim', 'blocks', 'heads', 'ffn', 'compress_ffn', 'interests', 'max_len'):
-            if getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} is too small')
-        if self.feature_dim < 1:
-            raise UserError(f'model.feature_dim={self.feature_dim} is too small')
-        for name in ('dropout', 'embedding_dropout'):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
-        for name, known in (('positions', ('rope', 'learned')), ('init', embeddings.INITS)):
-            if getattr(self, name) not in known:
-                raise UserError(
-                    f'model.{name}={getattr(self, name)!r} is not one of {", ".join(known)}'
-                )
+    def check(self) -> None:
+        """Raises UserError for values that do not go together."""
         if self.dim % (self.heads * (2 if self.positions == 'rope' else 1)):
             raise UserError(
                 f'model.dim={self.dim} must be a multiple of model.heads={self.heads}, and with '
                 "model.positions='rope' of twice that"
             )
-        if min(self.compress, default=1) < 1 or self.newest < 1:
-            raise UserError('model.compress and model.newest must be at least 1 each')
+        if min(self.compress, default=1) < 1:
+            raise UserError(f'model.compress={self.compress} must be at least 1 each')
         if sum(self.compress) + self.newest != self.max_len:
             raise UserError(
                 f'model.compress={self.compress} and model.newest={self.newest} must add up to '
                 f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
             )
-        return KuaiFormer(self, num_items, rngs=rngs)
 
-    def check_data(self, data: Data) -> None:
-        """Raises UserError for data that the model cannot train on."""
-        if data.windows != 'cuts':
-            raise UserError(f"KuaiFormer trains on data.windows='cuts', not {data.windows!r}")
-        if data.cuts > self.newest:
-            raise UserError(f'data.cuts={data.cuts} must not exceed model.newest={self.newest}')
+    def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'KuaiFormer':
+        """Builds the model for items 1..sizes['item']."""
+        return KuaiFormer(self, sizes['item'], rngs=rngs)
+
+    def inputs(self) -> Inputs:
+        """What the model wants of the data."""
+        return Inputs(self.max_len, self.features, cuts=self.newest)
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The item table."""
+        return {'table': ('items', 'targets', 'sampled')}
+
+    def whole_batch(self) -> str:
+        """The in-batch loss takes a batch's rows as each other's negatives."""
+        return 'the in-batch loss of this model'
 
 
-class KuaiFormer(in_batch.InBatchModel):
+class KuaiFormer(Model):
     """Tokens of item and features, compressed groups, a causal transformer, k query tokens."""
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
@@ -127,15 +125,22 @@ class KuaiFormer(in_batch.InBatchModel):
         self.blocks = nnx.List(block(config.ffn, causal=True) for _ in range(config.blocks))
         self.norm = norm(config.dim, rngs=rngs)
 
-    def item_table(self) -> jax.Array:
-        """[sharding.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
+    def item_table(self) -> jax.Array | Rows:
+        """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
-    def queries(self, history: dict) -> jax.Array:
-        """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
-        return self.encode(history, self.item_table())[:, 0]
+    def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """{'items': item vectors [rows, D]}."""
+        del constants
+        return {'items': self.item_table()}
 
-    def encode(self, batch: dict, table: jax.Array, key: Key = None, cuts: int = 1) -> jax.Array:
+    def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
+        """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
+        return self.encode(batch, catalogue['items'])[:, 0]
+
+    def encode(
+        self, batch: dict, table: jax.Array | Rows, key: Key = None, cuts: int = 1
+    ) -> jax.Array:
         """The k interests at the last `cuts` places of each row: [B, G, k, D].
 
         Query tokens see the events before their cut and the earlier query tokens of their cut; no
@@ -143,7 +148,7 @@ class KuaiFormer(in_batch.InBatchModel):
         compressed events end where they end for the last cut.
 
         Args:
-          batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and feature.*.
+          batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and features.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           cuts: G <= min(newest, W).
@@ -223,13 +228,23 @@ class KuaiFormer(in_batch.InBatchModel):
 
         return self.compressors[which](x, mask, key, places, mean)[:, 0]
 
-    def loss(self, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """In-batch softmax of cuts, and its named terms, see `in_batch.loss`."""
-        encode_key, _ = jax.random.split(key)
-        table = self.item_table()
-        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
-        batch = self.sample(batch, key)
-        return in_batch.loss(self.config.in_batch, queries, table, batch, self.num_items)
+    def loss(
+        self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
+        """In-batch softmax of cuts, its named terms and the carry, see `in_batch.loss`."""
+        del constants
+        table, key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
+        queries = self.encode(batch, table, key, batch['targets'].shape[1])
+        return in_batch.loss(self.config.in_batch, queries, table, batch, carry, self.num_items)
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with its uniform negatives, see `in_batch.sample`."""
+        key = rng.keys(key, *_STREAMS)['negatives']
+        return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
+
+    def carry(self) -> dict:
+        """The frequency estimate, if the loss uses one."""
+        return in_batch.start(self.config.in_batch, self.num_items)
 
 
 def mask_and_places(real: jax.Array, cuts: int, interests: int) -> tuple[jax.Array, jax.Array]:

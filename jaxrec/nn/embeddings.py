@@ -1,5 +1,6 @@
 """What goes into a sequence model: the item table, and tokens made of items and their features."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,9 @@ from flax import nnx
 from jax import P
 
 from jaxrec.config import Feature
-from jaxrec.devices.mesh import TABLE, lookup, on_mesh, reshape_rows, table_rows
+from jaxrec.devices import mesh as mesh_lib
+from jaxrec.devices.mesh import TABLE, on_mesh, reshape_rows, table_rows
+from jaxrec.nn.dropout import Key, dropout, dropout_rows
 
 INITS = {
     'xavier_uniform': nnx.initializers.xavier_uniform(),
@@ -16,6 +19,56 @@ INITS = {
     'normal': nnx.initializers.normal(0.02),
 }
 _ROWS_AT_ONCE = 1 << 16
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Rows:
+    """The rows of a table that a step names, under the numbers that they have in the table.
+
+    Stands in for the whole table where a step touches few rows (`training.sparse`). A number that
+    is not among them reads NaN: what a model forgets to name stops its first step.
+
+    Attributes:
+      ids: int32 [n] ascending, replicated; places that are not used come last, beyond the table.
+      values: [n, D] the rows, replicated.
+    """
+
+    ids: jax.Array
+    values: jax.Array
+
+    @property
+    def dtype(self):
+        return self.values.dtype
+
+    def __getitem__(self, index):
+        if index is not Ellipsis:
+            raise TypeError('rows of a table are looked up by `lookup` only')
+        return self
+
+
+def lookup(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
+    """Rows `ids` of a table, or of its `Rows`: [*ids.shape, D], placed like `ids`."""
+    if not isinstance(table, Rows):
+        return mesh_lib.lookup(table, ids)
+
+    def find(known, ids):
+        place = jnp.minimum(jnp.searchsorted(known, ids), len(known) - 1)
+        return place, known[place] == ids
+
+    if on_mesh():
+        spec = jax.typeof(ids).sharding.spec
+        find = jax.shard_map(find, in_specs=(P(), spec), out_specs=(spec, spec))
+    place, found = find(table.ids, ids)
+    rows = mesh_lib.lookup(table.values, place)
+    return jnp.where(found[..., None], rows, jnp.nan)
+
+
+def dropped(table: jax.Array | Rows, rate: float | jax.Array, key: Key) -> jax.Array | Rows:
+    """The table, or its rows, after dropout of its entries: the same bits for both."""
+    if isinstance(table, Rows):
+        return Rows(table.ids, dropout_rows(table.values, table.ids, rate, key))
+    return dropout(table, rate, key)
 
 
 def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array:
@@ -62,7 +115,7 @@ class Tokens(nnx.Module):
     def __init__(
         self, features: tuple[Feature, ...], dim: int, feature_dim: int, linear, *, rngs: nnx.Rngs
     ):
-        self.keys = tuple(feature.key for feature in features)
+        self.columns = tuple(feature.column for feature in features)
         self.tables = nnx.List(
             nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
             for feature in features
@@ -75,11 +128,11 @@ class Tokens(nnx.Module):
 
         Args:
           items: [B, L, D] item vectors.
-          batch: feature.*: int32 [B, L], or [B, L, T] of sets.
+          batch: features {column: int32 [B, L], or [B, L, T] of sets}.
         """
         parts = [items]
-        for key, table in zip(self.keys, self.tables, strict=True):
-            codes = batch[key]
+        for column, table in zip(self.columns, self.tables, strict=True):
+            codes = batch['features'][column]
             rows = lookup(table[...], codes).astype(items.dtype)
             rows = rows * (codes > 0)[..., None].astype(items.dtype)
             if codes.ndim == 3:

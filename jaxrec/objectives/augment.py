@@ -1,7 +1,8 @@
 """Augmented views of packed rows, made on the device: CL4SRec's three and CoSeRec's two.
 
 Rows hold the events of several users side by side, or of one (see `packed`): `items`, `segments`
-and `positions` int32 [B, L], segment 0 = padding, and whatever else there is per event. Each
+and `positions` int32 [B, L], segment 0 = padding, and whatever else there is per event, which may
+be nested. Each
 function changes every segment by itself, keeps the order of segments and leaves the newest event of
 each at the newest position. Lengths are those of segments. A draw is a hash of (key, place), so it
 is the same on every mesh.
@@ -11,6 +12,7 @@ segment, spares the segments where it is False.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,7 @@ from jaxrec.nn.dropout import hashed
 
 MASK = 0  # item number of [mask]: row 0 of the item table, of which padding makes no use
 SHORT = ('mask', 'substitute', 'insert')  # what CoSeRec does to short histories
-Rows = dict[str, jax.Array]
+Rows = dict[str, Any]
 
 
 def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
@@ -57,7 +59,8 @@ def reorder(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = N
     first = span.draw_start(start_key, count)
     inside = (span.index >= first) & (span.index < first + count)
     source = jnp.where(inside, span.start + first + span.ranks(order_key, inside), span.place)
-    return {name: x if name in _PLACES else take(x, source) for name, x in rows.items()}
+    moved = jax.tree.map(lambda x: take(x, source), rows)
+    return {**moved, **{name: rows[name] for name in _PLACES}}
 
 
 def substitute(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
@@ -93,7 +96,7 @@ def insert(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = No
     taken = source < length
     source = jnp.minimum(source, length - 1)
     new = at != take(end, source) - 1
-    grown = {name: take(x, source) for name, x in rows.items()}
+    grown = jax.tree.map(lambda x: take(x, source), rows)
     event = _only(grown, ~new)
     span = _Segments(jnp.where(taken, grown['segments'], 0))
     old = _Segments(rows['segments'])
@@ -246,10 +249,9 @@ def _with_similar(rows, key, rate, where):
 
 def _only(rows, keep):
     """The rows with everything 0 where not `keep`."""
-    return {
-        name: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, 0)
-        for name, x in rows.items()
-    }
+    return jax.tree.map(
+        lambda x: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, 0), rows
+    )
 
 
 def take(x: jax.Array, source: jax.Array) -> jax.Array:

@@ -5,21 +5,21 @@ popular items come often, so log of the expected number of draws, logQ, is taken
 (Yi et al. 2019). How often an item comes is counted by the data pipeline, or estimated on the way
 by `estimate`.
 
-`InBatch` and `loss` are all that a model needs; `InBatchModel` passes on `sample`, `init_memory`
-and `remember`.
+`InBatch`, `sample`, `start` and `loss` are all that a model needs.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax import P
 
-from jaxrec.devices.mesh import lookup, on_mesh, replicated, reshape_rows
-from jaxrec.errors import UserError
+from jaxrec.config import field
+from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
 from jaxrec.losses import weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, scores
+from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.objectives.frequency import estimate, start_estimate
 
 
@@ -27,31 +27,24 @@ from jaxrec.objectives.frequency import estimate, start_estimate
 class InBatch:
     """Settings of the in-batch softmax."""
 
-    logq: str = 'counted'  # frequencies: counted | streaming | none (no correction)
-    rate: float = 0.01  # streaming: weight of the newest gap
+    # frequencies for the correction: counted by the data pipeline, or estimated on the way
+    logq: str = field('counted', choices=('counted', 'streaming', 'none'))
+    rate: float = field(0.01, above=0, below=1, traced=True)  # streaming: weight of the newest gap
     refined: bool = False  # logQ as in arXiv 2507.09331
-    smoothing: float = 0.0  # KuaiFormer's, in [0, 1)
-    uniform: int = 0  # negatives per batch drawn uniformly from the catalogue, besides the targets
+    smoothing: float = field(0.0, least=0, below=1)  # KuaiFormer's
+    uniform: int = field(0, least=0)  # negatives per batch drawn uniformly, besides the targets
     own_history: bool = False  # items of the user's own window count as negatives
-
-    def check(self) -> None:
-        """Raises UserError for a value that cannot be."""
-        if self.logq not in ('counted', 'streaming', 'none'):
-            raise UserError(
-                f'model.in_batch.logq={self.logq!r} is not one of counted, streaming, none'
-            )
-        if not 0 < self.rate < 1:
-            raise UserError(f'model.in_batch.rate={self.rate} is not between 0 and 1')
-        if not 0 <= self.smoothing < 1:
-            raise UserError(f'model.in_batch.smoothing={self.smoothing} is not in [0, 1)')
-        if self.uniform < 0:
-            raise UserError(f'model.in_batch.uniform={self.uniform} must not be negative')
 
 
 def loss(
-    config: InBatch, queries: jax.Array, table: jax.Array, batch: dict, num_items: int
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """In-batch softmax of cuts (`cuts.CutBatches`), and its terms.
+    config: InBatch,
+    queries: jax.Array,
+    table: jax.Array | Rows,
+    batch: dict,
+    carry: dict,
+    num_items: int,
+) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
+    """In-batch softmax of cuts (`cuts.CutBatches`), its terms, and the next carry.
 
     Each of the N candidates, the targets of all rows and the uniform draws, has its own logQ: log
     of N times the chance of the item where the candidate comes from, so that both parts estimate
@@ -63,6 +56,7 @@ def loss(
       table: [rows, D] item table.
       batch: targets int32, weights and log_share float32 [B, G], items int32 [B, W]; with uniform
         negatives `sampled` int32 [config.uniform], see `sample`.
+      carry: of `start`.
       num_items: of the catalogue.
 
     Returns:
@@ -70,6 +64,9 @@ def loss(
       than all their candidates, corrected scores) and, for K > 1, largest_win (share of the targets
       that the most frequent winner among the K vectors wins: near 1, the others are dead).
     """
+    carry = {name: carry[name] for name in carry if name == 'frequency'}
+    if carry:
+        batch, carry = _estimated(config, batch, carry)
     rows, count = batch['targets'].shape
 
     def flat(x):
@@ -111,52 +108,32 @@ def loss(
     if by_vector.shape[1] > 1:
         won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
         terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
-    return value, terms
+    return value, (terms, carry)
 
 
 def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict:
     """The batch with the uniform negatives of this step under 'sampled', if there are to be any."""
-    if not config.uniform or 'sampled' in batch:
+    if not config.uniform:
         return batch
     drawn = jax.random.randint(key, (config.uniform,), 1, num_items + 1)
     return {**batch, 'sampled': drawn}
 
 
-def init_memory(config: InBatch, num_items: int) -> dict[str, jax.Array]:
-    """What is remembered from step to step: the estimate of logq='streaming'."""
-    return start_estimate(num_items) if config.logq == 'streaming' else {}
+def start(config: InBatch, num_items: int) -> dict[str, Any]:
+    """The first carry: with logq='streaming' the frequency estimate."""
+    return {'frequency': start_estimate(num_items)} if config.logq == 'streaming' else {}
 
 
-def remember(batch: dict, memory: dict, step: jax.Array, rate: float) -> tuple[dict, dict]:
-    """The batch with its log_share from the estimate, and the new estimate; see `state`."""
+def _estimated(config, batch, carry) -> tuple[dict, dict]:
+    """The batch with its log_share from the estimate, and the next carry."""
     targets = replicated(batch['targets'])
-    memory, log_q = estimate(memory, targets.reshape(-1), step, rate)
+    frequency, log_q = estimate(carry['frequency'], targets.reshape(-1), config.rate)
     # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
     log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
     log_share = log_share.reshape(targets.shape)
     if on_mesh():
         log_share = jax.reshard(log_share, P('data', None))
-    return {**batch, 'log_share': log_share}, memory
-
-
-class InBatchModel(nnx.Module):
-    """A model that trains with `loss` alone; has `config.in_batch` and `num_items`."""
-
-    def sample(self, batch: dict, key: jax.Array) -> dict:
-        """The batch with the uniform negatives that `loss(batch, key)` uses under 'sampled'."""
-        _, sample_key = jax.random.split(key)
-        return sample(self.config.in_batch, batch, sample_key, self.num_items)
-
-    def init_memory(self) -> dict:
-        """See `state`: the frequency estimate, if the loss uses one."""
-        return init_memory(self.config.in_batch, self.num_items)
-
-    def remember(
-        self, batch: dict, memory: dict, step: jax.Array, key: jax.Array
-    ) -> tuple[dict, dict]:
-        """See `state`."""
-        del key
-        return remember(batch, memory, step, self.config.in_batch.rate)
+    return {**batch, 'log_share': log_share}, {'frequency': frequency}
 
 
 def allowed(

@@ -23,9 +23,9 @@ def start_queue(size: int, dim: int) -> dict[str, jax.Array]:
             raise UserError(f'model.contrast.queue needs a mesh.data that divides {BLOCK}')
     placed = P(None, 'data') if on_mesh() else None
     return {
-        'queue': jnp.zeros((blocks, BLOCK, dim), out_sharding=placed and P(None, 'data', None)),
-        'queue.users': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
-        'queue.targets': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
+        'vectors': jnp.zeros((blocks, BLOCK, dim), out_sharding=placed and P(None, 'data', None)),
+        'users': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
+        'targets': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
     }
 
 
@@ -37,7 +37,7 @@ def enqueue(queue: dict[str, jax.Array], keys: jax.Array, batch: dict) -> dict[s
       keys: [N, D] of this step.
       batch: users and user_targets int32 [N].
     """
-    new = {'queue': keys, 'queue.users': batch['users'], 'queue.targets': batch['user_targets']}
+    new = {'vectors': keys, 'users': batch['users'], 'targets': batch['user_targets']}
 
     def push(old, new):
         new = replicated(new).reshape(-1, BLOCK, *new.shape[1:])[-len(old) :]

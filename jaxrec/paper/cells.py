@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from jaxrec import experiment as experiment_lib
 from jaxrec import files
 from jaxrec.errors import UserError
-from jaxrec.evaluation import rank_metrics
 from jaxrec.paper import hashes
 from jaxrec.paper.spec import Cell
-from jaxrec.training.logs import read_series
+from jaxrec.training.logs import LOG, read_series
 
-FORMAT = 1
+FORMAT = 2
 _DIGITS = 8
 
 
@@ -32,7 +32,10 @@ def read(folder: pathlib.Path, cell: Cell) -> dict | None:
         return None
     record = files.read_json(path)
     if record.get('format') != FORMAT:
-        raise UserError(f'{path} has format {record.get("format")}, this version reads {FORMAT}')
+        raise UserError(
+            f'{path} has format {record.get("format")}, this version reads {FORMAT}; '
+            'python -m jaxrec.table --adopt --why=.. --results=.. takes it over'
+        )
     return record
 
 
@@ -50,7 +53,7 @@ def wanted(cell: Cell, say) -> Wanted:
     return Wanted(
         hashes.config_hash(experiment),
         hashes.code_hash(experiment),
-        hashes.data_hash(experiment.data, say),
+        hashes.data_hash(experiment, say),
     )
 
 
@@ -120,30 +123,24 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
         'command': command,
         'config': hashes.config_record(cell.experiment),
         'hashes': {'config': now.config, 'data': now.data},
-        'split': first['split'],
-        'data_split': first['data_split'],
-        'protocol': first['protocol'],
-        'users': first['users'],
-        'unreachable': first['unreachable'],
-        'cold': first['cold'],
-        'baselines': first['baselines'],
+        **{name: first[name] for name in ('split', 'protocol', 'unit', 'examples', 'references')},
         'seeds': {str(s): _run(evaluations[s], runs[s], cell) for s in sorted(runs)},
     }
 
 
 def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
     session = files.read_json(folder / 'run.json')['sessions'][-1]
-    with np.load(folder / 'ranks.npz') as ranks:
-        packed = {name: pack(ranks[name]) for name in ('greater', 'ties')}
-    series = read_series(folder / 'metrics.jsonl')
-    metric = cell.experiment.train.metric
+    with np.load(folder / 'kept.npz') as kept:
+        packed = {name: pack(kept[name]) for name in kept.files}
+    series = read_series(folder / LOG)
+    metric = experiment_lib.metric(cell.experiment)
     return {
         'metrics': result['metrics'],
-        'buckets': result['buckets'],
-        'interests': result['interests'],
+        'groups': result['groups'],
+        'details': result['details'],
         'best_step': result['step'],
         'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
-        'ranks': packed,
+        'kept': packed,
         'code': files.read_json(folder / 'trained.json')['code'],
         'git': session['git'],
         'versions': session['versions'],
@@ -211,26 +208,42 @@ def first_seeds(record: dict, count: int | None) -> dict:
 
 
 def pack(values: np.ndarray) -> str:
-    """int32 values as text: byte planes (the high ones are nearly constant), zlib, base64."""
-    planes = np.asarray(values, '<i4').view(np.uint8).reshape(-1, 4).T
-    return base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
+    """An array as text: byte planes (those of high bytes are nearly constant), zlib, base64.
+
+    int32 values have no more to say; others are told by their dtype before a colon.
+    """
+    values = np.ascontiguousarray(values)
+    kind = '<i4' if values.dtype.kind in 'iu' else '<f8'
+    if kind == '<i4' and values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
+        kind = '<i8'
+    planes = values.astype(kind).view(np.uint8).reshape(-1, np.dtype(kind).itemsize).T
+    text = base64.b64encode(zlib.compress(planes.tobytes(), 9)).decode()
+    return text if kind == '<i4' else f'{kind}:{text}'
 
 
 def unpack(text: str) -> np.ndarray:
     """Inverse of `pack`."""
-    planes = np.frombuffer(zlib.decompress(base64.b64decode(text)), np.uint8).reshape(4, -1)
-    return np.ascontiguousarray(planes.T).view('<i4').reshape(-1)
+    kind, _, body = text.rpartition(':')
+    kind = kind or '<i4'
+    planes = np.frombuffer(zlib.decompress(base64.b64decode(body)), np.uint8)
+    planes = planes.reshape(np.dtype(kind).itemsize, -1)
+    return np.ascontiguousarray(planes.T).view(kind).reshape(-1)
 
 
-def per_user(record: dict, metric: str, seeds: Iterable[str]) -> np.ndarray:
-    """float64 [seeds, users]: the metric of every user, ties shared."""
-    cutoffs = record['protocol']['cutoffs']
-    rows = []
+def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> tuple:
+    """(float64 [seeds, N] values of a metric of every user, row or graph; float64 [N] weights)."""
+    rows, weights = [], None
     for seed in seeds:
-        ranks = record['seeds'][seed]['ranks']
-        counts = (unpack(ranks[name]) for name in ('greater', 'ties'))
-        rows.append(rank_metrics.per_example(*counts, cutoffs)[metric])
-    return np.stack(rows)
+        kept = {name: unpack(text) for name, text in record['seeds'][seed]['kept'].items()}
+        try:
+            values, weights = cell.experiment.task.values(kept, metric, record['protocol'])
+        except KeyError as e:
+            raise UserError(
+                f'{cell.row} / {cell.column}: {metric} has no values of single {record["unit"]}s, '
+                'which a table tests: choose another metric'
+            ) from e
+        rows.append(values)
+    return np.stack(rows), weights
 
 
 def _rounded(value):

@@ -12,6 +12,7 @@ from jaxrec.paper import plausible, statistics
 from jaxrec.paper.spec import Cell, Published, Table
 
 ALPHA = 0.05
+_SPLIT = 'data_split'  # comes last in a protocol, beside the evaluation's name
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ class Verdict:
     column: str
     metric: str
     result: dict | None  # of `statistics.paired`, with 'adjusted'; None where a cell is missing
+    higher: bool = True  # whether more of the metric is better
 
     @property
     def text(self) -> str:
@@ -77,7 +79,8 @@ class Verdict:
             return 'not run'
         if self.result['adjusted'] >= ALPHA:
             return 'no significant difference'
-        return 'confirmed' if self.result['difference'] > 0 else 'the opposite'
+        more = self.result['difference'] > 0
+        return 'confirmed' if more == self.higher else 'the opposite'
 
 
 @dataclasses.dataclass
@@ -126,14 +129,20 @@ def build(
     data = _same_data(there, records)
     heads = [(c.name, metric) for c in table.columns for metric in c.metrics]
     by_place = {(cell.row, cell.column): cell for cell in there}
-    users = {  # float64 [users], mean over seeds
-        (row, column, metric): _users(records[cell.key], metric)
+    users = {  # float64 [users], mean over seeds, and their weights
+        (row, column, metric): _users(records[cell.key], cell, metric)
         for (row, column), cell in by_place.items()
         for metric in next(c.metrics for c in table.columns if c.name == column)
     }
     ours = [_our_line(row.name, heads, by_place, records) for row in table.rows]
     _against_baseline(table, ours, heads, users, test)
-    _mark(ours, heads, users, test)
+    lower = {
+        (cell.column, name)
+        for cell in there
+        for name, metric in cell.experiment.task.metrics().items()
+        if not metric.higher
+    }
+    _mark(ours, heads, users, test, lower)
     lines = []
     for line in ours:
         lines.append(line)
@@ -146,7 +155,7 @@ def build(
         {cell.key: records[cell.key] for cell in there},
         data,
         protocol,
-        _verdicts(table, heads, users, test),
+        _verdicts(table, heads, users, test, lower),
         test,
         [f'{cell.row} / {cell.column}' for cell in cells if cell.key not in records],
     )
@@ -157,8 +166,8 @@ def _same_protocol(cells, records) -> dict | None:
     seen = {}
     for cell in cells:
         record = records[cell.key]
-        protocol = {k: v for k, v in record['protocol'].items() if k != 'cutoffs'}
-        protocol |= {'split': record['split'], 'data_split': record['data_split']}
+        protocol = {k: v for k, v in record['protocol'].items() if k not in ('cutoffs', _SPLIT)}
+        protocol |= {'split': record['split'], _SPLIT: record['protocol'].get(_SPLIT)}
         for other, first in seen.items():
             differ = [k for k in protocol if protocol[k] != first.get(k)]
             if differ:
@@ -184,8 +193,15 @@ def _same_data(cells, records) -> dict[str, str]:
     return {column: digest for column, (_, digest) in found.items()}
 
 
-def _users(record, metric) -> np.ndarray:
-    return cells_lib.per_user(record, metric, sorted(record['seeds'], key=int)).mean(0)
+def _users(record, cell, metric) -> tuple[np.ndarray, np.ndarray]:
+    seeds = sorted(record['seeds'], key=int)
+    values, weights = cells_lib.per_example(record, cell, metric, seeds)
+    return values.mean(0), weights
+
+
+def _tested(a, b, test) -> dict:
+    """`statistics.paired` of what `_users` gives for two cells of one column."""
+    return statistics.paired(a[0], b[0], test, weights=a[1])
 
 
 def _our_line(name, heads, by_place, records) -> Line:
@@ -216,7 +232,7 @@ def _against_baseline(table, ours, heads, users, test) -> None:
     for line, (column, metric) in itertools.product(ours, heads):
         a, b = users.get((line.name, column, metric)), users.get((table.baseline, column, metric))
         if line.name != table.baseline and a is not None and b is not None:
-            results[line.name, column, metric] = statistics.paired(a, b, test)
+            results[line.name, column, metric] = _tested(a, b, test)
     adjusted = statistics.holm({name: result['p'] for name, result in results.items()})
     for line in ours:
         for head, value in line.values.items():
@@ -225,7 +241,7 @@ def _against_baseline(table, ours, heads, users, test) -> None:
                 value.versus = {**result, 'adjusted': adjusted[line.name, *head]}
 
 
-def _mark(ours, heads, users, test) -> None:
+def _mark(ours, heads, users, test, lower) -> None:
     """Marks the best line of each column if it beats the next significantly, and then the second.
 
     Where the best is no better than the second, neither is marked.
@@ -233,11 +249,13 @@ def _mark(ours, heads, users, test) -> None:
     tests, places = {}, {}
     for head in heads:
         ranked = sorted(
-            (line for line in ours if head in line.values), key=lambda x: -x.values[head].mean
+            (line for line in ours if head in line.values),
+            key=lambda x: x.values[head].mean,
+            reverse=head not in lower,
         )
         for place, (line, after) in enumerate(itertools.pairwise(ranked[:3])):
             a, b = users[line.name, *head], users[after.name, *head]
-            tests[head, place] = statistics.paired(a, b, test)['p']
+            tests[head, place] = _tested(a, b, test)['p']
             places[head, place] = line
     adjusted = statistics.holm(tests)
     for (head, place), line in places.items():
@@ -245,7 +263,7 @@ def _mark(ours, heads, users, test) -> None:
             line.values[head].mark = ('best', 'second')[place]
 
 
-def _verdicts(table, heads, users, test) -> list[Verdict]:
+def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
     """One per ordering and place; columns of which nothing has run are left out."""
     verdicts, run = [], {column for _, column, _ in users}
     heads = [head for head in heads if head[0] in run] or heads
@@ -254,7 +272,7 @@ def _verdicts(table, heads, users, test) -> list[Verdict]:
             continue
         a = users.get((ordering.better, column, metric))
         b = users.get((ordering.worse, column, metric))
-        result = None if a is None or b is None else statistics.paired(a, b, test)
+        result = None if a is None or b is None else _tested(a, b, test)
         verdicts.append(
             Verdict(
                 ordering.better,
@@ -264,6 +282,7 @@ def _verdicts(table, heads, users, test) -> list[Verdict]:
                 column,
                 metric,
                 result,
+                (column, metric) not in lower,
             )
         )
     ran = {i: v.result['p'] for i, v in enumerate(verdicts) if v.result}

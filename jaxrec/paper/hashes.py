@@ -5,90 +5,108 @@ import hashlib
 import json
 import pathlib
 
-from jaxrec import datasets
-from jaxrec.config import Data, Experiment
-from jaxrec.experiment import flat, to_record
+from jaxrec.experiment import Experiment, flat, from_record, rules, to_record
 
 PACKAGE = pathlib.Path(__file__).parent.parent
-# These fields say where and how often, not what. The seed is the cell's own axis.
-_NO_MATTER = (
-    'train.seed',
-    'train.log_every',
-    'train.save_every',
-    'eval.batch_users',
-    'mesh.',
-    'data.source',
-    'data.data_dir',
-)
-# Modules that training and evaluation import but that cannot change a number.
-_NO_RESULT = (
+# Fields with these effects (`config.field`) say where, how often and in which portions, not what.
+# The seed is the cell's own axis.
+_NO_MATTER = ('seed', 'place', 'pace')
+# Files that training and evaluation import but that cannot change a number.
+EXEMPT = (
     'cli',
     'errors',
     'experiment',
+    'files',
+    'problem',
+    'devices/cluster',
     'devices/hlo',
     'evaluation/baselines',
     'evaluation/plots',
     'evaluation/report',
+    'training/checkpoint',
     'training/logs',
-    'training/plan',
+    'training/places',
+    'training/warm_start',
+    'training/workdir',
 )
 # Nor can benchmarks; of the readers of raw data the content hash stands for what they make.
-_NO_RESULT_BELOW = ('benchmarks/', 'datasets/')
+_EXEMPT_BELOW = ('benchmarks/', 'datasets/')
 
 
 def config_record(experiment: Experiment) -> dict:
     """The fields that matter, by name: 'model.dim' -> value."""
-    return of_record(to_record(experiment))
+    effects = {name: rule.get('effect', 'result') for name, rule in rules(experiment)}
+    fields = sorted(flat(to_record(experiment)).items())
+    return {name: value for name, value in fields if effects.get(name) not in _NO_MATTER}
 
 
 def of_record(record: dict) -> dict:
     """The same of an experiment's record, as a run's config.json holds it."""
-    return {name: value for name, value in sorted(flat(record).items()) if matters(name)}
+    return config_record(from_record(record))
 
 
-def matters(name: str) -> bool:
+def matters(name: str, experiment: Experiment) -> bool:
     """Whether a field of the experiment, 'model.dim', changes the result of a seed."""
-    return not name.startswith(_NO_MATTER)
+    return dict(rules(experiment)).get(name, {}).get('effect', 'result') not in _NO_MATTER
 
 
 def config_hash(experiment: Experiment) -> str:
     return of_text(json.dumps(config_record(experiment), sort_keys=True))
 
 
-def data_hash(data: Data, say) -> str:
+def data_hash(experiment: Experiment, say) -> str:
     """Content hash of the data set; it is prepared first if it is not there yet."""
-    return datasets.load(data, say=say)[1]['data_hash']
+    return experiment.task.open(experiment, say).data_hash
 
 
 def code_hash(experiment: Experiment) -> str:
-    """Hash of the package's files that training and evaluation of this model import, as of now."""
+    """Hash of the package's files that a result of this task and model depends on, as of now.
+
+    Docstrings, comments and empty lines do not count.
+    """
     digest = hashlib.sha256()
-    for name in code_files(type(experiment.model).__module__):
+    for name in code_files(type(experiment.task).__module__, type(experiment.model).__module__):
         digest.update(f'{name}\n'.encode())
-        digest.update((PACKAGE / name).read_bytes())
+        digest.update(_code(PACKAGE / name).encode())
     return digest.hexdigest()
 
 
-def code_files(model: str) -> list[str]:
-    """Names below the package of the files that a result of `model` depends on.
+def code_files(*modules: str) -> list[str]:
+    """Names below the package of the files that a result depends on.
 
     Args:
-      model: module of the model's Config, e.g. 'jaxrec.models.sasrec'.
+      modules: of the task's and the model's Config, e.g. 'jaxrec.models.sasrec'.
     """
-    waiting, found = ['jaxrec.train', 'jaxrec.evaluate', model], set()
+    waiting, found = ['jaxrec.training.loop', 'jaxrec.evaluation.run', *modules], set()
     while waiting:
         file = _file(waiting.pop())
         if file is None or file in found:
             continue
+        name = str(file.relative_to(PACKAGE))
+        if name.removesuffix('.py') in EXEMPT or name.startswith(_EXEMPT_BELOW):
+            continue
         found.add(file)
         waiting += _imports(file)
-    names = (str(file.relative_to(PACKAGE)) for file in found)
-    kept = (n for n in names if n.removesuffix('.py') not in _NO_RESULT)
-    return sorted(n for n in kept if not n.startswith(_NO_RESULT_BELOW))
+    return sorted(str(file.relative_to(PACKAGE)) for file in found)
 
 
 def of_text(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _code(file: pathlib.Path) -> str:
+    """A file's text without docstrings, comments of whole lines, and empty lines."""
+    text = file.read_text(encoding='utf-8')
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        body = getattr(node, 'body', None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            lines[first.lineno - 1 : first.end_lineno] = [''] * (
+                first.end_lineno - first.lineno + 1
+            )
+    kept = (line.rstrip() for line in lines)
+    return '\n'.join(line for line in kept if line and not line.lstrip().startswith('#'))
 
 
 def _file(module: str) -> pathlib.Path | None:

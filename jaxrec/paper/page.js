@@ -153,7 +153,7 @@ function atK(kind) {
     series.push({ name, points, ...style });
   };
   const rows = visible();
-  if (rows.length) for (const [name, metrics] of Object.entries(cellOf(rows[0], state.column).baselines)) {
+  if (rows.length) for (const [name, metrics] of Object.entries(cellOf(rows[0], state.column).references)) {
     take(name.replaceAll('_', ' '), metrics, { color: 'var(--faint)', dash: '3 3', label: true });
   }
   for (const line of rows) {
@@ -192,21 +192,27 @@ function significance() {
   return svg;
 }
 
-function buckets() {
+/* The first way in which the shown cells group their examples, '' if they do not. */
+function grouping() {
   const rows = visible();
-  if (!rows.length) return empty();
-  const names = ['head', 'mid', 'tail'];
+  return rows.length ? Object.keys(Object.values(cellOf(rows[0], state.column).seeds)[0].groups)[0] || '' : '';
+}
+
+function groups() {
+  const rows = visible(), kind = grouping();
+  if (!rows.length || !kind) return empty();
+  const examples = Object.values(cellOf(rows[0], state.column).seeds)[0].groups[kind];
+  const names = Object.keys(examples);
   const values = rows.map((line) => names.map((bucket) => {
-    const found = Object.values(cellOf(line, state.column).seeds).map((s) => s.buckets[bucket][state.metric]);
+    const found = Object.values(cellOf(line, state.column).seeds).map((s) => s.groups[kind][bucket][state.metric]);
     return found.every((v) => v !== undefined) ? mean(found) : 0;
   }));
   const ys = ticks(0, Math.max(...values.flat(), 1e-4));
   const y = scale(0, Math.max(ys.at(-1), ...values.flat()), H - PAD.bottom, PAD.top);
-  const group = (W - PAD.left - PAD.right) / 3, bar = Math.min(26, (group - 24) / rows.length);
+  const group = (W - PAD.left - PAD.right) / names.length, bar = Math.min(26, (group - 24) / rows.length);
   const middle = (i) => PAD.left + group * (i + .5);
-  const users = Object.values(cellOf(rows[0], state.column).seeds)[0].buckets;
-  const labels = names.map((n) => `${n}: ${users[n].users.toLocaleString('en')} users`);
-  const svg = frame(middle, y, [0, 1, 2], ys, `popularity of the target`, labels);
+  const labels = names.map((n) => `${n}: ${examples[n].examples.toLocaleString('en')}`);
+  const svg = frame(middle, y, names.map((_, i) => i), ys, kind, labels);
   rows.forEach((line, r) => names.forEach((bucket, i) => svg.append(
     make('rect', { x: middle(i) + (r - rows.length / 2) * bar + 1, width: Math.max(bar - 2, 1), rx: 2,
       y: y(values[r][i]), height: Math.max(y(0) - y(values[r][i]), 0), fill: color(line) },
@@ -237,9 +243,9 @@ function draw() {
   const validated = first ? Object.values(cellOf(first, state.column).seeds)[0].curve.metric : '';
   document.getElementById('charts').replaceChildren(
     figure('curves', 'Learning curves', `validation ${validated}; thin: single seeds`, curves()),
-    figure('buckets', `${state.metric} by popularity`, 'thirds of the training interactions', buckets()),
-    figure('hr', 'Hit rate at k', 'dashed grey: scorers without learning', atK('HR')),
-    figure('ndcg', 'NDCG at k', '', atK('NDCG')),
+    figure('groups', `${state.metric} by ${grouping() || 'group'}`, 'and how many examples each has', groups()),
+    ...[...new Set(column.metrics.filter((m) => m.includes('@')).map((m) => m.split('@')[0]))].map((kind) =>
+      figure(`at-k-${kind.toLowerCase()}`, `${kind} at k`, 'dashed grey: scorers without learning', atK(kind))),
     figure('significance', 'Against the baseline', `${DATA.test} over users, 95 % interval, Holm; filled: p < ${short(DATA.alpha)}`, significance()));
 }
 
@@ -273,11 +279,12 @@ function show(line, column, button) {
     make('h4', {}, 'Where it comes from'),
     facts([['commit', commits.join(', ')], ['code hash', codes.join(', ')],
       ['config hash', cell.hashes.config.slice(0, 12)], ['data hash', cell.hashes.data],
-      ['users', cell.users.toLocaleString('en')], ['unreachable targets', number(cell.unreachable)],
+      [`${cell.unit}s`, cell.examples.toLocaleString('en')],
+      ...Object.entries(last.details).filter(([, v]) => typeof v === 'number').map(([k, v]) => [k.replaceAll('_', ' '), short(v)]),
       ['device', `${last.devices.join(', ')} (${last.platform})`],
       ['versions', Object.entries(last.versions).map(([k, v]) => `${k} ${v}`).join(', ')],
       ['started', last.times.started]]),
-    make('h4', {}, 'Protocol'), facts([['split', `${cell.split} (${cell.data_split})`], ...Object.entries(cell.protocol)]),
+    make('h4', {}, 'Protocol'), facts([['split', `${cell.split}`], ...Object.entries(cell.protocol)]),
     make('h4', {}, 'Config'), facts(Object.entries(cell.config)));
   panel.hidden = false;
   document.body.classList.add('open');

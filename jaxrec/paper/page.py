@@ -89,7 +89,7 @@ def content(grid: Grid) -> dict:
 
 def _cell(record: dict) -> dict:
     seeds = {
-        seed: {name: value for name, value in run.items() if name != 'ranks'}
+        seed: {name: value for name, value in run.items() if name != 'kept'}
         for seed, run in record['seeds'].items()
     }
     return {**record, 'seeds': seeds}

@@ -20,6 +20,7 @@ from typing import Any
 from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.errors import UserError
+from jaxrec.experiment import metric
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper import hashes, locks
 from jaxrec.paper.spec import Cell
@@ -155,20 +156,18 @@ class Runner:
                     files.write_json(place / 'trained.json', {**summary, 'code': code})
         for place in places.values():
             self._evaluate(place, lock)
-        told = {name: value for name, value in cell.overrides.items() if hashes.matters(name)}
-        command = ['python', '-m', 'jaxrec.train', *_flags(cell.shown, told)]
-        record = cells_lib.assemble(cell, now, places, shlex.join(command))
+        record = cells_lib.assemble(cell, now, places, shlex.join(shown_command(cell)))
         old = cells_lib.read(self.folder, cell)
         kept = old if old and len(seeds) < len(self.seeds) else None  # the others' seeds stay
         cells_lib.write(self.folder, cell, cells_lib.merged(kept, record))
         best = record['seeds'][str(seeds[0])]['metrics']
-        shown = next((m for m in ('NDCG@10', 'HR@50', 'MRR') if m in best), 'MRR')
+        shown = metric(cell.experiment)
         say(f'{cell.row} / {cell.column}: done, {shown} {best[shown]:.4f} with seed {seeds[0]}')
 
     def _evaluate(self, place: pathlib.Path, lock: locks.Lock) -> None:
         if (place / 'evaluation.json').exists():
             return
-        words = ['jaxrec.evaluate', f'--workdir={place}', f'--ranks={place / "ranks.npz"}']
+        words = ['jaxrec.evaluate', f'--workdir={place}', f'--kept={place / "kept.npz"}']
         files.write_json(place / 'evaluation.json', self._command(words, place, lock))
 
     def _command(self, words: list[str], place: pathlib.Path, lock: locks.Lock) -> dict:
@@ -197,6 +196,13 @@ class Runner:
             last = (log.read_text(errors='replace').strip().splitlines() or ['no output'])[-1]
             raise UserError(f'{last.removeprefix("error: ")[:400]} (see {log})')
         return json.loads(output.strip().splitlines()[-1])
+
+
+def shown_command(cell: Cell) -> list[str]:
+    """The command that trains a cell, for people: without what does not matter."""
+    known = cell.experiment
+    told = {n: value for n, value in cell.overrides.items() if hashes.matters(n, known)}
+    return ['python', '-m', 'jaxrec.train', *_flags(cell.shown, told)]
 
 
 def _flags(config: str, overrides: Mapping[str, Any]) -> list[str]:

@@ -11,10 +11,8 @@ import runpy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrec.config import Experiment
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics
-from jaxrec.experiment import applied, check
+from jaxrec.experiment import Experiment, applied, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +90,7 @@ class Table:
       title, caption: for people.
       columns, rows, published, orderings: see there.
       baseline: name of the row that all others are tested against.
-      protocol: name of the protocol (see `protocols`) that every number is under.
+      protocol: name of the task's protocol that every number is under.
     """
 
     title: str
@@ -172,18 +170,18 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
     for cell in found:
         protocol = _protocol(cell.experiment)
         for name, here in protocol.items():
-            there = table.protocol if name == 'name' else first[name]
+            there = table.protocol if name == 'name' else first.get(name)
             if here != there:
                 raise UserError(
                     f'{cell.row} / {cell.column} is under protocol {name}={here}, the table under '
                     f'{there}: such numbers cannot stand in one table'
                 )
-        known = rank_metrics.names(cell.experiment.eval.cutoffs)
+        known = cell.experiment.task.metrics()
         for metric in next(c for c in table.columns if c.name == cell.column).metrics:
             if metric not in known:
                 raise UserError(
-                    f'{cell.row} / {cell.column} does not measure {metric}: with eval.cutoffs='
-                    f'{cell.experiment.eval.cutoffs} there is {", ".join(known)}'
+                    f'{cell.row} / {cell.column} does not measure {metric}: there is '
+                    f'{", ".join(known)}'
                 )
     return found
 
@@ -209,9 +207,7 @@ def _experiment(config, arg, overrides, where) -> Experiment:
 
 def _protocol(experiment: Experiment) -> dict[str, Any]:
     """All that numbers depend on besides model and data; other cut-offs change none of them."""
-    protocol = protocols.asdict(protocols.protocol_of(experiment.eval))
-    del protocol['cutoffs']
-    return protocol | {'data.split': experiment.data.split}
+    return {k: v for k, v in experiment.task.protocol_fields().items() if k != 'cutoffs'}
 
 
 def _find(name: str, table: pathlib.Path) -> pathlib.Path:
@@ -224,8 +220,6 @@ def _find(name: str, table: pathlib.Path) -> pathlib.Path:
 def _check(table: Table, where: str) -> None:
     columns = {column.name: column for column in table.columns}
     rows = [row.name for row in table.rows]
-    if table.protocol not in protocols.NAMES:
-        raise UserError(f'{where}: unknown protocol {table.protocol!r}')
     for names in (rows, list(columns), [slug(r) for r in rows], [slug(c) for c in columns]):
         _unique(names, where)
     for name in (*rows, *columns):

@@ -24,14 +24,20 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def paired(
-    a: np.ndarray, b: np.ndarray, test: str = 't', resamples: int = RESAMPLES
+    a: np.ndarray,
+    b: np.ndarray,
+    test: str = 't',
+    resamples: int = RESAMPLES,
+    weights: np.ndarray | None = None,
 ) -> dict[str, float]:
-    """Whether users fare better under a than under b: two-sided, paired.
+    """Whether users fare otherwise under a than under b: two-sided, paired.
 
     Args:
-      a, b: float64 [users], a metric of the same users in the same order.
+      a, b: float64 [users], a metric of the same users (or rows, graphs) in the same order.
       test: 't', or 'bootstrap' of the mean difference (percentiles; the same resamples every time).
       resamples: of the bootstrap.
+      weights: float64 [users] of the mean; None = all the same. The mean is then a ratio of two
+        sums, whose error is that of its linear part (delta method).
 
     Returns:
       difference: mean of a - b; low, high: its 95 % interval; p: p-value.
@@ -39,17 +45,20 @@ def paired(
     from scipy import stats
 
     d = np.asarray(a, np.float64) - np.asarray(b, np.float64)
-    mean, count = float(d.mean()), len(d)
+    w = np.ones(len(d)) if weights is None else np.asarray(weights, np.float64)
+    even, count = bool((w == w[0]).all()) if len(w) else True, len(d)
+    mean = float(d.mean() if even else np.average(d, weights=w))
     if not d.any() or count < 2:
         return {'difference': mean, 'low': mean, 'high': mean, 'p': 1.0}
     if test == 't':
-        error = float(d.std(ddof=1)) / count**0.5
+        linear = d if even else w * (d - mean) / w.mean()
+        error = float(linear.std(ddof=1)) / count**0.5
         if error == 0:
             return {'difference': mean, 'low': mean, 'high': mean, 'p': 0.0}
         half = float(stats.t.ppf(0.975, count - 1)) * error
         p = float(2 * stats.t.sf(abs(mean) / error, count - 1))
         return {'difference': mean, 'low': mean - half, 'high': mean + half, 'p': p}
-    means = _resampled_means(d, resamples)
+    means = _resampled_means(d, None if even else w, resamples)
     low, high = np.quantile(means, [0.025, 0.975])
     below = (np.sum(means <= 0) + 1) / (resamples + 1)
     above = (np.sum(means >= 0) + 1) / (resamples + 1)
@@ -57,16 +66,21 @@ def paired(
     return {'difference': mean, 'low': float(low), 'high': float(high), 'p': p}
 
 
-def _resampled_means(d: np.ndarray, resamples: int) -> np.ndarray:
-    """Means of resamples of d, drawn by how often each distinct value is taken."""
-    values, counts = np.unique(d, return_counts=True)
+def _resampled_means(d: np.ndarray, w: np.ndarray | None, resamples: int) -> np.ndarray:
+    """Means of resamples of d, drawn by how often each distinct value (and weight) is taken."""
+    if w is None:
+        values, counts = np.unique(d, return_counts=True)
+        weights = np.ones(len(values))
+    else:
+        (values, weights), counts = np.unique(np.stack([d, w]), axis=1, return_counts=True)
     rng = np.random.default_rng(0)
     out = []
     rows = max(1, _AT_ONCE // len(values))
     for start in range(0, resamples, rows):
         size = min(rows, resamples - start)
         drawn = rng.multinomial(len(d), counts / len(d), size=size)
-        out.append(drawn @ values / len(d))
+        total = len(d) if w is None else drawn @ weights
+        out.append(drawn @ (values * weights) / total)
     return np.concatenate(out)
 
 

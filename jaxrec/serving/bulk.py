@@ -47,7 +47,7 @@ def write_lists(
 
 
 def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest: dict) -> None:
-    histories, part_users = recommender.trained.histories, manifest['part_users']
+    histories, part_users = recommender.histories, manifest['part_users']
     folder = output.with_name(output.name + '.parts')
     if jax.process_index() == 0:
         _claim(folder, manifest)
@@ -98,7 +98,7 @@ def _manifest(
         'checkpoint': checkpoint,
         'step': trained.step,
         'parameters': _digest(trained.params),
-        'data_hash': trained.data_hash,
+        'data_hash': trained.problem.data_hash,
         'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
         'k': recommender.k,
         'keep_seen': recommender.keep_seen,

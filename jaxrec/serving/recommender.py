@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -24,7 +25,7 @@ class Recommender:
     """Top-k lists from whole histories.
 
     Args:
-      trained: the model; its mesh is set.
+      trained: the model, of a problem whose source is histories.
       k: length of the lists.
       keep_seen: also recommend items of the history.
       explain: rows also say which of the user's vectors found the item.
@@ -34,7 +35,7 @@ class Recommender:
     def __init__(
         self,
         trained: Trained,
-        k: int,
+        k: int = 10,
         *,
         keep_seen: bool = False,
         explain: bool = False,
@@ -42,16 +43,22 @@ class Recommender:
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
+        if not isinstance(trained.problem.source, Histories):
+            raise UserError(f'{trained.workdir} holds no recommender of next items')
         self.trained, self.keep_seen, self.explain = trained, keep_seen, explain
-        self.k = min(k, trained.histories.num_items)
-        self._rows = serving_rows(batch_users)
-        features = getattr(trained.experiment.model, 'features', ())
-        self._encoder = Encoder(trained.histories, features, trained.split.train_ends)
+        self.histories = trained.problem.source
+        self.k = min(k, self.histories.num_items)
+        self._batch_users = batch_users
+        inputs, problem = trained.experiment.model.inputs(), trained.problem
+        self._max_len = inputs.max_len
+        self._encoder = Encoder(self.histories, inputs.features, problem.split.train_ends)
         self._top_k = jax.jit(
-            functools.partial(
-                _top_k, trained.graphdef, trained.histories.num_items, self.k, keep_seen
-            )
+            functools.partial(_top_k, trained.graphdef, self.histories.num_items, keep_seen),
+            static_argnames='k',
         )
+        with jax.set_mesh(trained.mesh):
+            begin = jax.jit(lambda p, c: problem.begin(nnx.merge(trained.graphdef, p), c))
+            self._catalogue = begin(trained.params, trained.constants)
 
     def __call__(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Lists for 0-based `users` of the data, from all their events.
@@ -64,31 +71,59 @@ class Recommender:
         Raises:
           UserError: a score is not a number.
         """
-        return self._lists(self.trained.histories, users, self._encoder.events)
+        return self._lists(self.histories, users, self._encoder.events, self.k)
 
-    def user(self, user: int) -> list[dict]:
-        """The list of a user of the data, by 0-based number, see `one`."""
-        return self._listed(*(column[0] for column in self(np.array([user]))))
+    def recommend(
+        self, histories: Sequence[Sequence[int | str]], k: int | None = None
+    ) -> list[list[dict]]:
+        """Lists after histories of raw item ids, oldest first.
 
-    def one(self, items: np.ndarray) -> list[dict]:
-        """The list after item numbers `items`; features of events are missing, those of items not.
+        Features of events are missing, those of items are not.
+
+        Args:
+          histories: one per list; may be empty.
+          k: length of the lists; None = that of the object.
 
         Returns:
-          [{'item': raw id, 'title': text, 'score': float}, ...], with `explain` also 'interest',
-          from 1.
+          For each history [{'item': raw id, 'title': text, 'score': float}, ..], best first, with
+          `explain` also 'interest', from 1.
+
+        Raises:
+          UserError: an item that is not in the data.
         """
-        alone = Histories(
-            np.asarray(items, np.int32),
-            np.array([0, len(items)]),
-            np.arange(1),
-            self.trained.histories.item_ids,
+        numbers = [[self._number(item) for item in history] for history in histories]
+        return self.after(numbers, k)
+
+    def after(self, histories: Sequence[Sequence[int]], k: int | None = None) -> list[list[dict]]:
+        """The same after histories of item numbers."""
+        k = self.k if k is None else min(k, self.histories.num_items)
+        if k < 1:
+            raise UserError(f'k={k} must be at least 1')
+        if not histories:
+            return []
+        flat = np.concatenate([np.asarray(h, np.int32).reshape(-1) for h in histories])
+        given = Histories(
+            flat,
+            np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64),
+            np.arange(len(histories)),
+            self.histories.item_ids,
         )
-        codes = lambda index: self._encoder.items(alone.items[index])  # noqa: E731
-        lists = self._lists(alone, np.zeros(1, np.int64), codes)
-        return self._listed(*(column[0] for column in lists))
+        codes = lambda index: self._encoder.items(given.items[index])  # noqa: E731
+        lists = self._lists(given, np.arange(len(histories)), codes, k)
+        return [self._listed(*row) for row in zip(*lists, strict=True)]
+
+    def user(self, user: int) -> list[dict]:
+        """The list of a user of the data, by 0-based number, see `recommend`."""
+        return self._listed(*(column[0] for column in self(np.array([user]))))
+
+    def _number(self, item):
+        number = self.histories.find_item(item)
+        if number is None:
+            raise UserError(f'item {item!r} is not in the data')
+        return number
 
     def _listed(self, scores, items, interests):
-        known, listed = self.trained.histories, []
+        known, listed = self.histories, []
         for score, item, interest in zip(scores, items, interests, strict=True):
             if item:
                 row = {'item': known.raw_item(item), 'title': known.title(item)}
@@ -96,32 +131,36 @@ class Recommender:
                 listed.append({**row, 'score': float(score), **found_by})
         return listed
 
-    def _lists(self, histories, users, codes):
-        shape = (len(users), self.k)
+    def _lists(self, histories, users, codes, k):
+        shape = (len(users), k)
         lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        waiting = collections.deque()
-        for chosen, batch in self._batches(histories, users, codes):
-            waiting.append((chosen, self._top_k(self.trained.params, batch)))
-            while len(waiting) > _IN_FLIGHT:
+        waiting, params = collections.deque(), self.trained.params
+        with jax.set_mesh(self.trained.mesh):
+            for chosen, batch in self._batches(histories, users, codes):
+                out = self._top_k(params, self._catalogue, place_whole(batch), k=k)
+                waiting.append((chosen, out))
+                while len(waiting) > _IN_FLIGHT:
+                    _read(waiting, *lists)
+            while waiting:
                 _read(waiting, *lists)
-        while waiting:
-            _read(waiting, *lists)
         if np.isnan(lists[0]).any():
             raise UserError('the model gives scores that are not numbers: its training diverged')
         return lists
 
     def _batches(self, histories, users, codes):
         whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
-        max_len = self.trained.experiment.model.max_len
-        for chosen, batch in history_batches(
-            histories, whole, max_len=max_len, codes=codes, **self._rows
-        ):
-            yield chosen, place_whole(batch)
+        return history_batches(
+            histories,
+            whole,
+            max_len=self._max_len,
+            codes=codes,
+            **serving_rows(self._batch_users),
+        )
 
 
-def _top_k(graphdef, num_items, k, keep_seen, params, batch):
-    model = nnx.merge(graphdef, params)
-    queries, table = model.queries(batch), model.item_table()
+def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, *, k):
+    model, table = nnx.merge(graphdef, params), catalogue['items']
+    queries = model.queries(batch, catalogue)
     scores, items = top_k(queries, table, num_items, None if keep_seen else batch['seen'], k)
     out = scores, items, winners(queries, table, items)
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)

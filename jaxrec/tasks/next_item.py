@@ -1,77 +1,338 @@
-"""What an experiment trains on: its batches, and the codes of its model's features."""
+"""The task of predicting the next item: retrieval from histories, by itself or in time order.
 
+A model of this task has `catalogue(constants) -> {'items': [rows, D]}` and
+`queries(batch, catalogue) -> [B, K, D]`; an item's score is its largest dot product with the K
+vectors.
+"""
+
+import dataclasses
+import functools
+import itertools
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import numpy as np
 
-from jaxrec.config import Experiment
-from jaxrec.data import positives
+from jaxrec import datasets
+from jaxrec.config import field
+from jaxrec.data import positives, splits
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Codes, Encoder
 from jaxrec.data.histories import Histories
 from jaxrec.data.packed import TrainBatches
-from jaxrec.data.splits import Split
-from jaxrec.experiment import contrasting
+from jaxrec.data.splits import Split, Targets
+from jaxrec.datasets.synthetic import generated
+from jaxrec.errors import UserError
+from jaxrec.evaluation import protocols, rank_metrics
+from jaxrec.evaluation.ranking import Ranking, score
+from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
-def train_batches(
-    experiment: Experiment,
-    histories: Histories,
-    split: Split,
-    *,
-    rows: int = 0,
-    process: tuple[int, int] = (0, 1),
-) -> TrainBatches | CutBatches:
-    """The training batches; `rows` > 0 replaces train.batch_rows."""
-    data, settings = experiment.data, experiment.train
-    common = {
-        'max_len': experiment.model.max_len,
-        'rows': rows or settings.batch_rows,
-        'seed': settings.seed,
-        'codes': feature_codes(experiment.model, histories, split.train_ends),
-        'process': process,
-    }
-    if contrasting(experiment.model):
-        common |= _for_contrast(experiment.model.contrast, common, histories, split.train_ends)
-    if data.windows == 'cuts':
-        return CutBatches(
-            histories, split.train_ends, windows=data.windows_per_user, cuts=data.cuts, **common
+@dataclasses.dataclass
+class Config(Task):
+    """How histories are split, what is learnt from them, and how it is measured."""
+
+    split: str = field('leave-one-out', choices=splits.KINDS)
+    valid_share: float = 0.1  # temporal: of the events, in the validation period; users: of users
+    test_share: float = 0.1
+    prefix_share: float = 0.8  # users: of the events of a held-out user, which are the input
+    # a user's held-out events that are targets: the first of the period, or all
+    targets: str = field('first', choices=('first', 'all'), effect='measure')
+    periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
+    # train on each user's 'last' window of the model, on 'all' windows, or on 'cuts': histories and
+    # the one event after each (in-batch losses, see jaxrec.data.cuts)
+    windows: str = field('last', choices=('last', 'all', 'cuts'))
+    cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
+    windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
+    unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
+    protocol: str = field('full', choices=protocols.NAMES, effect='measure')
+    # score items of the input history -inf (protocol full)
+    filter_seen: bool = field(True, effect='measure')
+    # sampled candidates (protocols uniform and popularity)
+    negatives: int = field(100, least=1, effect='measure')
+    cutoffs: tuple[int, ...] = field((1, 5, 10, 20, 50), effect='measure')
+    batch_users: int = field(512, least=1, effect='pace')
+    valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
+
+    def metrics(self) -> dict[str, Metric]:
+        """HR, NDCG and MRR at the cut-offs; with targets='all' Recall, Precision and MAP too."""
+        cutoffs = protocols.protocol_of(self).cutoffs
+        names = rank_metrics.names(cutoffs, self.targets == 'all')
+        return {name: Metric() for name in (*names, *(f'Coverage@{k}' for k in cutoffs))}
+
+    def main_metric(self) -> str:
+        """NDCG@10, or at the first cut-off where there is no 10."""
+        return f'NDCG@{10 if 10 in self.cutoffs else min(self.cutoffs)}'
+
+    def protocol_fields(self) -> dict[str, Any]:
+        """The protocol, and how the data are split."""
+        found = {**protocols.asdict(protocols.protocol_of(self)), 'data_split': self.split}
+        if self.periods > 1:
+            return {**found, 'data_split': 'periods', 'targets': self.targets}
+        if self.split != 'leave-one-out':
+            found |= {
+                name: getattr(self, name) for name in ('valid_share', 'test_share', 'targets')
+            }
+        if self.split == 'users':
+            found['prefix_share'] = self.prefix_share
+        return found
+
+    def values(self, kept: dict, metric: str, protocol: Mapping[str, Any]) -> tuple:
+        """(values, weights) float64 [users] of a metric, from the counts of all targets."""
+        counts = kept['greater'], kept['ties']
+        if 'owner' in kept:
+            found = rank_metrics.per_user(*counts, kept['owner'], protocol['cutoffs'])
+        else:
+            found = rank_metrics.per_example(*counts, protocol['cutoffs'])
+        return found[metric], np.ones(len(found[metric]))
+
+    def check(self, experiment: Any) -> None:
+        """Raises UserError for settings of task, model and training that do not go together."""
+        inputs, train = experiment.model.inputs(), experiment.train
+        protocol = protocols.protocol_of(self)
+        if not inputs.max_len:
+            raise UserError('this model reads no history: it is not one of the next-item task')
+        if (self.windows == 'cuts') != bool(inputs.cuts):
+            want = 'task.windows=' + ("'cuts'" if inputs.cuts else "'last' or 'all'")
+            raise UserError(
+                f"this model trains on {want}, not {self.windows!r} (model.loss='in_batch' and "
+                "task.windows='cuts' go together)"
+            )
+        if self.windows == 'cuts' and self.cuts > inputs.cuts:
+            raise UserError(
+                f'task.cuts={self.cuts} is more than the {inputs.cuts} newest events after which '
+                'this model can predict (model.newest or model.max_len)'
+            )
+        if bool(self.unseen_negatives) != inputs.negatives:
+            raise UserError(
+                "task.unseen_negatives goes with a sampled loss and model.negatives_per='data', "
+                'and they with it'
+            )
+        if self.targets == 'all' and protocol.candidates != 'all':
+            raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
+        if self.targets == 'all' and self.split == 'leave-one-out':
+            raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
+        if train.metric.startswith('Coverage') and train.metric in self.metrics():
+            raise UserError(
+                f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
+            )
+        if self.periods > 1:
+            self._check_stream(experiment)
+
+    def _check_stream(self, experiment):
+        inputs, train = experiment.model.inputs(), experiment.train
+        if self.windows != 'cuts':
+            raise UserError("task.periods > 1 trains on cuts: set task.windows='cuts'")
+        if inputs.extras:
+            raise UserError('a stream has no contrastive term: set model.contrast=()')
+        for feature in inputs.features:
+            if feature.kind == 'quantile':
+                raise UserError(
+                    f"feature {feature.column!r}: kind='quantile' looks at all training events, "
+                    "and a stream does not know them yet: take 'log' or 'uniform'"
+                )
+        if experiment.optim.schedule != 'constant':
+            raise UserError("a stream has no end to decay to: set optim.schedule='constant'")
+        if train.patience:
+            raise UserError('a stream has no validation to be patient for: set train.patience=0')
+        if self.split != Config.split:
+            raise UserError(f'task.split={self.split!r} and task.periods > 1: time alone splits')
+
+    def open(
+        self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
+    ) -> 'NextItem':
+        """Reads the histories, splits them, and hands out batches and rankings."""
+        histories, meta = datasets.load(experiment.data, say=say)
+        return NextItem(experiment, histories, meta, process)
+
+    def generated(self, experiment: Any, items: int) -> 'NextItem':
+        """The problem on generated histories that fill every row, of a catalogue of `items`.
+
+        Raises:
+          UserError: the model reads features, which they lack.
+        """
+        if experiment.model.inputs().features:
+            raise UserError('--items has no features, and the model reads some: leave it out')
+        length, rows = experiment.model.inputs().max_len + 1, experiment.train.batch_rows
+        histories = generated(length, rows, items)
+        meta = {'data_hash': '', 'path': ''}
+        return NextItem(experiment, histories, meta, split=_everything(histories))
+
+
+class NextItem(Problem):
+    """Next-item prediction on histories.
+
+    Args:
+      experiment: whole.
+      histories: the events, also what serving reads.
+      meta: their data_hash and path.
+      process: (index, count): the part of each batch that this process makes.
+      split: instead of the one that the task names.
+
+    Attributes:
+      split: which events train, validate and test; of a stream, up to the end.
+      codes: of the features that the model reads, None if it reads none.
+    """
+
+    def __init__(
+        self,
+        experiment: Any,
+        histories: Histories,
+        meta: dict,
+        process: tuple[int, int] = (0, 1),
+        split: Split | None = None,
+    ):
+        self._experiment, self._task, self._process = experiment, experiment.task, process
+        task, notes = experiment.task, ()
+        if task.periods > 1:
+            starts = splits.period_starts(histories, task.periods)
+            periods = [
+                functools.partial(self._period, n, before, after)
+                for n, (before, after) in enumerate(itertools.pairwise(starts))
+            ]
+            self.split, evaluations = _everything(histories), {}
+            self.codes = self._codes(histories, starts[1])
+        else:
+            self.split = split or splits.split(
+                histories,
+                task.split,
+                task.valid_share,
+                task.test_share,
+                targets=task.targets,
+                prefix_share=task.prefix_share,
+            )
+            self.codes = self._codes(histories, self.split.train_ends)
+            periods = [lambda: Period(self.batches())]
+            evaluations = {
+                'valid': lambda: self.ranking('valid', max_users=self._task.valid_users),
+                'test': lambda: self.ranking('test'),
+            }
+            if task.split == 'leave-one-out':
+                notes = (splits.LEAK_WARNING,)
+        super().__init__(
+            about=f'{histories.name or "data"}: {histories.num_users:,} users, '
+            f'{histories.num_items:,} items',
+            data_hash=meta['data_hash'],
+            data_path=meta['path'],
+            source=histories,
+            sizes={'item': histories.num_items, 'user': histories.num_users},
+            periods=periods,
+            evaluations=evaluations,
+            ids={'item': histories.item_ids},
+            notes=notes,
         )
-    return TrainBatches(
-        histories,
-        split.train_ends,
-        windows=data.windows,
-        unseen_negatives=data.unseen_negatives,
-        **common,
-    )
+        protocol = protocols.protocol_of(task)
+        self._filter_seen = protocol.candidates == 'all' and protocol.filter_seen
+        deepest = max(protocol.cutoffs) if protocol.candidates == 'all' else 0
+        self._depth = min(deepest, histories.num_items)
+
+    def begin(self, model: Model, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The item vectors."""
+        return model.catalogue(constants)
+
+    def predict(self, model: Model, carried: Any, batch: dict, full: bool) -> dict[str, jax.Array]:
+        """Counts of the targets, with `full` also top lists and how the interests share them."""
+        return score(
+            model.queries(batch, carried),
+            carried['items'],
+            batch,
+            num_items=self.sizes['item'],
+            filter_seen=self._filter_seen,
+            depth=self._depth if full else 0,
+        )
+
+    def ranking(self, which: str, *, split: Split | None = None, **options: Any) -> Ranking:
+        """The evaluation of 'valid' or 'test' of a split, by default the problem's."""
+        return Ranking(
+            self.source,
+            split or self.split,
+            which,
+            protocols.protocol_of(self._task),
+            told=self._task.protocol_fields(),
+            max_len=self._experiment.model.inputs().max_len,
+            batch_users=self._task.batch_users,
+            codes=self.codes,
+            **options,
+        )
+
+    def batches(self) -> Batches:
+        """The training batches of the split."""
+        task, train_ends = self._task, self.split.train_ends
+        common = self._common()
+        extras = self._experiment.model.inputs().extras
+        if extras:
+            common['extras'] = self._users(extras, common)
+        if task.windows == 'cuts':
+            return CutBatches(
+                self.source, train_ends, windows=task.windows_per_user, cuts=task.cuts, **common
+            )
+        if 'similar' in extras:
+            common['similar'] = positives.similar_items(self.source, train_ends)
+        return TrainBatches(
+            self.source,
+            train_ends,
+            windows=task.windows,
+            unseen_negatives=task.unseen_negatives,
+            **common,
+        )
+
+    def _common(self) -> dict:
+        """What all kinds of batches are told."""
+        train = self._experiment.train
+        return {
+            'max_len': self._experiment.model.inputs().max_len,
+            'rows': train.batch_rows,
+            'seed': train.seed,
+            'codes': self.codes,
+            'process': self._process,
+        }
+
+    def _codes(self, histories: Histories, train_ends: np.ndarray) -> Codes | None:
+        features = self._experiment.model.inputs().features
+        return Encoder(histories, features, train_ends).events if features else None
+
+    def _users(self, extras, common) -> positives.Users:
+        """What contrastive terms want to know of the users of a batch."""
+        mesh = jax.sharding.get_mesh()
+        return positives.Users(
+            self.source,
+            self.split.train_ends,
+            max_len=common['max_len'],
+            seed=common['seed'],
+            same_target='same_target' in extras,
+            codes=self.codes,
+            multiple=1 if mesh.empty else math.lcm(mesh.shape['data'], self._process[1]),
+        )
+
+    def _period(self, number: int, before: np.ndarray, after: np.ndarray) -> Period:
+        """Predict each user's events from index `before` to `after`, then learn them."""
+        histories, evaluations, batches = self.source, {}, None
+        starts = histories.offsets[:-1]
+        users = np.flatnonzero((before > starts) & (before < after))
+        if number and len(users):
+            targets = Targets(users, before[users], after[users])
+            targets = targets if self._task.targets == 'all' else targets.first()
+            evaluations['period'] = self.ranking(
+                'valid',
+                split=Split(before, targets, targets),
+                max_users=self._task.valid_users,
+                references=('popularity',),
+            )
+        if (after > np.maximum(before, starts + 1)).any():  # else first events only
+            batches = CutBatches(
+                histories,
+                after,
+                windows=self._task.windows_per_user,
+                cuts=self._task.cuts,
+                train_starts=before,
+                **self._common(),
+            )
+        return Period(batches, evaluations)
 
 
-def feature_codes(model, histories: Histories, train_ends: np.ndarray) -> Codes | None:
-    """Codes of the features that a model's Config declares; None if it declares none."""
-    features = getattr(model, 'features', ())
-    return Encoder(histories, features, train_ends).events if features else None
-
-
-def _for_contrast(contrast, common, histories, train_ends) -> dict:
-    """`extras`, and `codes` with the item most similar to each event's where a view needs it."""
-    views, codes = (contrast.first, contrast.second), common['codes']
-    mesh = jax.sharding.get_mesh()
-    users = positives.Users(
-        histories,
-        train_ends,
-        max_len=common['max_len'],
-        seed=common['seed'],
-        same_target='same_target' in views,
-        codes=codes,
-        multiple=1 if mesh.empty else math.lcm(mesh.shape['data'], common['process'][1]),
-    )
-    if 'augment' not in views or not {'substitute', 'insert'} & contrast.rates.keys():
-        return {'extras': users}
-    similar = positives.similar_items(histories, train_ends)
-
-    def with_similar(index):
-        known = codes(index) if codes else {}
-        return {**known, 'similar': similar[histories.items[index]]}
-
-    return {'extras': users, 'codes': with_similar}
+def _everything(histories: Histories) -> Split:
+    """All events train."""
+    nobody = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    return Split(np.array(histories.offsets[1:]), nobody, nobody)

@@ -7,6 +7,8 @@ import time
 from jaxrec import files
 from jaxrec.cli import people, say
 
+LOG = 'metrics.jsonl'
+
 
 class Logs:
     """Writes metrics for machines and progress for people; process 0 only (`active`).
@@ -23,7 +25,7 @@ class Logs:
         self._tensorboard = None
         if not active:
             return
-        path = workdir / 'metrics.jsonl'
+        path = workdir / LOG
         _drop_after(path, first_step)
         self._file = open(path, 'a', buffering=1)
         try:

@@ -1,10 +1,400 @@
-"""The training loop."""
+"""The training loop: of one run on a mesh, or of several in one program; of one period, or many.
+
+For every period of a problem: predict what comes `before` it, then learn its batches, validating on
+the way. Everything that a killed run needs to go on bit for bit is in the last checkpoint.
+
+    FOLDER/                          one run: config.json, run.json, metrics.jsonl, checkpoints/
+    FOLDER/NAME/                     each of several runs, with its best checkpoint
+    FOLDER/.together/checkpoints/    the stacked train state of these
+"""
 
 import concurrent.futures
-from collections.abc import Callable, Iterator
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import experiment as experiment_lib
+from jaxrec import files
+from jaxrec.cli import say
+from jaxrec.config import Mesh
+from jaxrec.devices import cluster
+from jaxrec.devices.mesh import batch_part, make_mesh
+from jaxrec.errors import UserError
+from jaxrec.evaluation.plots import plot_curves
+from jaxrec.evaluation.run import Pass
+from jaxrec.experiment import Experiment
+from jaxrec.problem import Batches
+from jaxrec.training import warm_start, workdir
+from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.logs import LOG, Logs, read_series
+from jaxrec.training.parallel_runs import Runs
+from jaxrec.training.places import Place, Progress, Watch
+from jaxrec.training.state import Program
+
+_STACKED = '.together'  # folder of the state of several runs
 
 
-def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterator[dict]:
+def fit(
+    experiment: Experiment,
+    folder: pathlib.Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    ready: Callable[[], None] = lambda: None,
+) -> dict:
+    """Trains until the experiment's end, early stopping, or until `stop` says so.
+
+    Args:
+      experiment: what to train.
+      folder: work directory; a run there is continued bit for bit.
+      stop: asked once a step; True = save and leave.
+      ready: called when the data have been read.
+
+    Returns:
+      A summary: why and at which step it stopped, the best validation, and of a problem in periods
+      how well each was predicted.
+
+    Raises:
+      UserError: anything the user can put right, a non-finite loss among them.
+    """
+    mesh = make_mesh(experiment.mesh)
+    with jax.set_mesh(mesh):
+        return _fit({'': experiment}, folder, folder, stop, ready)['']
+
+
+def fit_together(
+    experiments: Mapping[str, Experiment],
+    folder: pathlib.Path,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+    ready: Callable[[], None] = lambda: None,
+) -> dict[str, dict]:
+    """Trains several runs in one program (`parallel_runs`), each as `fit` does.
+
+    Every run validates, keeps its best checkpoint and stops early on its own; those that have
+    stopped are stepped along, unseen, until the last one stops.
+
+    Args:
+      experiments: by the name of the run's folder; they differ in the seed and in traced fields.
+      folder: holds the runs' folders.
+      stop, ready: see `fit`.
+
+    Returns:
+      {name: summary}.
+    """
+    with jax.set_mesh(make_mesh(Mesh())):
+        return _fit(experiments, folder, folder / _STACKED, stop, ready)
+
+
+def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
+    """`fit` of runs that lie in `folder` by their names, their state in `state_folder`."""
+    for experiment in experiments.values():
+        experiment_lib.check(experiment)
+    together, process = state_folder != folder, (0, 1)
+    if not together:
+        _check_rows(next(iter(experiments.values())))
+        process = batch_part()
+    problems = [e.task.open(e, say, process) for e in experiments.values()]
+    if together and len(problems[0].periods) > 1:
+        raise UserError('several runs in one program learn one period, not many one by one')
+    with contextlib.ExitStack() as closing:
+        for experiment, problem in zip(experiments.values(), problems, strict=True):
+            workdir.check_processes(experiment, problem)
+        closing.enter_context(workdir.claimed(folder))
+        if together:
+            _claim(folder, list(experiments))
+        for (name, experiment), problem in zip(experiments.items(), problems, strict=True):
+            (folder / name).mkdir(exist_ok=True)
+            workdir.compare(folder / name, experiment, problem)
+        checkpoints = closing.enter_context(contextlib.closing(Checkpoints(state_folder)))
+        run = _Run(experiments, problems, folder, checkpoints, closing)
+        ready()
+        run.learn(stop)
+    for name in experiments:
+        if jax.process_index() == 0:
+            picture = folder / name / 'curves.png'
+            why_not = plot_curves(picture, read_series(folder / name / LOG), run.metric)
+            say(f'no curves.png: {why_not}' if why_not else f'training curves: {picture}')
+    return {place.name: run.summary(place) for place in run.places}
+
+
+class _Run:
+    """The loop's state besides the train state; `learn` is the loop."""
+
+    def __init__(self, experiments, problems, folder, checkpoints, closing):
+        self.experiment, self.problem = next(iter(experiments.values())), problems[0]
+        self._settings, self._problems = self.experiment.train, problems
+        self.metric = experiment_lib.metric(self.experiment)
+        self._higher = self.experiment.task.metrics()[self.metric].higher
+        self._checkpoints, names = checkpoints, list(experiments)
+        self._host = {'period': 0, 'since': 0, 'predicted': 0, 'before': []}
+        last = checkpoints.last_step()
+        first = self._period(0)
+        first_batches = first[0].batches
+        horizon = self._settings.epochs * (first_batches.steps_per_epoch if first_batches else 1)
+        make = Runs if names != [''] else Program
+        given = list(experiments.values()) if make is Runs else self.experiment
+        self.program = make(given, self.problem, horizon)
+        self.step, progress = 0, [Progress() for _ in names]
+        if last is None:
+            self.state = self._first_state()
+            self._save(progress)
+        else:
+            self.state, host = checkpoints.restore_last(self.program.abstract())
+            if 'runs' not in host or len(host['runs']) != len(names):
+                raise UserError(f'{folder} holds another kind of run; use another --workdir')
+            progress = [Progress(**one) for one in host['runs']]
+            self.step, self._host = last, {name: host[name] for name in self._host}
+            say(f'going on from step {self.step}')
+        begun = int(np.ravel(jax.device_get(self.state['step']))[0]) - self.step
+        self.program.start(begun)
+        self.places = []
+        for (name, experiment), one, problem in zip(
+            experiments.items(), progress, problems, strict=True
+        ):
+            place = folder / name
+            workdir.record(place, experiment, problem, self.step)
+            logs = Logs(place, self.step, active=jax.process_index() == 0)
+            closing.enter_context(contextlib.closing(logs))
+            best = checkpoints
+            if make is Runs:
+                best = closing.enter_context(contextlib.closing(Checkpoints(place)))
+            self.places.append(Place(name, place, logs, best, one))
+        self._pass = Pass(self.program.graphdef, self.problem, self.program.constants)
+        self._first, valid = first, self.problem.evaluations.get('valid')
+        self._valid = valid() if valid and len(self.problem.periods) == 1 else None
+        self._poll, self._stopping = cluster.Poll(), False
+
+    def learn(self, stop: Callable[[], bool]) -> None:
+        """Period after period, from where the last checkpoint was."""
+        for note in self.problem.notes:
+            self.places[0].logs.line(note)
+        while self._host['period'] < len(self.problem.periods) and not self._ended():
+            number = self._host['period']
+            periods = self._first if number == 0 else self._period(number)
+            if self._host['predicted'] <= number:
+                self._predict(number, periods[0].before)
+            if periods[0].batches is not None:
+                self._learn_period([period.batches for period in periods], stop)
+                if self.step < self._stop_at or not self._validated():
+                    break  # to go on from here another time
+            self._host |= {'period': number + 1, 'since': self.step}
+        if len(self.problem.periods) > 1:  # the newest parameters are the ones to serve
+            for place, params in self._runs():
+                place.checkpoints.save_best(self.step, params, dataclasses.asdict(place.progress))
+        self._say_end()
+
+    def _learn_period(self, batches: Sequence[Batches], stop: Callable[[], bool]) -> None:
+        """All epochs of a period; leaves early when it is to stop."""
+        settings, since = self._settings, self._host['since']
+        self._batches, alone = batches[0], len(self.problem.periods) == 1
+        self._stop_at = since + settings.epochs * self._batches.steps_per_epoch
+        if settings.steps:
+            self._stop_at = settings.steps if alone else min(self._stop_at, settings.steps)
+        self._every = max(round(settings.eval_every * self._batches.steps_per_epoch), 1)
+        self.places[0].logs.line(self._about())
+        if self._due() and not self._validated():
+            self._validate()  # a signal, or a kill, came before this validation
+        if self.step >= self._stop_at or self._ended():
+            return
+        watch = Watch(
+            self.places,
+            self._batches,
+            since,
+            self.step,
+            self._stop_at,
+            settings.patience,
+            self._diverged,
+        )
+        saved_at = time.monotonic()
+
+        def late():
+            age = time.monotonic() - saved_at
+            return settings.save_every > 0 and age > 60 * settings.save_every
+
+        feed = prefetch(lambda step: [one(step) for one in batches], self.step - since)
+        with contextlib.closing(feed):
+            for state, metrics in steps(self.program, self.state, feed):
+                self.state, self.step = state, self.step + 1
+                watch.add(self.step, metrics)
+                self._stopping, unsaved = self._poll(stop(), late())
+                pause = self._due() or unsaved or self._stopping or self.step >= self._stop_at
+                if pause or self.step % settings.log_every == 0:
+                    watch.read()  # waits for the device; raises if a loss was not finite
+                if self._due() and not self._stopping:
+                    self._validate()
+                if pause:
+                    self._save()
+                    saved_at = time.monotonic()
+                    self._poll.forget()
+                    watch.restart_clock()
+                if self.step >= self._stop_at or self._ended():
+                    return
+
+    def _validate(self) -> None:
+        """Every run that still trains, on the problem's 'valid'."""
+        for place, params in self._runs():
+            progress = place.progress
+            if progress.done(self._settings.patience) or progress.validated >= self.step:
+                continue
+            metrics = self._measured(params, self._valid, place).metrics
+            place.logs.write(self.step, {f'valid/{name}': v for name, v in metrics.items()})
+            best = progress.update(self.step, metrics[self.metric], self._higher)
+            if best:
+                place.checkpoints.save_best(self.step, params, dataclasses.asdict(progress))
+            kind = self.metric.partition('@')[2]
+            shown = [self.metric, *(n for n in metrics if n.partition('@')[2] == kind)]
+            text = '  '.join(f'{name} {metrics[name]:.4f}' for name in dict.fromkeys(shown[:4]))
+            name, star = f'{place.name}  ' if place.name else '', '  best' if best else ''
+            epoch = (self.step - self._host['since']) / self._batches.steps_per_epoch
+            place.logs.line(f'{name}step {self.step}  epoch {epoch:.2f}  valid {text}{star}')
+
+    def _predict(self, number, before) -> None:
+        """What comes before a period, by the model as it is, beside what has nothing to learn."""
+        for name, evaluation in before.items():
+            place, params = next(self._runs())
+            measured = self._measured(params, evaluation, place)
+            scorers = {'model': measured, **evaluation.references()}
+            found = {'period': number + 1, 'name': name, 'examples': evaluation.examples}
+            found['metrics'] = {who: one.metrics for who, one in scorers.items()}
+            self._host['before'].append(found)
+            values = {
+                f'{who}/{metric}': value
+                for who, metrics in found['metrics'].items()
+                for metric, value in metrics.items()
+            }
+            logged = {'period': number + 1, 'examples': evaluation.examples, **values}
+            place.logs.write(self.step, logged)
+            place.logs.line(
+                f'period {number + 1}/{len(self.problem.periods)}  {_compared(found, self.metric)}'
+            )
+        self._host['predicted'] = number + 1
+
+    def _measured(self, params, evaluation, place):
+        try:
+            return self._pass(params, evaluation)
+        except UserError as e:
+            raise self._diverged(f'{e} at step {self.step}', place) from e
+
+    def _due(self) -> bool:
+        since = self._host['since']
+        after = self.step > since
+        on_time = (self.step - since) % self._every == 0 or self.step >= self._stop_at
+        return self._valid is not None and after and on_time
+
+    def _ended(self) -> bool:
+        limit = self._settings.steps
+        if self._stopping or (limit and self.step >= limit and len(self.problem.periods) > 1):
+            return True
+        return all(place.progress.done(self._settings.patience) for place in self.places)
+
+    def _validated(self) -> bool:
+        """Whether every run has been validated where it stands, or need not be."""
+        if self._valid is None:
+            return True
+        return all(
+            place.progress.done(self._settings.patience) or place.progress.validated >= self.step
+            for place in self.places
+        )
+
+    def _runs(self) -> Iterator[tuple[Place, dict]]:
+        """The places, each with the parameters to evaluate."""
+        return zip(self.places, self.program.parameters(self.state), strict=True)
+
+    def _period(self, number):
+        return [problem.periods[number]() for problem in self._problems]
+
+    def _first_state(self):
+        if self._settings.start_from:
+            return warm_start.state_from(self.experiment, self.problem, self.program)
+        return self.program.init()
+
+    def _save(self, progress=None) -> None:
+        """The last checkpoint; what it says of bests must be on disk before."""
+        if progress is None:
+            progress = [place.progress for place in self.places]
+            for place in self.places:
+                place.checkpoints.wait()
+        host = {**self._host, 'runs': [dataclasses.asdict(one) for one in progress]}
+        self._checkpoints.save_last(self.step, self.state, host)
+
+    def _diverged(self, what: str, place: Place) -> UserError:
+        where = f', in run {place.name}' if place.name else ''
+        return UserError(
+            f'{what}{where}; the checkpoint before it, of step {self._checkpoints.last_step()}, is '
+            'kept. In another --workdir, try a lower --config.optim.learning_rate or '
+            '--config.optim.clip_norm=1'
+        )
+
+    def _about(self) -> str:
+        batches = self._batches
+        return (
+            f'{self.problem.about}, {batches.targets_per_epoch:,} targets an epoch in '
+            f'{batches.steps_per_epoch:,} steps of {batches.rows} rows ({batches.fill:.1%} full); '
+            f'{self.program.about()}'
+        )
+
+    def _say_end(self) -> None:
+        for place in self.places:
+            found = self.summary(place)
+            name, progress = f'{place.name}: ' if place.name else '', place.progress
+            if found['stopped'] == 'signal':
+                say(f'{name}stopped by a signal at step {self.step}; all is saved: the same')
+                say('command goes on from here')
+            elif progress.best is None:
+                say(f'{name}{found["stopped"]} at step {self.step}')
+            else:
+                best = f'best valid {self.metric} {progress.best:.4f} at step {progress.best_step}'
+                say(f'{name}{found["stopped"]} at step {self.step}: {best}')
+            if 'before' in found:
+                total = {'examples': found['examples'], 'metrics': found['before']}
+                say(f'all {len(self.problem.periods)} periods: {_compared(total, self.metric)}')
+
+    def summary(self, place: Place) -> dict:
+        """Of a run, JSON-ready."""
+        progress, periods = place.progress, len(self.problem.periods)
+        stopped = 'finished'
+        if progress.done(self._settings.patience):
+            stopped = 'early stopping'
+        elif self._stopping and (self._host['period'] < periods):
+            stopped = 'signal'
+        found = {
+            'workdir': str(place.folder),
+            'stopped': stopped,
+            'step': progress.validated if place.name else self.step,
+            'best_step': progress.best_step,
+            'metric': self.metric,
+            'best': progress.best,
+        }
+        before = self._host['before']
+        if periods > 1 and before:
+            weights = [one['examples'] for one in before]
+            found |= {'periods': self._host['period'], 'examples': sum(weights)}
+            found['before'] = {
+                who: {
+                    name: float(
+                        np.average([b['metrics'][who][name] for b in before], None, weights)
+                    )
+                    for name in metrics
+                }
+                for who, metrics in before[0]['metrics'].items()
+            }
+        return found
+
+
+def steps(program: Program | Runs, state: dict, feed: Iterator) -> Iterator[tuple[dict, dict]]:
+    """(state, metrics) after each batch of a `prefetch`; what benchmarks time."""
+    for batches in feed:
+        state, metrics = program.step(state, program.put(batches))
+        yield state, metrics
+
+
+def prefetch(make: Callable[[int], Any], start: int, ahead: int = 2) -> Iterator[Any]:
     """Yields make(start), make(start + 1), ... made by a background thread `ahead` of time."""
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         waiting = [thread.submit(make, start + i) for i in range(ahead)]
@@ -14,3 +404,35 @@ def prefetch(make: Callable[[int], dict], start: int, ahead: int = 2) -> Iterato
             waiting.append(thread.submit(make, step))
             step += 1
             yield batch
+
+
+def _check_rows(experiment: Experiment) -> None:
+    rows, turns = experiment.train.batch_rows, experiment.train.microbatches
+    devices = jax.sharding.get_mesh().shape['data']
+    if rows % (devices * turns):
+        raise UserError(
+            f'train.batch_rows={rows} is not a multiple of the {devices} devices of the data axis '
+            f'times train.microbatches={turns}'
+        )
+
+
+def _claim(folder: pathlib.Path, names: list[str]) -> None:
+    """Notes which runs share the program; UserError if the folder's are others."""
+    path = folder / _STACKED / 'runs.json'
+    if path.exists():
+        there = files.read_json(path)
+        if there != names:
+            raise UserError(
+                f'{folder} holds the runs {", ".join(there)} in one program, this command has '
+                f'{", ".join(names)}; use another --workdir'
+            )
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, names)
+
+
+def _compared(found: dict, metric: str) -> str:
+    """'123 examples, METRIC .12 (reference .10)'."""
+    metrics = dict(found['metrics'])
+    model = metrics.pop('model')[metric]
+    others = ', '.join(f'{who} {values[metric]:.4f}' for who, values in metrics.items())
+    return f'{found["examples"]:,} examples, {metric} {model:.4f} ({others})'

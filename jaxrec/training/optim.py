@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrec import config
-from jaxrec.errors import UserError
+from jaxrec.problem import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,23 +18,28 @@ class Optimizer:
     Attributes:
       settings: the experiment's.
       schedule: learning rate by step.
-      tx: of all parameters, or of all but the item table where `sparse` looks after that.
+      tx: of all parameters, or of all but `tables`.
+      tables: those that `training.sparse` looks after, see `problem.ModelConfig.tables`.
     """
 
     settings: config.Optim
     schedule: optax.Schedule
     tx: optax.GradientTransformation
+    tables: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
 
     @property
     def sparse(self) -> bool:
-        return self.settings.table != 'dense'
+        return bool(self.tables)
 
 
-def make_optimizer(optim: config.Optim, steps: int, begun: int = 0) -> Optimizer:
+def make_optimizer(
+    optim: config.Optim, model: ModelConfig, steps: int, begun: int = 0
+) -> Optimizer:
     """Adam, or AdamW when weight_decay > 0, after clipping by global norm if asked for.
 
     Args:
       optim: the experiment's settings.
+      model: whose tables may be updated sparsely.
       steps: length of the decay, in steps.
       begun: steps that the state had behind it when the run began; the schedule starts there.
     """
@@ -45,8 +50,6 @@ def make_optimizer(optim: config.Optim, steps: int, begun: int = 0) -> Optimizer
         'linear': lambda: optax.linear_schedule(peak, 0.0, decay),
         'cosine': lambda: optax.cosine_decay_schedule(peak, decay),
     }
-    if optim.schedule not in after:
-        raise UserError(f'optim.schedule={optim.schedule!r} is not one of {", ".join(after)}')
     schedule = after[optim.schedule]()
     if warmup:
         rise = optax.linear_schedule(0.0, peak, warmup)
@@ -60,7 +63,7 @@ def make_optimizer(optim: config.Optim, steps: int, begun: int = 0) -> Optimizer
         adam = optax.adam(schedule, **moments)
     if optim.clip_norm:
         adam = optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam)
-    return Optimizer(optim, schedule, adam)
+    return Optimizer(optim, schedule, adam, {} if optim.table == 'dense' else model.tables())
 
 
 def _later(schedule, begun, count):

@@ -8,7 +8,8 @@ leaves most of an accelerator idle: there, several of them cost little more than
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,51 +17,77 @@ import numpy as np
 from flax import nnx
 from jax import P
 
-from jaxrec.config import Experiment
+from jaxrec.devices.mesh import put_whole
 from jaxrec.errors import UserError
-from jaxrec.experiment import flat, to_record
+from jaxrec.experiment import Experiment, applied, flat, rules, to_record
+from jaxrec.problem import Problem
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import new_state, train_step
+from jaxrec.training.state import evaluated, new_state, split_model, train_step
 
-# Scalars that may differ between the runs. Those of the model are read where the loss is computed
-# and are only calculated with; what a module keeps from its construction (the blocks' dropout) and
-# what the program branches on (weight decay, label smoothing) cannot be here.
-SCALARS = (
-    'optim.learning_rate',
-    'optim.b1',
-    'optim.b2',
-    'optim.eps',
-    'model.embedding_dropout',
-    'model.table_dropout',
-    'model.gbce_t',
-    'model.in_batch.rate',
-    'model.contrast.weight',
-    'model.contrast.temperature',
-)
 _SEED = 'train.seed'
 _AXIS = 'run'
 
 
+def expand(
+    experiment: Experiment, seeds: Sequence[str], vary: Sequence[str]
+) -> dict[str, Experiment]:
+    """{folder name: experiment} of every seed with every combination of values.
+
+    Args:
+      experiment: what the runs share.
+      seeds: numbers; train.seed where there are none.
+      vary: 'FIELD=VALUE,VALUE', e.g. 'optim.learning_rate=1e-3,3e-3', of fields that may vary.
+
+    Raises:
+      UserError: a field that cannot vary, or a value that is not a number.
+    """
+    axes = [(_SEED, list(seeds) or [str(experiment.train.seed)])]
+    traced = _traced(experiment)
+    for given in vary:
+        name, _, values = given.partition('=')
+        if name not in traced:
+            raise UserError(f'--vary={given}: give one of {", ".join(traced)} and its values')
+        axes.append((name, values.split(',')))
+    runs = {}
+    for values in itertools.product(*(values for _, values in axes)):
+        changed, parts = {}, []
+        for (name, _), value in zip(axes, values, strict=True):
+            try:
+                changed[name] = int(value) if name == _SEED else float(value)
+            except ValueError as e:
+                raise UserError(f'{name}={value!r} is not a number') from e
+            parts.append(f'seed{changed[name]}' if name == _SEED else f'{name}={value}')
+        runs['_'.join(parts)] = applied(experiment, changed)
+    return runs
+
+
 class Runs:
-    """Experiments that differ in `train.seed` and SCALARS only, as one program.
+    """Experiments that differ in `train.seed` and traced fields only, as one program.
+
+    It has the methods of `state.Program`, for states, batches and metrics with a leading axis. A
+    traced field (`config.field`) is read where the loss or the update is computed and is only
+    calculated with; what a module keeps from its construction (the blocks' dropout) and what the
+    program branches on (weight decay, label smoothing) is not one.
 
     Args:
       experiments: one per run.
-      num_items: size of the catalogue.
+      problem: what they learn, in batches of their own.
       horizon: steps of the learning rate's decay.
 
     Raises:
       UserError: they differ in something else, or need what cannot be stacked.
     """
 
-    def __init__(self, experiments: Sequence[Experiment], num_items: int, horizon: int):
-        self.experiments, self._num_items, self._horizon = list(experiments), num_items, horizon
+    def __init__(self, experiments: Sequence[Experiment], problem: Problem, horizon: int):
+        self.experiments, self._sizes, self._horizon = list(experiments), problem.sizes, horizon
         self._shared = first = self.experiments[0]
         self._varied = _varied(self.experiments)
         if first.mesh.model > 1:
-            raise UserError('runs in one program keep their item table whole: mesh.model must be 1')
+            raise UserError('runs in one program keep their tables whole: mesh.model must be 1')
         if jax.process_count() > 1:
             raise UserError('runs in one program are for a single process')
+        self.graphdef, self._served = split_model(first.model, problem.sizes)
+        self.constants, self._begun = put_whole(problem.constants), 0
         count = len(self.experiments)
         devices = next(n for n in range(min(count, jax.device_count()), 0, -1) if count % n == 0)
         self._mesh = jax.make_mesh(
@@ -70,13 +97,14 @@ class Runs:
             axis_types=(jax.sharding.AxisType.Auto,),
         )
         self._placement = jax.NamedSharding(self._mesh, P(_AXIS))
+        self._constants = jax.device_put(problem.constants, jax.NamedSharding(self._mesh, P()))
         self._values = {
             name: np.array([_value(e, name) for e in self.experiments], np.float32)
             for name in self._varied
         }
         self._values[_SEED] = np.array([e.train.seed for e in self.experiments], np.int32)
         self._init = self._over_runs(self._init_one)
-        self._step = self._over_runs(self._step_one, donate=(1,))
+        self._step = None
 
     @property
     def devices(self) -> int:
@@ -93,76 +121,113 @@ class Runs:
         def place(x):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._placement)
 
-        return jax.tree.map(place, jax.eval_shape(jax.vmap(self._init_one), self._values))
+        with jax.set_mesh(self._mesh):
+            return jax.tree.map(place, jax.eval_shape(jax.vmap(self._init_one), self._values))
 
-    def step(self, state: dict, batch: dict[str, jax.Array]) -> tuple[dict, dict]:
-        """`state.train_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
-        return self._step(self._placed(self._values), state, batch)
+    def start(self, begun: int) -> None:
+        """Before the first step, of a state that had `begun` steps behind it when the run began."""
+        self._begun = begun
+        self._step = self._over_runs(self._step_one, donate=(1,), shared=1)
 
-    def put(self, batches: Sequence[dict[str, np.ndarray]]) -> dict[str, jax.Array]:
+    def put(self, batches: Sequence[dict]) -> dict:
         """One batch per run, stacked [runs, B, ..] and placed; shorter ones end in padding, 0."""
 
-        def stacked(values):
+        def stacked(*values):
             longest = max(map(len, values))
             rest = [(0, 0)] * (values[0].ndim - 1)
             return np.stack([np.pad(v, ((0, longest - len(v)), *rest)) for v in values])
 
-        return self._placed({name: stacked([b[name] for b in batches]) for name in batches[0]})
+        return self._placed(jax.tree.map(stacked, *batches))
+
+    def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
+        """`state.train_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
+        return self._step(self._placed(self._values), state, batch, self._constants)
+
+    def parameters(self, state: dict) -> Iterator[dict]:
+        """Those to evaluate, run by run, placed on the current mesh."""
+        stacked = jax.device_get(evaluated(state))
+        for nth in range(len(self.experiments)):
+            yield jax.tree.map(
+                lambda x, a, nth=nth: jax.device_put(x[nth], a.sharding), stacked, self._served
+            )
+
+    def about(self) -> str:
+        """How many and where, for people."""
+        devices = self._mesh.size
+        return (
+            f'{len(self.experiments)} runs in one program on {devices} {jax.default_backend()} '
+            f'device{"s" if devices > 1 else ""}'
+        )
 
     def _init_one(self, values):
         graphdef, optimizer = self._parts(values)
         model, key = self._shared.model, jax.random.key(values[_SEED])
-        return new_state(graphdef, model, self._num_items, optimizer, key)
+        return new_state(graphdef, model, self._sizes, optimizer, key)
 
-    def _step_one(self, values, state, batch):
+    def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        settings = self._shared.train
-        return train_step(graphdef, optimizer, values[_SEED], settings.microbatches)(state, batch)
+        step = train_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
+        return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:
         """Graph definition and optimiser of one run, around its traced scalars."""
-
-        config, optim, num_items = self._shared.model, self._shared.optim, self._num_items
-        model = nnx.eval_shape(lambda: config.make(num_items, rngs=nnx.Rngs(jax.random.key(0))))
+        config, optim, sizes = self._shared.model, self._shared.optim, self._sizes
+        model = nnx.eval_shape(lambda: config.make(sizes, rngs=nnx.Rngs(jax.random.key(0))))
         for name in self._varied:
             section, _, field = name.partition('.')
             if section == 'model':
                 model.config = _replaced(model.config, field, values[name])
             else:
                 optim = _replaced(optim, field, values[name])
-        return nnx.split(model)[0], make_optimizer(optim, self._horizon)
+        optimizer = make_optimizer(optim, config, self._horizon, self._begun)
+        return nnx.split(model)[0], optimizer
 
-    def _over_runs(self, one: Callable, donate: tuple[int, ...] = ()) -> Callable:
-        """jit of vmap of `one`, the axis split over the devices."""
+    def _over_runs(self, one: Callable, donate: tuple[int, ...] = (), shared: int = 0) -> Callable:
+        """jit of vmap of `one`, the axis split over the devices; the last arguments have none."""
         # the mesh has no 'data' and 'model', so that models compute as on a single device
-        whole = jax.shard_map(
-            jax.vmap(one), mesh=self._mesh, in_specs=P(_AXIS), out_specs=P(_AXIS), check_vma=False
-        )
-        compiled = jax.jit(whole, donate_argnums=donate)
 
         def call(*args):
+            own = len(args) - shared
+            whole = jax.shard_map(
+                jax.vmap(one, in_axes=(0,) * own + (None,) * shared),
+                mesh=self._mesh,
+                in_specs=(P(_AXIS),) * own + (P(),) * shared,
+                out_specs=P(_AXIS),
+                check_vma=False,
+            )
+            return whole(*args)
+
+        compiled = jax.jit(call, donate_argnums=donate)
+
+        def on_mesh(*args):
             with jax.set_mesh(self._mesh):
                 return compiled(*args)
 
-        return call
+        return on_mesh
 
     def _placed(self, tree):
         return jax.device_put(tree, self._placement)
 
 
+def _traced(experiment: Experiment) -> list[str]:
+    """Names of the fields that may differ between runs of one program."""
+    return [name for name, rule in rules(experiment) if rule.get('traced')]
+
+
 def _varied(experiments: Sequence[Experiment]) -> list[str]:
-    """Names of SCALARS that differ; UserError if anything else does, but for the seed."""
+    """Names of traced fields that differ; UserError if anything else does, but for the seed."""
     records = [flat(to_record(e)) for e in experiments]
     names = sorted({name for record in records for name in record})
     varied = [n for n in names if any(r.get(n) != records[0].get(n) for r in records)]
+    traced = _traced(experiments[0])
     for name in varied:
-        if name not in (_SEED, *SCALARS):
+        if name not in (_SEED, *traced):
             raise UserError(
                 f'{name} differs between runs of one program; these may: {_SEED}, '
-                f'{", ".join(SCALARS)}'
+                f'{", ".join(traced)}'
             )
         off = not all(_value(e, name) for e in experiments)
-        if off and name.endswith(('dropout', 'contrast.weight')):
+        if off and name.endswith(('dropout', 'weight')):
             raise UserError(
                 f'{name} is 0 in some runs of one program and not in others: with 0 the program is '
                 'another one; give those runs a program of their own'
@@ -171,12 +236,18 @@ def _varied(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def _value(experiment: Experiment, name: str) -> Any:
-    return functools.reduce(getattr, name.split('.'), experiment)
+    return functools.reduce(_inside, name.split('.'), experiment)
+
+
+def _inside(part: Any, name: str) -> Any:
+    return part[int(name)] if isinstance(part, tuple) else getattr(part, name)
 
 
 def _replaced(settings: Any, name: str, value: Any) -> Any:
-    """A dataclass with another value of a field, or of one inside a field: 'in_batch.rate'."""
+    """Settings with another value of a field, or of one inside: 'in_batch.rate', 'contrast.0.x'."""
     field, _, inner = name.partition('.')
     if inner:
-        value = _replaced(getattr(settings, field), inner, value)
+        value = _replaced(_inside(settings, field), inner, value)
+    if isinstance(settings, tuple):
+        return (*settings[: int(field)], value, *settings[int(field) + 1 :])
     return dataclasses.replace(settings, **{field: value})

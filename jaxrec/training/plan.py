@@ -14,23 +14,19 @@ import math
 import jax
 import numpy as np
 
-from jaxrec import config, datasets
+from jaxrec import config
 from jaxrec.cli import say
-from jaxrec.data import splits
-from jaxrec.datasets.synthetic import generated
 from jaxrec.devices import hlo
 from jaxrec.devices.mesh import BATCH, make_mesh
 from jaxrec.errors import UserError
-from jaxrec.experiment import check
-from jaxrec.tasks.next_item import train_batches
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import abstract_state, split_model, train_step
+from jaxrec.experiment import Experiment, check
+from jaxrec.training.state import Program, train_step
 
 _PARTS = {  # of the train state, and what they are called
     'params': 'parameters',
     'opt_state': 'optimiser state',
     'ema': 'averaged parameters',
-    'memory': "model's memory",
+    'carry': 'carried from step to step',
 }
 
 
@@ -42,19 +38,13 @@ def parse_mesh(text: str) -> config.Mesh:
     return config.Mesh(*map(int, parts))
 
 
-def pretend(mesh: config.Mesh) -> None:
-    """Makes this process see the mesh's devices; before anything else asks for one."""
-    jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', mesh.data * mesh.model)
-
-
-def plan(experiment: config.Experiment, mesh: config.Mesh, items: int = 0) -> dict:
+def plan(experiment: Experiment, mesh: config.Mesh, items: int = 0) -> dict:
     """Sizes and work of one training step of `experiment` on `mesh`.
 
     Args:
       experiment: its own mesh is not looked at. If its train.batch_rows does not divide over the
         mesh, the next larger number that does is planned with.
-      mesh: of no more devices than this process sees, see `pretend`.
+      mesh: of no more devices than this process sees, which may be virtual.
       items: size of the catalogue; 0 opens the experiment's data set. With it, generated histories
         fill every row, and nothing is known of an epoch.
 
@@ -70,44 +60,43 @@ def plan(experiment: config.Experiment, mesh: config.Mesh, items: int = 0) -> di
     settings = dataclasses.replace(settings, batch_rows=rows)
     experiment = dataclasses.replace(experiment, mesh=mesh, train=settings)
     check(experiment)
-    jax.set_mesh(make_mesh(mesh))
-    if items and getattr(experiment.model, 'features', ()):
-        raise UserError('--items has no features, and the model reads some: leave it out')
+    with jax.set_mesh(make_mesh(mesh)):
+        return _plan(experiment, mesh, items, rows)
+
+
+def _plan(experiment: Experiment, mesh: config.Mesh, items: int, rows: int) -> dict:
     if items:
-        histories, split = generated(experiment, items)
+        problem = experiment.task.generated(experiment, items)
     else:
-        histories, _ = datasets.load(experiment.data, say=say)
-        data = experiment.data
-        split = splits.split(histories, data.split, data.valid_share, data.test_share)
-    batches = train_batches(experiment, histories, split)
+        problem = experiment.task.open(experiment, say)
+    batches = problem.periods[0]().batches
     placed = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
-    batch = {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
-        for name, x in batches(0).items()
-    }
-    graphdef, params = split_model(experiment.model, histories.num_items)
-    optimizer = make_optimizer(experiment.optim, settings.epochs * batches.steps_per_epoch)
-    state = abstract_state(graphdef, params, optimizer)
-    step = train_step(graphdef, optimizer, settings.seed, settings.microbatches)
-    compiled = step.lower(state, batch).compile()
-    program, sizes = compiled.as_text(), compiled.memory_analysis()
+    batch = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batches(0)
+    )
+    settings = experiment.train
+    program = Program(experiment, problem, settings.epochs * batches.steps_per_epoch)
+    state = program.abstract()
+    step = train_step(program.graphdef, program.optimizer, settings.seed, settings.microbatches)
+    compiled = step.lower(state, batch, program.constants).compile()
+    compiled_text, sizes = compiled.as_text(), compiled.memory_analysis()
 
     memory = {name: _per_device(state[part]) for part, name in _PARTS.items() if part in state}
     memory['batch'] = _per_device(batch)
     memory['temporaries'] = sizes.temp_size_in_bytes
     crossing = {}
-    for one in hlo.collectives(program):
+    for one in hlo.collectives(compiled_text):
         kind = crossing.setdefault(one.kind, {'times': 0, 'bytes': 0})
         kind['times'] += one.times
         kind['bytes'] += int(one.bytes)
-    flops = hlo.matmul_flops(program)
+    flops = hlo.matmul_flops(compiled_text)
     return {
         'mesh': [mesh.data, mesh.model],
         'devices': mesh.data * mesh.model,
-        'items': histories.num_items,
+        'items': problem.sizes['item'],
         'batch_rows': rows,
         'steps_per_epoch': None if items else batches.steps_per_epoch,
-        'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+        'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(state['params'])),
         'memory': {**memory, 'total': sum(memory.values())},
         'flops': flops,
         'flops_of_all': flops * mesh.data * mesh.model,

@@ -4,19 +4,18 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from jaxrec import config as config_lib
-from jaxrec import datasets, files
+from jaxrec import files
 from jaxrec.cli import say
-from jaxrec.data.histories import Histories
-from jaxrec.data.splits import Split, split
-from jaxrec.devices.malloc import keep_freed
-from jaxrec.devices.mesh import make_mesh
+from jaxrec.config import Data, Mesh
+from jaxrec.devices.mesh import make_mesh, put_whole
 from jaxrec.errors import UserError
-from jaxrec.experiment import from_record
+from jaxrec.experiment import Experiment, applied, check, effect, from_record
+from jaxrec.problem import Problem
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
@@ -24,64 +23,75 @@ from jaxrec.training.state import abstract_state, evaluated, split_model
 
 @dataclasses.dataclass
 class Trained:
-    """A trained model with everything needed to use it; its mesh is set."""
+    """A trained model with everything needed to use it, on its mesh."""
 
-    experiment: config_lib.Experiment
-    histories: Histories
-    split: Split
+    experiment: Experiment
+    problem: Problem
+    mesh: jax.sharding.Mesh
     graphdef: Any
     params: dict
+    constants: dict  # of the problem, placed
     step: int
-    data_hash: str
     workdir: pathlib.Path
+    checkpoint: str  # 'best' or 'last'
 
 
-def load_trained(workdir: str | os.PathLike, which: str = 'best') -> Trained:
+def load_trained(
+    workdir: str | os.PathLike, which: str = 'best', task: Mapping[str, Any] | None = None
+) -> Trained:
     """Opens the best (or last) checkpoint of a run.
 
     Args:
       workdir: folder of a run of `jaxrec.train`.
       which: 'best' (by validation) or 'last'.
+      task: fields of the task that are to differ from the run's, {'protocol': 'full'}.
 
     Raises:
-      UserError: no run or no checkpoint there, or its data set is gone or has changed.
+      UserError: no run or no checkpoint there, its data set is gone or has changed, or a field
+        that the task lacks.
     """
     workdir = pathlib.Path(workdir)
     if which not in ('best', 'last'):
         raise UserError(f"unknown checkpoint {which!r}: use 'best' or 'last'")
     if not (workdir / 'config.json').exists():
         raise UserError(f'{workdir} holds no run: train one with --workdir={workdir} first')
-    experiment = from_record(files.read_json(workdir / 'config.json'))
+    trained = from_record(files.read_json(workdir / 'config.json'))
+    changed = {f'task.{name}': value for name, value in (task or {}).items()}
+    experiment = applied(trained, changed)
+    for name in changed:
+        if effect(name, experiment) not in ('measure', 'pace'):
+            raise UserError(f'{name} is part of what {workdir} has learnt: it cannot differ')
+    check(experiment)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
     if step is None:
         raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
-    histories, data_hash = open_data(workdir, experiment)
-    model_axis = math.gcd(experiment.mesh.model, jax.device_count())
-    jax.set_mesh(make_mesh(config_lib.Mesh(model=model_axis)))
-    graphdef, params = split_model(experiment.model, histories.num_items)
-    if which == 'best':
-        params, _ = checkpoints.restore_best(params)
-    else:
-        optimizer = make_optimizer(experiment.optim, steps=1)  # the state's shape knows no length
-        state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
-        params = evaluated(state)
+    mesh = make_mesh(Mesh(model=math.gcd(experiment.mesh.model, jax.device_count())))
+    with jax.set_mesh(mesh):
+        problem = open_problem(workdir, experiment)
+        graphdef, params = split_model(experiment.model, problem.sizes)
+        if which == 'best':
+            params, _ = checkpoints.restore_best(params)
+        else:
+            optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
+            state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
+            params = evaluated(state)
+        constants = put_whole(problem.constants)
     checkpoints.close()
-    data = experiment.data
-    parts = split(histories, data.split, data.valid_share, data.test_share)
-    keep_freed()
-    return Trained(experiment, histories, parts, graphdef, params, step, data_hash, workdir)
+    return Trained(experiment, problem, mesh, graphdef, params, constants, step, workdir, which)
 
 
-def open_data(workdir: pathlib.Path, experiment: config_lib.Experiment) -> tuple[Histories, str]:
-    """The data set of a run: the prepared folder it used, else what its config names."""
+def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
+    """The problem of a run on the prepared data that it used, else on what its config names."""
     run = files.read_json(workdir / 'run.json')
     prepared = pathlib.Path(run['data_path'])
-    named = config_lib.Data(log=str(prepared)) if prepared.exists() else experiment.data
-    histories, meta = datasets.load(named, say=say)
-    if meta['data_hash'] != run['data_hash']:
+    named = experiment
+    if run['data_path'] and prepared.exists():
+        named = dataclasses.replace(experiment, data=Data(log=str(prepared)))
+    problem = named.task.open(named, say)
+    if problem.data_hash != run['data_hash']:
         raise UserError(
-            f'the data set has changed since {workdir} was trained (hash {meta["data_hash"][:12]}, '
+            f'the data set has changed since {workdir} was trained (hash {problem.data_hash[:12]}, '
             f'trained on {run["data_hash"][:12]}): train again in another --workdir'
         )
-    return histories, meta['data_hash']
+    return problem

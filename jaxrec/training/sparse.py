@@ -1,8 +1,8 @@
-"""Training steps whose cost does not depend on the catalogue: only touched rows of the item table.
+"""Training steps whose cost does not depend on a table's size: only touched rows take part.
 
-A step gathers the rows that its batch names (each once), trains on that small table, and writes the
-updated rows and their optimiser state back. It needs a sampled loss. The gradients of the touched
-rows are those of the dense step, duplicates summed.
+A step gathers the rows that its batch names (each once), trains on these, and writes the updated
+rows and their optimiser state back. The gradients of the touched rows are those of the dense step,
+duplicates summed.
 
 Optimisers of the rows (optim.table):
   rowwise_adagrad  one accumulator per row, of the mean squared gradient (as in FBGEMM, TorchRec).
@@ -11,7 +11,7 @@ Optimisers of the rows (optim.table):
                    momentum alone, are left out (as in torch.optim.SparseAdam).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,7 @@ from jax import P
 
 from jaxrec import config
 from jaxrec.devices.mesh import on_mesh, replicated
-
-KINDS = ('rowwise_adagrad', 'sparse_adam')
-# the batch's item numbers
-_IDS = ('items', 'targets', 'negatives', 'sampled', 'similar', 'positive.items')
+from jaxrec.nn.embeddings import Rows
 
 
 def init(table: jax.Array, kind: str) -> dict[str, jax.Array]:
@@ -37,30 +34,28 @@ def init(table: jax.Array, kind: str) -> dict[str, jax.Array]:
     }
 
 
-def touched(batch: dict, rows: int) -> tuple[jax.Array, dict]:
-    """The distinct items of a batch, and the batch in the numbering of the small table.
+def touched(batch: dict, paths: Iterable[str], rows: int) -> jax.Array:
+    """The distinct rows of a table that a batch names.
 
     Args:
-      batch: with item numbers under some of `_IDS`.
+      batch: nested, with row numbers under some of `paths`.
+      paths: such as 'items' and 'positive/items'; those that the batch lacks name nothing.
       rows: of the whole table; marks unused places.
 
     Returns:
-      ids: int32 [n] ascending and replicated, n = item numbers in the batch + 1 (or `rows` if that
-      is less), padded with `rows`; ids[0] = 0, so padding stays 0. And the batch, every item number
-      replaced by its place in `ids`.
+      int32 [n] ascending and replicated, n = numbers in the batch + 1 (or `rows` if that is less),
+      padded with `rows`; the first is 0, padding.
     """
-    names = [name for name in _IDS if name in batch]
-    flat = [replicated(batch[name].reshape(-1)) for name in names]
+    flat = [replicated(x.reshape(-1)) for path in paths if (x := _at(batch, path)) is not None]
     everything = jnp.concatenate([jnp.zeros(1, jnp.int32), *flat])
-    size = min(everything.size, rows)
-    ids, place = jnp.unique(everything, size=size, fill_value=rows, return_inverse=True)
-    batch, start = dict(batch), 1
-    for name in names:
-        old = batch[name]
-        new = place[start : start + old.size].reshape(old.shape).astype(jnp.int32)
-        batch[name] = jax.reshard(new, jax.typeof(old).sharding) if on_mesh() else new
-        start += old.size
-    return ids, batch
+    return jnp.unique(everything, size=min(everything.size, rows), fill_value=rows)
+
+
+def _at(batch: dict, path: str) -> jax.Array | None:
+    """What a path names in the batch, None if it is not there."""
+    for name in path.split('/'):
+        batch = batch.get(name) if isinstance(batch, dict) else None
+    return batch
 
 
 def gather(table: jax.Array, ids: jax.Array) -> jax.Array:
@@ -122,22 +117,25 @@ def update(
 
 
 def value_and_grad(
-    loss: Callable, params: dict, batch: dict
-) -> tuple[tuple, tuple[jax.Array, jax.Array, dict]]:
-    """Loss and gradients with the item table cut down to the rows that the batch names.
+    loss: Callable, params: dict, batch: dict, tables: dict[str, tuple[str, ...]]
+) -> tuple[tuple, tuple[dict[str, Rows], dict]]:
+    """Loss and gradients with the tables cut down to the rows that the batch names.
 
     Args:
-      loss: (params, batch) -> (scalar, terms).
-      params: with the item table under 'table'.
-      batch: holds every item number that the loss looks up, sampled negatives included.
+      loss: params -> (scalar, anything); finds `Rows` in the place of the tables.
+      params: with the tables under their names.
+      batch: holds every row number that the loss looks up, sampled negatives included.
+      tables: paths in the batch by table, see `problem.ModelConfig.tables`.
 
     Returns:
-      (scalar, terms), (ids, gradient of those rows, gradients of all other parameters).
+      (scalar, anything), ({table: Rows of its gradient}, gradients of all other parameters).
     """
-    ids, batch = touched(batch, len(params['table']))
-    rest = {name: value for name, value in params.items() if name != 'table'}
-    small = gather(params['table'], ids)
-    result, grads = jax.value_and_grad(
-        lambda rows, rest: loss({**rest, 'table': rows}, batch), argnums=(0, 1), has_aux=True
-    )(small, rest)
-    return result, (ids, *grads)
+    ids = {name: touched(batch, paths, len(params[name])) for name, paths in tables.items()}
+    rest = {name: value for name, value in params.items() if name not in tables}
+    values = {name: gather(params[name], own) for name, own in ids.items()}
+
+    def cut_down(values, rest):
+        return loss(rest | {name: Rows(ids[name], value) for name, value in values.items()})
+
+    result, (rows, rest) = jax.value_and_grad(cut_down, argnums=(0, 1), has_aux=True)(values, rest)
+    return result, ({name: Rows(ids[name], grad) for name, grad in rows.items()}, rest)

@@ -1,12 +1,11 @@
-"""The train state: a plain dict of step, params, opt_state and, where needed, ema and memory.
+"""The train state: a plain dict of step, params, opt_state and, where needed, ema and carry.
 
-A model may remember more than parameters, a queue or a frequency estimate: `init_memory()` gives
-its first value, a dict of arrays, and `remember(batch, memory, step, key)`, before the gradient of
-each step, the next one and what the loss needs of it, added to the batch; key is the loss's.
+`carry` is what a model remembers besides its parameters, see `problem.Model`.
 """
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,30 +13,33 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec.devices.mesh import concrete, split_rows
+from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
+from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
-from jaxrec.training.optim import Optimizer, average
+from jaxrec.training.optim import Optimizer, average, make_optimizer
+
+Sizes = Mapping[str, int]  # of the problem
 
 
-def split_model(model: Any, num_items: int) -> tuple[Any, dict]:
+def split_model(model: ModelConfig, sizes: Sizes) -> tuple[Any, dict]:
     """(graphdef, parameters as placed shapes) of a model's Config, without computing anything."""
-    graphdef, _ = nnx.split(nnx.eval_shape(lambda: _build(model, num_items, jax.random.key(0))))
-    params = jax.eval_shape(lambda: _params(model, num_items, jax.random.key(0)))
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: _build(model, sizes, jax.random.key(0))))
+    params = jax.eval_shape(lambda: _params(model, sizes, jax.random.key(0)))
     return graphdef, concrete(params)
 
 
-def init_state(model: Any, num_items: int, optimizer: Optimizer, seed: int) -> dict:
+def init_state(model: ModelConfig, sizes: Sizes, optimizer: Optimizer, seed: int) -> dict:
     """A new train state on the current mesh; a function of `seed` alone, whatever the mesh."""
-
-    graphdef, _ = split_model(model, num_items)
-
-    init = jax.jit(lambda key: new_state(graphdef, model, num_items, optimizer, key))
+    graphdef, _ = split_model(model, sizes)
+    init = jax.jit(lambda key: new_state(graphdef, model, sizes, optimizer, key))
     return init(jax.random.key(seed))
 
 
-def new_state(graphdef: Any, model: Any, num_items: int, optimizer: Optimizer, key: jax.Array):
+def new_state(
+    graphdef: Any, model: ModelConfig, sizes: Sizes, optimizer: Optimizer, key: jax.Array
+) -> dict:
     """The train state that `init_state` makes of key(seed), as a pure function of the key."""
-    return _state(graphdef, _params(model, num_items, key), optimizer)
+    return _state(graphdef, _params(model, sizes, key), optimizer)
 
 
 def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
@@ -46,9 +48,9 @@ def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
 
 
 def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int = 1) -> Callable:
-    """The jitted step (state, batch) -> (state, metrics); `state` is donated.
+    """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
-    All randomness is fold_in(key(seed), step), so a step can be done again bit by bit. The metrics
+    All randomness is fold_in(key(seed), step), so a step can be done again bit for bit. The metrics
     are scalars: loss, every named term, grad_norm.
 
     Args:
@@ -65,79 +67,89 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
     ema = optimizer.settings.ema
 
     @jax.jit(donate_argnums=0)
-    def step(state, batch):
+    def step(state, batch, constants=None):
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
-        new = {}
-        if 'memory' in state:
-            model = nnx.merge(graphdef, state['params'])
-            batch, new['memory'] = model.remember(batch, state['memory'], state['step'] + 1, key)
-        params, opt_state, loss, terms, norm = update(graphdef, optimizer, state, batch, key)
-        new |= {'step': state['step'] + 1, 'params': params, 'opt_state': opt_state}
+        new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
+        new['step'] = state['step'] + 1
         if ema:
-            new['ema'] = average(state['ema'], params, ema, state['step'])
+            new['ema'] = average(state['ema'], new['params'], ema, state['step'])
         return new, {'loss': loss, **terms, 'grad_norm': norm}
 
     return step
 
 
-def _dense_update(graphdef, optimizer, state, batch, key, microbatches):
+def _dense_update(graphdef, optimizer, state, batch, constants, key, microbatches):
+    """(new parts of the state, loss, terms, length of the gradient)."""
     params = state['params']
 
-    def loss(params, batch, key):
-        return nnx.merge(graphdef, params).loss(batch, key)
+    def loss(params, batch, carry, key):
+        model = nnx.merge(graphdef, params)
+        return model.loss(model.sample(batch, key), constants, carry, key)
 
     gradient = jax.value_and_grad(loss, has_aux=True)
+    carry = state.get('carry', {})
     if microbatches > 1:
-        (value, terms), grads = _accumulated(gradient, params, batch, key, microbatches)
+        value, terms, carry, grads = _accumulated(gradient, params, batch, carry, key, microbatches)
     else:
-        (value, terms), grads = gradient(params, batch, key)
+        (value, (terms, carry)), grads = gradient(params, batch, carry, key)
     updates, opt_state = optimizer.tx.update(grads, state['opt_state'], params)
-    params = optax.apply_updates(params, updates)
-    return params, opt_state, value, terms, optax.global_norm(grads)
+    new = {'params': optax.apply_updates(params, updates), 'opt_state': opt_state}
+    return _with_carry(new, carry), value, terms, optax.global_norm(grads)
 
 
-def _accumulated(gradient, params, batch, key, microbatches):
-    """`gradient(params, batch, key)` from rows 0, m, 2m .., then 1, m + 1 .. of the batch."""
+def _accumulated(gradient, params, batch, carry, key, microbatches):
+    """`gradient` from rows 0, m, 2m .., then 1, m + 1 .. of the batch, the carry handed on."""
     turns = jax.tree.map(lambda x: jnp.moveaxis(split_rows(x, microbatches), 1, 0), batch)
     total = jnp.maximum(batch['weights'].sum(), 1e-9)
 
-    def turn(sums, inputs):
-        number, rows = inputs
-        result = gradient(params, rows, jax.random.fold_in(key, number))
+    def one(rows, carry, key):
+        (value, (terms, carry)), grads = gradient(params, rows, carry, key)
+        return (value, terms, grads), carry
+
+    def turn(state, inputs):
+        (sums, carry), (number, rows) = state, inputs
+        result, carry = one(rows, carry, jax.random.fold_in(key, number))
         share = rows['weights'].sum() / total
-        return jax.tree.map(lambda s, r: s + share * r, sums, result), None
+        return (jax.tree.map(lambda s, r: s + share * r, sums, result), carry), None
 
     first = jax.tree.map(lambda x: x[0], turns)
-    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(gradient, params, first, key))
-    return jax.lax.scan(turn, zeros, (jnp.arange(microbatches), turns))[0]
+    zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first, carry, key)[0])
+    turns = (jnp.arange(microbatches), turns)
+    ((value, terms, grads), carry), _ = jax.lax.scan(turn, (zeros, carry), turns)
+    return value, terms, carry, grads
 
 
-def _sparse_update(graphdef, optimizer, state, batch, key):
-    """The same for a table of which only the rows named by the batch take part, see `sparse`."""
+def _sparse_update(graphdef, optimizer, state, batch, constants, key):
+    """The same for tables of which only the rows named by the batch take part, see `sparse`."""
     params, opt_state, step = state['params'], state['opt_state'], state['step'] + 1
     batch = nnx.merge(graphdef, params).sample(batch, key)
 
-    def loss(params, batch):
-        return nnx.merge(graphdef, params).loss(batch, key)
+    def loss(params):
+        model = nnx.merge(graphdef, params)
+        return model.loss(batch, constants, state.get('carry', {}), key)
 
-    (value, terms), (ids, rows, grads) = sparse.value_and_grad(loss, params, batch)
-    norm = optax.global_norm((rows, grads))
+    (value, (terms, carry)), grads = sparse.value_and_grad(loss, params, batch, optimizer.tables)
+    rows, rest_grads = grads
+    norm = optax.global_norm(([one.values for one in rows.values()], rest_grads))
     if optimizer.settings.clip_norm:  # over all parameters, before tx clips its own
         shrink = jnp.minimum(1, optimizer.settings.clip_norm / norm)
-        rows, grads = jax.tree.map(lambda g: g * shrink, (rows, grads))
-    rest = {name: params[name] for name in grads}
-    updates, rest_state = optimizer.tx.update(grads, opt_state['rest'], rest)
-    table, table_state = sparse.update(
-        params['table'],
-        opt_state['table'],
-        ids,
-        rows,
-        step,
-        optimizer.schedule(state['step']),
-        optimizer.settings,
-    )
-    params = {**optax.apply_updates(rest, updates), 'table': table}
-    return params, {'rest': rest_state, 'table': table_state}, value, terms, norm
+        rest_grads = jax.tree.map(lambda g: g * shrink, rest_grads)
+    rest = {name: params[name] for name in rest_grads}
+    updates, rest_state = optimizer.tx.update(rest_grads, opt_state['rest'], rest)
+    new, slots = optax.apply_updates(rest, updates), {}
+    for name, own in rows.items():
+        values = own.values * shrink if optimizer.settings.clip_norm else own.values
+        new[name], slots[name] = sparse.update(
+            params[name],
+            opt_state['tables'][name],
+            own.ids,
+            values,
+            step,
+            optimizer.schedule(state['step']),
+            optimizer.settings,
+        )
+    new = {'params': new, 'opt_state': {'rest': rest_state, 'tables': slots}}
+    return _with_carry(new, carry), value, terms, norm
 
 
 def evaluated(state: dict) -> dict:
@@ -145,26 +157,80 @@ def evaluated(state: dict) -> dict:
     return state.get('ema', state['params'])
 
 
-def _build(model, num_items, key):
-    return model.make(num_items, rngs=nnx.Rngs(key))
+def _with_carry(state, carry):
+    return {**state, 'carry': carry} if carry else state
 
 
-def _params(model, num_items, key):
-    return nnx.to_pure_dict(nnx.state(_build(model, num_items, key), nnx.Param))
+def _build(model, sizes, key):
+    return model.make(sizes, rngs=nnx.Rngs(key))
+
+
+def _params(model, sizes, key):
+    return nnx.to_pure_dict(nnx.state(_build(model, sizes, key), nnx.Param))
 
 
 def _state(graphdef, params, optimizer):
     if optimizer.sparse:
-        rest = {name: value for name, value in params.items() if name != 'table'}
-        table = sparse.init(params['table'], optimizer.settings.table)
-        opt_state = {'rest': optimizer.tx.init(rest), 'table': table}
+        rest = {name: value for name, value in params.items() if name not in optimizer.tables}
+        kind = optimizer.settings.table
+        tables = {name: sparse.init(params[name], kind) for name in optimizer.tables}
+        opt_state = {'rest': optimizer.tx.init(rest), 'tables': tables}
     else:
         opt_state = optimizer.tx.init(params)
     state = {'step': jnp.zeros((), jnp.int32), 'params': params, 'opt_state': opt_state}
     if optimizer.settings.ema:
         state['ema'] = jax.tree.map(jnp.copy, params)
-    model = nnx.merge(graphdef, params)
-    memory = model.init_memory() if hasattr(model, 'init_memory') else {}
-    if memory:
-        state['memory'] = memory
-    return state
+    return _with_carry(state, nnx.merge(graphdef, params).carry())
+
+
+class Program:
+    """One run on the current mesh: how its state begins, steps, and what of it is evaluated.
+
+    Args:
+      experiment: whole.
+      problem: what it learns.
+      horizon: steps of the learning rate's decay.
+    """
+
+    def __init__(self, experiment: Any, problem: Problem, horizon: int):
+        self._experiment, self._sizes, self._horizon = experiment, problem.sizes, horizon
+        self.graphdef, self._params = split_model(experiment.model, problem.sizes)
+        self.optimizer = make_optimizer(experiment.optim, experiment.model, horizon)
+        self.constants = put_whole(problem.constants)
+        self._step = None
+
+    def init(self) -> dict:
+        """A new train state."""
+        seed = self._experiment.train.seed
+        return init_state(self._experiment.model, self._sizes, self.optimizer, seed)
+
+    def abstract(self) -> dict:
+        """Shapes and placement of the state, to restore into."""
+        return abstract_state(self.graphdef, self._params, self.optimizer)
+
+    def start(self, begun: int) -> None:
+        """Before the first step, of a state that had `begun` steps behind it when the run began."""
+        train, optim = self._experiment.train, self._experiment.optim
+        optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
+        self._step = train_step(self.graphdef, optimizer, train.seed, train.microbatches)
+
+    def put(self, batches: Sequence[dict]) -> dict:
+        """The batch of the run, placed."""
+        return put_batch(batches[0])
+
+    def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
+        """(state, metrics) after a batch; the state is donated."""
+        return self._step(state, batch, self.constants)
+
+    def parameters(self, state: dict) -> Iterator[dict]:
+        """Those to evaluate, run by run."""
+        yield evaluated(state)
+
+    def about(self) -> str:
+        """How large and where, for people."""
+        parameters = sum(math.prod(x.shape) for x in jax.tree.leaves(self._params))
+        devices = jax.sharding.get_mesh().size
+        return (
+            f'{parameters:,} parameters on {devices} {jax.default_backend()} '
+            f'device{"s" if devices > 1 else ""}'
+        )

@@ -1,118 +1,133 @@
-"""Goes on from another run although the catalogue has grown: data.grow_vocabulary=WORKDIR.
+"""Begins with what another run has learnt: train.start_from=WORKDIR, and train.grow if need be.
 
-Items are numbered by ascending raw id, so an item's number, which is its row, changes when others
-come in before it. Rows are therefore carried over by raw id: of every array of the train state
-whose length follows the catalogue (table, its optimiser slots, its average, a frequency estimate).
-New items have the rows that a new run would draw for them. All else is taken over as it is, and the
-state's count of steps goes on: moments are not warmed up again, while epochs, and the learning
-rate's warm-up and decay, begin anew.
+With train.grow the catalogue may have grown since. Items are numbered by ascending raw id, so an
+item's number, which is its row, changes when others come in before it. Rows are therefore carried
+over by raw id: of every array of the train state whose length follows the catalogue (table, its
+optimiser slots, its average, a frequency estimate). New items have the rows that a new run would
+draw for them. All else is taken over as it is, and the state's count of steps goes on: moments are
+not warmed up again, while epochs, and the learning rate's warm-up and decay, begin anew.
 """
 
 import pathlib
-from typing import Any
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 
-from jaxrec import config, files
+from jaxrec import files
 from jaxrec.cli import say
-from jaxrec.data.histories import Histories
 from jaxrec.errors import UserError
-from jaxrec.experiment import from_record, to_record
+from jaxrec.experiment import Experiment, flat, from_record, to_record
+from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import Optimizer
-from jaxrec.training.restore import open_data
-from jaxrec.training.state import abstract_state, init_state, split_model
+from jaxrec.training.restore import open_problem
+from jaxrec.training.state import Program, abstract_state, split_model
 
 _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 
 
-def grown_state(experiment: config.Experiment, histories: Histories, optimizer: Optimizer) -> dict:
-    """The last train state of the run in data.grow_vocabulary, for the items of `histories`.
+def state_from(experiment: Experiment, problem: Problem, program: Program) -> dict:
+    """The last train state of the run in train.start_from, for the problem's rows.
 
     Old and new state are on the devices together while it is made.
 
     Args:
       experiment: the new run's; its model and optimiser must be built like the old one's.
-      histories: the new run's, with all items of the old one.
-      optimizer: of `experiment`.
+      problem: the new run's, with all items of the old one, and no other without train.grow.
+      program: of both.
 
     Raises:
-      UserError: no such run, an item of it is gone, or another model or optimiser.
+      UserError: no such run, an item of it is gone or new, or another model or optimiser.
     """
-    folder = pathlib.Path(experiment.data.grow_vocabulary)
+    folder = pathlib.Path(experiment.train.start_from)
     if not (folder / 'config.json').exists():
-        raise UserError(f'data.grow_vocabulary={folder} holds no run')
+        raise UserError(f'train.start_from={folder} holds no run')
     before = from_record(files.read_json(folder / 'config.json'))
     _check_same(folder, before, experiment)
     path = pathlib.Path(files.read_json(folder / 'run.json')['data_path'])
     if not path.exists():
-        raise UserError(f'{path}, the prepared data of {folder}, is gone: its item ids are needed')
-    old, _ = open_data(folder, before)
-    moves = new_numbers(old, histories, folder)
-    graphdef, abstract = split_model(before.model, old.num_items)
+        raise UserError(f'{path}, the prepared data of {folder}, is gone: its ids are needed')
+    old = open_problem(folder, before)
+    moves = {name: new_numbers(ids, problem.ids[name], folder) for name, ids in old.ids.items()}
+    grown = {name: problem.sizes[name] - old.sizes[name] for name in moves}
+    if any(grown.values()) and not experiment.train.grow:
+        raise UserError(f'the data have ids that {folder} has not learnt: train.grow adds them')
+    optimizer = program.optimizer
+    graphdef, abstract = split_model(before.model, old.sizes)
     checkpoints = Checkpoints(folder)
     restored, _ = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
     step = checkpoints.last_step()
     checkpoints.close()
-    fresh = init_state(experiment.model, histories.num_items, optimizer, experiment.train.seed)
+    followed = _followed(experiment.model, optimizer, old.sizes, moves)
     state = jax.tree.map(
-        lambda by_item, new, old: _carry(new, old, moves) if by_item else old,
-        _follows_the_catalogue(experiment.model, optimizer),
-        fresh,
+        lambda name, new, old: _carry(new, old, moves[name]) if name else old,
+        followed,
+        program.init(),
         restored,
     )
-    new = histories.num_items - old.num_items
-    say(f'going on from step {step} of {folder}: {old.num_items:,} items and {new:,} new ones')
+    told = ', '.join(f'{old.sizes[n]:,} {n}s and {more:,} new ones' for n, more in grown.items())
+    say(f'going on from step {step} of {folder}: {told}')
     return state
 
 
-def new_numbers(old: Histories, new: Histories, folder: pathlib.Path) -> np.ndarray:
-    """int32 [old items + 1], number in `new` of each item number of `old`; 0 stays 0.
+def new_numbers(old: np.ndarray, new: np.ndarray, folder: pathlib.Path) -> np.ndarray:
+    """int32 [len(old) + 1], number by raw ids `new` of each number by `old`; 0 stays 0.
 
     Raises:
-      UserError: an item of `old` is not in `new`.
+      UserError: an id of `old` is not in `new`.
     """
-    old_ids, new_ids = old.item_ids, new.item_ids
-    if 'S' in (old_ids.dtype.kind, new_ids.dtype.kind):  # integers until the first other id came
-        old_ids, new_ids = (np.asarray(ids).astype('S') for ids in (old_ids, new_ids))
-    at = np.minimum(np.searchsorted(new_ids, old_ids), len(new_ids) - 1)
-    gone = np.flatnonzero(new_ids[at] != old_ids)
+    if 'S' in (old.dtype.kind, new.dtype.kind):  # integers until the first other id came
+        old, new = (np.asarray(ids).astype('S') for ids in (old, new))
+    at = np.minimum(np.searchsorted(new, old), len(new) - 1)
+    gone = np.flatnonzero(new[at] != old)
     if len(gone):
         others = f' and {len(gone) - 1:,} others' if len(gone) > 1 else ''
+        first = old[gone[0]]
         raise UserError(
-            f'item {old.raw_item(int(gone[0]) + 1)!r}{others} of {folder} is not in the new log: '
-            'data.grow_vocabulary needs every old item'
+            f'item {first.decode() if isinstance(first, bytes) else int(first)!r}{others} of '
+            f'{folder} is not in the new data: train.start_from needs every old item'
         )
     return np.concatenate([[0], at + 1]).astype(np.int32)
 
 
-def _check_same(folder, before, experiment):
-    old, new = (to_record(e) for e in (before, experiment))
-    wanted = {
-        f'model.{name}': (old['model'].get(name), value) for name, value in new['model'].items()
-    }
-    wanted['optim.table'] = old['optim']['table'], new['optim']['table']
+def _check_same(folder: pathlib.Path, before: Experiment, experiment: Experiment) -> None:
+    old, new = (flat(to_record(e)) for e in (before, experiment))
+    wanted = {name: (old.get(name), value) for name, value in new.items() if 'model.' in name}
+    wanted['optim.table'] = old['optim.table'], new['optim.table']
     for name in ('ema', 'clip_norm', 'weight_decay'):  # whether they are there shapes the state
-        if bool(old['optim'][name]) != bool(new['optim'][name]):
-            wanted[f'optim.{name}'] = old['optim'][name], new['optim'][name]
+        pair = old[f'optim.{name}'], new[f'optim.{name}']
+        if bool(pair[0]) != bool(pair[1]):
+            wanted[f'optim.{name}'] = pair
     for name, (there, here) in wanted.items():
         if there != here:
             raise UserError(
-                f'data.grow_vocabulary={folder} has {name}={there!r}, this command has {here!r}: '
+                f'train.start_from={folder} has {name}={there!r}, this command has {here!r}: '
                 'they must be the same'
             )
 
 
-def _follows_the_catalogue(model: Any, optimizer: Optimizer) -> dict:
-    """Of every array of the train state, whether its rows are items: a larger catalogue tells."""
+def _followed(
+    model: ModelConfig, optimizer: Optimizer, sizes: Mapping[str, int], names: Mapping
+) -> dict:
+    """Of every array of the train state, which of `names` its rows are numbered by, '' if none.
 
-    def shapes(items):
-        graphdef, params = split_model(model, items)
+    Larger sizes tell: whatever grows with one of them follows it.
+    """
+
+    def shapes(sizes):
+        graphdef, params = split_model(model, sizes)
         return abstract_state(graphdef, params, optimizer)
 
-    return jax.tree.map(lambda a, b: a.shape != b.shape, shapes(100), shapes(1000))
+    before = shapes(sizes)
+    found = jax.tree.map(lambda x: '', before)
+    for name in names:
+        larger = shapes({**sizes, name: sizes[name] + 1000})
+        found = jax.tree.map(
+            lambda was, a, b, name=name: name if a.shape != b.shape else was, found, before, larger
+        )
+    return found
 
 
 def _carry(new: jax.Array, old: jax.Array, moves: np.ndarray) -> jax.Array:

@@ -1,8 +1,7 @@
-"""The work directory of a run: what it records, and how a trained model is opened from it."""
+"""The work directory of a run: who is in it, what it records, whether a run may go on there."""
 
 import contextlib
 import datetime
-import importlib
 import importlib.metadata
 import pathlib
 import platform
@@ -13,24 +12,11 @@ from typing import Any
 
 import jax
 
-from jaxrec import config as config_lib
 from jaxrec import files
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
-from jaxrec.experiment import flat, from_record, to_record
-
-# A run may go on although these differ: they do not change its steps.
-_MAY_DIFFER = (
-    'train.steps',
-    'train.log_every',
-    'train.save_every',
-    'eval.batch_users',
-    'mesh.',
-    'data.log',  # the content hash is compared instead
-    'data.source',
-    'data.data_dir',
-)
-_PLACES = ('data.log', 'data.source', 'data.data_dir')  # machines may differ in these
+from jaxrec.experiment import Experiment, effect, flat, from_record, to_record
+from jaxrec.problem import Problem
 
 
 @contextlib.contextmanager
@@ -53,14 +39,16 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def check_processes(experiment: config_lib.Experiment, meta: dict) -> None:
+def check_processes(experiment: Experiment, problem: Problem) -> None:
     """Raises UserError if the processes of this run were given different experiments or data."""
-    fields = flat(to_record(experiment)) | {'data hash': meta['data_hash']}
+    fields = flat(to_record(experiment)) | {'data hash': problem.data_hash}
+    places = {n for n in fields if n.startswith('data.') and effect(n, experiment) == 'place'}
+    same = sorted(fields.keys() - places)  # machines may keep their data in different places
     cluster.check_same({'the fields of the experiment': sorted(fields)})
-    cluster.check_same({name: fields[name] for name in sorted(fields) if name not in _PLACES})
+    cluster.check_same({name: fields[name] for name in same})
 
 
-def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict) -> None:
+def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> None:
     """Checks that the run in `workdir`, if there is one, is of this experiment and these data.
 
     Raises:
@@ -68,7 +56,7 @@ def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict
     """
     if not (workdir / 'config.json').exists():
         return
-    there, here = files.read_json(workdir / 'run.json')['data_hash'], meta['data_hash']
+    there, here = files.read_json(workdir / 'run.json')['data_hash'], problem.data_hash
     if there != here:
         raise UserError(
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
@@ -76,18 +64,18 @@ def compare(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict
         )
     old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
     old, new = flat(to_record(old)), flat(to_record(experiment))
-    may_differ = _MAY_DIFFER
-    if experiment.optim.schedule == 'constant':  # else the decay depends on the length
-        may_differ += ('train.epochs',)
+    may_differ = {'place', 'pace', 'length'}
+    if experiment.optim.schedule == 'constant':  # else the decay depends on the epochs
+        may_differ.add('epochs')
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not name.startswith(may_differ):
+        if old.get(name) != new.get(name) and effect(name, experiment) not in may_differ:
             raise UserError(
                 f'{workdir} holds a run with {name}={old.get(name)!r}, this command has '
                 f'{new.get(name)!r}; use another --workdir or the same setting'
             )
 
 
-def record(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict, step: int) -> None:
+def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
     """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
     path = workdir / 'run.json'
     sessions = files.read_json(path)['sessions'] if path.exists() else []
@@ -103,7 +91,7 @@ def record(workdir: pathlib.Path, experiment: config_lib.Experiment, meta: dict,
             'host': platform.platform(),
         }
     )
-    run = {'data_hash': meta['data_hash'], 'data_path': meta['path'], 'sessions': sessions}
+    run = {'data_hash': problem.data_hash, 'data_path': problem.data_path, 'sessions': sessions}
     if jax.process_index() == 0:
         files.write_json(path, run)
         files.write_json(workdir / 'config.json', to_record(experiment))
@@ -125,7 +113,7 @@ def _git() -> dict[str, Any] | None:
     """Commit and dirtiness of the checkout that holds this package, None outside one."""
 
     def git(*args):
-        here = pathlib.Path(__file__).parent
+        here = pathlib.Path(__file__).parent.parent
         return subprocess.run(
             ['git', '-C', str(here), *args], capture_output=True, text=True, check=True
         ).stdout.strip()
