@@ -26,8 +26,14 @@ def get_config(arg: str = '') -> Experiment:
     features += tuple(Feature(column, 'quantile', size=20) for column in columns)
     return Experiment(
         model=kuaiformer.Config(dim=64, blocks=2, ffn=2, interests=4, features=features),
-        task=next_item.Config(cutoffs=(10, 50, 100, 500, 1000), valid_users=20_000),
-        data=Data(features=','.join(columns), windows='cuts', cuts=8, windows_per_user=8),
+        task=next_item.Config(
+            windows='cuts',
+            cuts=8,
+            windows_per_user=8,
+            cutoffs=(10, 50, 100, 500, 1000),
+            valid_users=20_000,
+        ),
+        data=Data(features=','.join(columns)),
         optim=Optim(learning_rate=2e-3, ema=0.995),
         train=Train(batch_rows=64, epochs=50, patience=5, metric='HR@50'),
     )
