@@ -79,7 +79,6 @@ class Encoder:
             raise UserError('there is no training row: check the days of the split')
         self._rows, self._fields = rows, fields
         self._counts = {
-            'row': None,
             'user': np.bincount(rows.users[train], minlength=rows.num_users),
             'item': np.bincount(rows.items[train] - 1, minlength=rows.num_items),
         }

@@ -107,7 +107,7 @@ class Rows:
 
     def statistics(self) -> dict:
         """Rows, users and items that have any, mean length, and every label's mean where known."""
-        users = np.count_nonzero(np.bincount(self.users, minlength=1))
+        users = int(np.count_nonzero(np.bincount(self.users, minlength=1)))
         means = {}
         for name, column in sorted(self.labels.items()):
             known = ~np.isnan(column)
@@ -116,7 +116,7 @@ class Rows:
         return {
             'rows': len(self),
             'users': users,
-            'items': np.count_nonzero(np.bincount(self.items, minlength=1)),
+            'items': int(np.count_nonzero(np.bincount(self.items, minlength=1))),
             'mean_length': len(self) / max(users, 1),
             'labels': means,
         }

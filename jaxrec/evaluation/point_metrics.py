@@ -165,7 +165,7 @@ def clicks(
         losses = logloss(logit, label)
         rate = about['positives'] / len(label)
         mean, values, weights = gauc(logit, label, user)
-        about |= {'rate': rate, 'gauc_users': np.count_nonzero(weights)}
+        about |= {'rate': rate, 'gauc_users': int(np.count_nonzero(weights))}
         found = {
             'AUC': auc(logit, label),
             'GAUC': mean,
