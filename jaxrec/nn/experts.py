@@ -1,5 +1,6 @@
 """Experts and gates of multi-task models: MLPs side by side, and mixtures of what they say."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -37,7 +38,7 @@ class MLPs(nnx.Module):
     ):
         self.count, self.hidden, self.last, self.dropout = count, hidden, last, dropout
         init = nnx.initializers.variance_scaling(1.0, 'fan_avg', 'uniform', batch_axis=(0,))
-        sizes = list(zip(widths[:-1], widths[1:], strict=True))
+        sizes = list(itertools.pairwise(widths))
         self.kernels = nnx.List(
             nnx.Param(init(rngs.params(), (count, *size), jnp.float32)) for size in sizes
         )
