@@ -145,7 +145,8 @@ def read(log: bytes, past: bytes, users: bytes, videos: bytes) -> Rows:
     Of the row: date (as published, yyyymmdd), hour, tab. Of the user: the published categories and
     counts, and `watch`, `long_watch`, `past_like`, the videos of PAST, oldest first. Of the video:
     author, video_type, upload_type, music, music_type, tags (published number + 1), duration in ms.
-    Labels: LABELS, and play_time_ms. Text categories are numbered by their order in the alphabet.
+    Labels: LABELS, and play_time_ms. Categories are numbered in ascending order of
+    their values, -1 = missing.
     """
     table = pa.csv.read_csv(io.BytesIO(log))
     table = table.take(np.argsort(table['time_ms'].to_numpy(), kind='stable'))
