@@ -59,9 +59,9 @@ def make(train=None, model=None, **changes):
         'attend': ('watch',),
     }
     experiment = Experiment(
-        model=mmoe.Config(**small, **(model or {})),
+        model=mmoe.Config(**{**small, **(model or {})}),
         data=Data(dataset='made'),
-        train=Train(batch_rows=32, metric='GAUC/mean', seed=1, **(train or {})),
+        train=Train(**{'batch_rows': 32, 'metric': 'GAUC/mean', 'seed': 1, **(train or {})}),
     )
     experiment.task = click.Config(**{**settings, 'batch_rows': 50, **changes})
     return experiment
@@ -191,6 +191,16 @@ def test_references(rows):
     assert found['user rate'].metrics['GAUC/click'] == 0.5
 
 
+def test_metric_without_a_positive(rows):
+    rows.labels['like'][rows.features['date'] >= 7] = 0
+    with pytest.raises(UserError, match="'GAUC/mean' is undefined on the validation rows"):
+        opened(make())
+    p = opened(make(gauc=('click',)))
+    found = p.evaluations['test']().references()['item rate'].metrics
+    assert 'GAUC/mean' in found and 'logloss/like' in found
+    assert not {'AUC/mean', 'AUC/like', 'NE/like'} & found.keys()
+
+
 def test_metrics():
     metrics = make().task.metrics()
     assert metrics['GAUC/click'].higher and metrics['AUC/mean'].higher
@@ -216,9 +226,7 @@ def test_metrics():
     ],
 )
 def test_what_check_refuses(changes, words):
-    metric = changes.pop('train', {}).get('metric', 'GAUC/mean')
     experiment = make(**changes)
-    experiment.train.metric = metric
     with pytest.raises(UserError) as error:
         experiment.task.check(experiment)
     assert words in str(error.value) and '\n' not in str(error.value)

@@ -141,6 +141,7 @@ def test_without_its_files(source, tmp_path):
         return str(error.value)
 
     assert 'holds no rows' in message(dataset='beauty')
+    assert 'data.min_user does not go with' in message(min_user=5)
     assert f'data.source=FOLDER with {kuairand.LOG}' in message()
     path = source / f'{kuairand_rows.USERS}.gz'
     path.write_bytes(gzip.compress(b'other'))

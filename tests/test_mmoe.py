@@ -155,7 +155,7 @@ def test_one_expert_is_the_shared_bottom():
     graph, params = make(experts=1)
     assert 'gates' not in nnx.to_pure_dict(params)['mixture']
     model = nnx.merge(graph, params)
-    seen = model.mixture(model.inputs(make_batch()['features']))
+    seen = model.mixture(model.expert_input(make_batch()['features']))
     np.testing.assert_array_equal(seen[:, 0], seen[:, 1])
 
 

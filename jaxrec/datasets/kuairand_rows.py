@@ -74,6 +74,9 @@ def load(config: Data, say: Callable = print) -> tuple[Rows, dict]:
     """
     if config.dataset != NAME:
         raise UserError(f'data.dataset={config.dataset!r} holds no rows; {NAME!r} does')
+    for option in ('log', 'min_user', 'min_item'):
+        if getattr(config, option):
+            raise UserError(f'data.{option} does not go with data.dataset={NAME!r}: leave it out')
     root = pathlib.Path(config.data_dir).expanduser().absolute()
     folder = root / NAME.replace('-', '_') / store.VERSION
     found = _find(folder)

@@ -102,11 +102,11 @@ class MMoE(problem.Model):
         """
         del constants
         input_key, expert_key, tower_key = layers.split_key(key, 3)
-        x = self.inputs(batch['features'])
+        x = self.expert_input(batch['features'])
         x = layers.dropout(x, self.config.embedding_dropout, input_key)
         return self.towers(self.mixture(x, expert_key), tower_key)[..., 0]
 
-    def inputs(self, features: dict[str, jax.Array]) -> jax.Array:
+    def expert_input(self, features: dict[str, jax.Array]) -> jax.Array:
         """[B, I], what the experts see of `features`."""
         codes = [features[name] for name in self.widths]
         codes = [x if x.ndim == 2 else x[:, None] for x in codes]
@@ -136,6 +136,8 @@ class MMoE(problem.Model):
         key: jax.Array,
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """Sum over tasks of the mean cross entropy over the task's known rows; terms: each task's.
+
+        With microbatches, a task's mean is over its known rows of a turn.
 
         Args:
           batch: as in `scores`, with labels and mask float32 [B, T] and weights float32 [B].

@@ -101,6 +101,12 @@ class Config(problem.Task):
         def evaluation(name):
             return lambda: Impressions(self, rows, encode, parts[name], parts['train'], name)
 
+        metric = experiment.train.metric
+        if metric not in evaluation('valid')().defined():
+            raise UserError(
+                f'train.metric={metric!r} is undefined on the validation rows: no positive, no '
+                'negative, or for GAUC no user with both; choose another one'
+            )
         counts = ', '.join(f'{len(index):,} {name}' for name, index in parts.items())
         return Clicks(
             about=f'{rows.name}: {counts} rows, {rows.num_users:,} users, {rows.num_items:,} items',
@@ -179,6 +185,10 @@ class Impressions(problem.Evaluation):
         for places, columns in parts:
             logits[places] = columns['logits'][: len(places)]
         return self._measured(logits)
+
+    def defined(self) -> set[str]:
+        """Metrics that the labels let be measured, whatever the scores."""
+        return set(self._measured(np.zeros((self.examples, len(self._config.labels)))).metrics)
 
     def references(self) -> dict[str, problem.Measured]:
         """Rates of the item and of the user in the training rows, for each label.
