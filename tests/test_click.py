@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import problem, sharding
+from jaxrec import problem
 from jaxrec.cli import UserError
 from jaxrec.config import Data, Experiment, Train
 from jaxrec.data.fields import Field
@@ -13,6 +13,7 @@ from jaxrec.data.rows import Rows
 from jaxrec.datasets import kuairand_rows
 from jaxrec.evaluation import point_metrics
 from jaxrec.models import mmoe
+from jaxrec.sharding import BATCH, on_mesh
 from jaxrec.tasks import click
 
 LABELS = ('click', 'like')
@@ -112,9 +113,9 @@ def evaluate(p, graph, params, name, order=1):
         return p.predict(model, p.begin(model, {}), batch, False)
 
     def placed(batch):
-        if not sharding.on_mesh():
+        if not on_mesh():
             return batch
-        place = jax.NamedSharding(jax.sharding.get_mesh(), sharding.BATCH)
+        place = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
         return jax.device_put(batch, place)
 
     evaluation = p.evaluations[name]()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import sharding
 from jaxrec.nn import experts
+from jaxrec.sharding import on_mesh, put_batch
 
 B, I, E, T, D = 8, 5, 3, 2, 4
 
@@ -148,7 +148,7 @@ def test_any_mesh(mesh):
             loss = lambda p: (nnx.merge(graph, p)(x, key) ** 2).mean()  # noqa: E731
             return jax.value_and_grad(loss)(params)
 
-        placed = sharding.put_batch({'x': x})['x'] if sharding.on_mesh() else x
+        placed = put_batch({'x': x})['x'] if on_mesh() else x
         return jax.tree.leaves(jax.device_get(run(jax.random.key(3), placed)))
 
     alone = gradients()

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec import sharding
 from jaxrec.cli import UserError
 from jaxrec.models import mmoe
+from jaxrec.sharding import BATCH, on_mesh
 
 B, T, ROWS = 8, 3, 40
 SIZES = {
@@ -182,9 +182,9 @@ def test_any_mesh(mesh):
             value, grads = jax.value_and_grad(step)(params)
             return value, params, grads, scores(graph, params, batch)
 
-        if not sharding.on_mesh():
+        if not on_mesh():
             return jax.tree.leaves(run(batch))
-        place = jax.NamedSharding(jax.sharding.get_mesh(), sharding.BATCH)
+        place = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
         return jax.tree.leaves(jax.device_get(run(jax.device_put(batch, place))))
 
     alone = run()

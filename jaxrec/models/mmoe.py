@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec import embeddings, layers, problem, sharding
+from jaxrec import embeddings, problem
 from jaxrec.cli import UserError
+from jaxrec.layers import Key, dropout, split_key
 from jaxrec.nn import experts
+from jaxrec.sharding import lookup
 
 _FEATURE = 'feature.'  # of `sizes`: how many rows of the table a field has in an example
 
@@ -91,7 +93,7 @@ class MMoE(problem.Model):
         )
 
     def scores(
-        self, batch: problem.Batch, constants: dict[str, jax.Array], key: layers.Key = None
+        self, batch: problem.Batch, constants: dict[str, jax.Array], key: Key = None
     ) -> jax.Array:
         """Logits [B, T].
 
@@ -101,9 +103,9 @@ class MMoE(problem.Model):
           key: dropout key; None at inference.
         """
         del constants
-        input_key, expert_key, tower_key = layers.split_key(key, 3)
+        input_key, expert_key, tower_key = split_key(key, 3)
         x = self.expert_input(batch['features'])
-        x = layers.dropout(x, self.config.embedding_dropout, input_key)
+        x = dropout(x, self.config.embedding_dropout, input_key)
         return self.towers(self.mixture(x, expert_key), tower_key)[..., 0]
 
     def expert_input(self, features: dict[str, jax.Array]) -> jax.Array:
@@ -111,7 +113,7 @@ class MMoE(problem.Model):
         codes = [features[name] for name in self.widths]
         codes = [x if x.ndim == 2 else x[:, None] for x in codes]
         codes = jnp.concatenate(codes, axis=1)
-        rows = sharding.lookup(self.table[...], codes)
+        rows = lookup(self.table[...], codes)
         rows = rows * (codes > 0)[..., None].astype(rows.dtype)
         members, real, vectors, first = {}, {}, {}, 0
         for name, width in self.widths.items():

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec import layers, sharding
+from jaxrec.layers import Key, dropout, split_key
+from jaxrec.sharding import on_mesh
 
 ACTIVATIONS = {'relu': jax.nn.relu, 'swish': jax.nn.silu, 'none': lambda x: x}
 
@@ -44,7 +45,7 @@ class MLPs(nnx.Module):
         )
         self.biases = nnx.List(nnx.Param(jnp.zeros((count, size[1]))) for size in sizes)
 
-    def __call__(self, x: jax.Array, key: layers.Key = None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key = None) -> jax.Array:
         """[B, N, O] outputs.
 
         Args:
@@ -52,13 +53,13 @@ class MLPs(nnx.Module):
           key: dropout key; None at inference.
         """
         depth = len(self.kernels)
-        keys = layers.split_key(key, depth)
+        keys = split_key(key, depth)
         for number in range(depth):
             last = number == depth - 1
             x = stacked_product(x, self.kernels[number][...]) + self.biases[number][...]
             x = ACTIVATIONS[self.last if last else self.hidden](x)
             if not last:
-                x = layers.dropout(x, self.dropout, keys[number])
+                x = dropout(x, self.dropout, keys[number])
         return x
 
 
@@ -88,7 +89,7 @@ class Mixture(nnx.Module):
         self.experts = MLPs(experts, widths, last='relu', dropout=dropout, rngs=rngs)
         self.gates = MLPs(tasks, (widths[0], experts), rngs=rngs) if experts > 1 else None
 
-    def __call__(self, x: jax.Array, key: layers.Key = None) -> jax.Array:
+    def __call__(self, x: jax.Array, key: Key = None) -> jax.Array:
         """[B, T, D] of inputs [B, I]; `key` as in `MLPs`."""
         return mix(self.weights(x), self.experts(x, key))
 
@@ -128,7 +129,7 @@ def _product_forward(x, kernels):
 
 def _product_backward(residuals, g):
     x, kernels = residuals
-    whole = jax.P(None, None, None) if sharding.on_mesh() else None
+    whole = jax.P(None, None, None) if on_mesh() else None
     d_x = jnp.einsum(f'bno,nio->{_axes(x)}', g, kernels)
     d_kernels = jnp.einsum(f'{_axes(x)},bno->nio', x, g, out_sharding=whole)
     return d_x, d_kernels

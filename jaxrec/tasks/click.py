@@ -7,12 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrec import problem, sharding
+from jaxrec import problem
 from jaxrec.cli import UserError
 from jaxrec.data.fields import Encoder, Field, check_fields
 from jaxrec.data.rows import RowBatches, Rows, row_batch
 from jaxrec.datasets import kuairand_rows
 from jaxrec.evaluation import point_metrics
+from jaxrec.sharding import on_mesh, replicated
 
 MEANS = ('AUC/mean', 'GAUC/mean')
 _PSEUDO = 20  # impressions at the mean rate, added to every item's and user's own
@@ -132,7 +133,7 @@ class Clicks(problem.Problem):
     ) -> dict[str, jax.Array]:
         """logits: float32 [B, T]."""
         del full
-        return {'logits': sharding.replicated(model.scores(batch, carried))}
+        return {'logits': replicated(model.scores(batch, carried))}
 
 
 class Impressions(problem.Evaluation):
@@ -171,7 +172,7 @@ class Impressions(problem.Evaluation):
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape: task.batch_rows, rounded up to divide over the mesh."""
-        devices = jax.sharding.get_mesh().shape['data'] if sharding.on_mesh() else 1
+        devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
         size = min(self._config.batch_rows, self.examples)
         size = -(-size // (2 * devices)) * 2 * devices
         for first in range(0, self.examples, size):
