@@ -59,7 +59,7 @@ def get_config(arg: str = '') -> Experiment:
         model=mmoe.Config(
             experts={'': 6, 'shared_bottom': 1}[arg],
             attend=('watch', 'long_watch'),
-            products=(('user', 'item'),),
+            cross=('user',),
         ),
         data=Data(dataset='kuairand-pure-rows'),
         optim=Optim(learning_rate=2e-3, b2=0.999),

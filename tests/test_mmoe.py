@@ -27,7 +27,7 @@ CONFIG = {
     'expert_widths': (7, 6),
     'tower_widths': (5,),
     'attend': ('past',),
-    'products': (('user', 'item'), ('item', 'past')),
+    'cross': ('user', 'past'),
 }
 
 
@@ -91,7 +91,7 @@ def slow_scores(params, batch, config=CONFIG):
             query = mean['item'] @ p['queries'][n]
             keys = np.array(members[name])
             parts.append(softmax(keys @ query / 2) @ keys if len(keys) else np.zeros(4))
-        parts += [mean[a] * mean[b] for a, b in config['products']]
+        parts += [mean[name] * mean['item'] for name in config['cross']]
         parts += [[batch['features'][name][row]] for name in ('age', 'income')]
         x = np.concatenate(parts)
         said = [relu(mlp(p['mixture']['experts'], e, x)) for e in range(config['experts'])]

@@ -2,7 +2,8 @@
 
 Input of the experts: the vectors of all fields side by side (a set: the mean of its members), of
 the sets in `attend` also their members weighted by attention from the vector of `query` (target
-attention, as in DIN), the products of pairs of vectors, and the numbers.
+attention, as in DIN), of the fields in `cross` the elementwise product with that of `query`, and
+the numbers.
 """
 
 import dataclasses
@@ -31,8 +32,8 @@ class Config(problem.ModelConfig):
     expert_widths: tuple[int, ...] = (64, 32)  # of every layer of an expert
     tower_widths: tuple[int, ...] = (64,)  # of every hidden layer of a task's tower
     attend: tuple[str, ...] = ()  # sets that are also pooled by attention
-    query: str = 'item'  # the field that asks
-    products: tuple[tuple[str, str], ...] = ()  # pairs of fields, vectors multiplied elementwise
+    cross: tuple[str, ...] = ()  # fields that are also multiplied with `query`
+    query: str = 'item'  # the field that attention and products are with
     dropout: float = 0.0  # after hidden layers
     embedding_dropout: float = 0.0  # of the experts' input
     init: str = 'normal'  # of the table, see embeddings.INITS
@@ -55,8 +56,8 @@ class Config(problem.ModelConfig):
 
     def inputs(self) -> problem.Inputs:
         """The fields that the model knows by name; it takes all others as they come."""
-        names = [*self.attend, *(name for pair in self.products for name in pair)]
-        names += [self.query] if self.attend else []
+        names = (*self.attend, *self.cross)
+        names += (self.query,) if names else ()
         return problem.Inputs(features=tuple(dict.fromkeys(names)))
 
 
@@ -76,7 +77,7 @@ class MMoE(problem.Model):
         self.queries = nnx.List(
             nnx.Param(init(rngs.params(), (dim, dim), jnp.float32)) for _ in config.attend
         )
-        vectors = len(self.widths) + len(config.attend) + len(config.products)
+        vectors = len(self.widths) + len(config.attend) + len(config.cross)
         inputs = vectors * dim + len(self.numbers)
         self.mixture = experts.Mixture(
             config.experts,
@@ -126,7 +127,7 @@ class MMoE(problem.Model):
         for name, kernel in zip(self.config.attend, self.queries, strict=True):
             query = experts.stacked_product(vectors[self.config.query], kernel[...][None])[:, 0]
             parts.append(attend(query, members[name], real[name]))
-        parts += [vectors[left] * vectors[right] for left, right in self.config.products]
+        parts += [vectors[name] * vectors[self.config.query] for name in self.config.cross]
         parts += [features[name][:, None] for name in self.numbers]
         return jnp.concatenate(parts, axis=1)
 
