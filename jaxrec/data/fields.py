@@ -1,0 +1,198 @@
+"""Fields of rows: which columns a ranking model sees, and their codes in one embedding table."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxrec.cli import UserError
+from jaxrec.data.rows import Rows
+
+KINDS = ('category', 'set', 'quantile', 'number')
+TABLE = 'table'  # in `Encoder.sizes`
+PREFIX = 'feature.'
+
+
+@dataclasses.dataclass
+class Field:
+    """One column of `Rows` as a model sees it.
+
+    kind        column                                    in a batch
+    category    whole numbers                             int32 [B], codes
+    set         T whole numbers from 1, padded with 0     int32 [B, T], codes, 0 = padding
+    quantile    numbers; buckets of equally many          int32 [B], codes
+                training rows
+    number      numbers, standardised by mean and         float32 [B]; 0 where it is missing
+                deviation of the training rows
+
+    A code is a row of one table that all fields share. Row 0 is padding, then every vocabulary has
+    its own rows: a value of the training rows each, and at last one for all other values (of a
+    quantile: for missing ones). Values of fewer than `least` training rows count as others, which
+    teaches that last row what a rare value is; with least = 1 no training row has it, unless it is
+    looked up by a set with `of`.
+    """
+
+    column: str  # of the rows, their users or their items; or 'user', 'item' themselves
+    kind: str = 'category'
+    least: int = 1  # category and set: training rows of a value that gets its own code
+    size: int = 20  # quantile: buckets
+    of: str = ''  # set: the category whose vocabulary it shares; '' = its own
+
+
+def check_fields(fields: tuple[Field, ...]) -> None:
+    """Raises UserError for a field that cannot be."""
+    if not fields:
+        raise UserError('task.fields is empty: name the columns that the model sees')
+    kinds = {field.column: field.kind for field in fields}
+    if len(kinds) < len(fields):
+        raise UserError('task.fields names a column twice')
+    for field in fields:
+        name = f'field {field.column!r}'
+        if field.kind not in KINDS:
+            raise UserError(f'{name}: kind={field.kind!r} is not one of {", ".join(KINDS)}')
+        if field.least < 1 or field.size < 1:
+            raise UserError(f'{name}: least and size must be at least 1')
+        if field.of and (field.kind != 'set' or kinds.get(field.of) != 'category'):
+            raise UserError(
+                f"{name}: of={field.of!r} is for a kind='set' and names a field of kind='category'"
+            )
+
+
+class Encoder:
+    """Codes of the fields of any rows; vocabularies come from the training rows alone.
+
+    Args:
+      rows: all of them.
+      fields: which columns.
+      train: int64 [n], numbers of the training rows.
+
+    Attributes:
+      sizes: 'table': rows of the table; 'feature.NAME': how many codes the field has in a row, 0
+        for a number.
+
+    Raises:
+      UserError: there is no such column, or it does not fit the field's kind.
+    """
+
+    def __init__(self, rows: Rows, fields: tuple[Field, ...], train: np.ndarray):
+        check_fields(fields)
+        if not len(train):
+            raise UserError('there is no training row: check the days of the split')
+        self._rows, self._fields = rows, fields
+        self._counts = {
+            'user': np.bincount(rows.users[train], minlength=rows.num_users),
+            'item': np.bincount(rows.items[train] - 1, minlength=rows.num_items),
+        }
+        self._train = train
+        self._codes = {}  # of a field: column -> what is in a batch
+        next_row = 1
+        for field in sorted(fields, key=lambda field: bool(field.of)):
+            if field.of:
+                self._codes[field.column] = self._codes[field.of]
+                continue
+            self._codes[field.column], taken = self._fit(field, next_row)
+            next_row += taken
+        self.sizes = {TABLE: next_row}
+        self._coded = {}  # of users and of items, once and for all
+        for field in fields:
+            column, unit = self._column(field)
+            if unit != 'row':
+                self._coded[field.column] = self._codes[field.column](column)
+            width = 1 if column.ndim == 1 else column.shape[1]
+            self.sizes[PREFIX + field.column] = 0 if field.kind == 'number' else width
+
+    def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
+        """By field, int32 [n], [n, T] or float32 [n]: of the rows with these numbers."""
+        owners = {'user': self._rows.users[index], 'item': self._rows.items[index] - 1}
+        out = {}
+        for field in self._fields:
+            column, unit = self._column(field)
+            if unit == 'row':
+                out[field.column] = self._codes[field.column](column[index])
+            else:
+                out[field.column] = self._coded[field.column][owners[unit]]
+        return out
+
+    def _column(self, field):
+        column, unit = self._rows.column(field.column)
+        if (column.ndim == 2) != (field.kind == 'set'):
+            holds = 'sets' if column.ndim == 2 else 'single values'
+            raise UserError(
+                f'column {field.column!r} holds {holds}: kind={field.kind!r} does not go with it'
+            )
+        if field.kind in ('category', 'set') and column.dtype.kind not in 'iu':
+            raise UserError(
+                f"column {field.column!r} holds numbers with fractions: use kind='quantile' or "
+                "'number'"
+            )
+        return column, unit
+
+    def _fit(self, field, first):
+        """What makes codes of the column's values, and how many rows of the table it takes."""
+        column, unit = self._column(field)
+        if unit == 'row':
+            values, counts = column[self._train], np.ones(len(self._train), np.int64)
+        else:
+            there = self._counts[unit] > 0
+            values, counts = column[there], self._counts[unit][there]
+        if field.kind in ('category', 'set'):
+            known = _vocabulary(values, counts, field)
+            return _Vocabulary(known, first), len(known) + 1
+        values = values.astype(np.float64)
+        real = ~np.isnan(values)
+        values, counts = values[real], counts[real]
+        if not len(values):
+            raise UserError(f'column {field.column!r} has no value in the training rows')
+        if field.kind == 'quantile':
+            order = np.argsort(values, kind='stable')
+            before = np.cumsum(counts[order])
+            wanted = np.arange(1, field.size) / field.size * before[-1]
+            edges = values[order][np.searchsorted(before, wanted)]
+            return _Buckets(edges, first), field.size + 1
+        mean = np.average(values, weights=counts)
+        deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
+        return _Standard(mean, deviation or 1.0), 0
+
+
+def _vocabulary(values, counts, field):
+    if field.kind == 'set':
+        counts = np.broadcast_to(counts[:, None], values.shape)[values > 0]
+        values = values[values > 0]
+    known, place = np.unique(values, return_inverse=True)
+    return known[np.bincount(place, weights=counts, minlength=len(known)) >= field.least]
+
+
+@dataclasses.dataclass
+class _Vocabulary:
+    known: np.ndarray
+    first: int
+
+    def __call__(self, values):
+        if not len(self.known):
+            codes = np.full(values.shape, self.first, np.int32)
+        else:
+            at = np.minimum(np.searchsorted(self.known, values), len(self.known) - 1)
+            at = np.where(self.known[at] == values, at, len(self.known))
+            codes = (self.first + at).astype(np.int32)
+        return np.where(values > 0, codes, 0) if values.ndim == 2 else codes
+
+
+@dataclasses.dataclass
+class _Buckets:
+    edges: np.ndarray
+    first: int
+
+    def __call__(self, values):
+        bucket = np.searchsorted(self.edges, values, side='right')
+        missing = np.isnan(values.astype(np.float64))
+        bucket = np.where(missing, len(self.edges) + 1, bucket)
+        return (self.first + bucket).astype(np.int32)
+
+
+@dataclasses.dataclass
+class _Standard:
+    mean: float
+    deviation: float
+
+    def __call__(self, values):
+        scaled = (values.astype(np.float64) - self.mean) / self.deviation
+        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)

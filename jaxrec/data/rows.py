@@ -1,0 +1,264 @@
+"""Rows: one impression each, with what was known before it and what came of it, as flat columns."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxrec import problem
+from jaxrec.cli import UserError
+from jaxrec.histories import read_meta
+
+FORMAT = 1  # of the folder written by `save`
+KIND = 'rows'  # in its meta.json
+_GROUPS = {'features': 'row', 'user_features': 'user', 'item_features': 'item', 'labels': 'label'}
+
+
+@dataclasses.dataclass
+class Rows:
+    """Impressions of all users, oldest first.
+
+    A feature is of the row, or of its user or item; its name is of one of them only. Whole numbers
+    are categories, float32 are quantities (NaN = missing), int32 [.., T] are sets of up to T
+    numbers from 1, padded with 0.
+
+    Attributes:
+      users: int32 [N], 0-based numbers.
+      items: int32 [N], numbers 1..num_items.
+      times: int64 [N] ascending, in the source's unit.
+      user_ids: [U]; raw id of user u, int64 or utf-8 bytes, ascending.
+      item_ids: [num_items]; raw id of item i at i - 1, likewise.
+      features: columns [N] or [N, T].
+      user_features: columns [U] or [U, T].
+      item_features: columns [num_items] or [num_items, T]; item i's value is at i - 1.
+      labels: float32 [N]; NaN where the outcome is not known.
+      name: data set name, for messages.
+    """
+
+    users: np.ndarray
+    items: np.ndarray
+    times: np.ndarray
+    user_ids: np.ndarray
+    item_ids: np.ndarray
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    user_features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    item_features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    labels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    name: str = ''
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    @property
+    def num_users(self) -> int:
+        return len(self.user_ids)
+
+    @property
+    def num_items(self) -> int:
+        return len(self.item_ids)
+
+    def column(self, name: str) -> tuple[np.ndarray, str]:
+        """A feature's column, and what it is of: 'row', 'user' or 'item'.
+
+        'user' and 'item' are the numbers of users and items themselves.
+
+        Raises:
+          UserError: there is none of this name.
+        """
+        if name == 'user':
+            return np.arange(self.num_users), 'user'
+        if name == 'item':
+            return np.arange(1, self.num_items + 1), 'item'
+        groups = (self.features, 'row'), (self.user_features, 'user'), (self.item_features, 'item')
+        for columns, unit in groups:
+            if name in columns:
+                return columns[name], unit
+        there = ', '.join(['user', 'item', *(n for columns, _ in groups for n in sorted(columns))])
+        raise UserError(f'{self.name or "the data"} has no column {name!r}; it has {there}')
+
+    def outcomes(self, labels: tuple[str, ...], index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels float32 [n, T] of the rows `index`, 0 where unknown, and the mask of the known.
+
+        Raises:
+          UserError: there is no label of this name.
+        """
+        for name in labels:
+            if name not in self.labels:
+                there = ', '.join(sorted(self.labels))
+                raise UserError(f'{self.name or "the data"} has no label {name!r}; it has {there}')
+        values = np.stack([self.labels[name][index] for name in labels], axis=1)
+        known = ~np.isnan(values)
+        return np.where(known, values, np.float32(0)), known.astype(np.float32)
+
+    def content_hash(self) -> str:
+        """sha256 over every column; independent of file format and platform."""
+        digest = hashlib.sha256(b'jaxrec rows 1')
+        for name, column in self._columns().items():
+            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
+            flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
+            for start in range(0, len(flat), 1 << 24):
+                digest.update(flat[start : start + (1 << 24)])
+        return digest.hexdigest()
+
+    def statistics(self) -> dict:
+        """Rows, users and items that have any, mean length, and every label's mean where known."""
+        users = int(np.count_nonzero(np.bincount(self.users, minlength=1)))
+        means = {}
+        for name, column in sorted(self.labels.items()):
+            known = ~np.isnan(column)
+            mean = np.mean(column, where=known, dtype=np.float64) if known.any() else None
+            means[name] = None if mean is None else float(mean)
+        return {
+            'rows': len(self),
+            'users': users,
+            'items': int(np.count_nonzero(np.bincount(self.items, minlength=1))),
+            'mean_length': len(self) / max(users, 1),
+            'labels': means,
+        }
+
+    def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
+        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
+
+        Returns:
+          The content of meta.json: `about`, the kind, the statistics and the content hash.
+        """
+        folder = pathlib.Path(folder)
+        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        columns = self._columns()
+        for name, column in columns.items():
+            np.save(partial / f'{name}.npy', column, allow_pickle=False)
+        meta = {
+            **(about or {}),
+            'kind': KIND,
+            'format': FORMAT,
+            'name': self.name,
+            'columns': list(columns),
+            'statistics': self.statistics(),
+            'data_hash': self.content_hash(),
+        }
+        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+        return meta
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> 'Rows':
+        """Opens a folder written by `save`; columns are memory-mapped, read-only.
+
+        Raises:
+          ValueError: the folder holds another kind of data.
+        """
+        folder = pathlib.Path(folder)
+        meta = read_meta(folder)
+        if meta.get('kind') != KIND:
+            raise ValueError(f'{folder} holds {meta.get("kind", "histories")}, not rows')
+        columns, named = {}, {group: {} for group in _GROUPS}
+        for name in meta['columns']:
+            column = np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+            unit, dot, own = name.partition('.')
+            if dot:
+                group = next(g for g, prefix in _GROUPS.items() if prefix == unit)
+                named[group][own] = column
+            else:
+                columns[name] = column
+        return cls(**columns, **named, name=meta['name'])
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        names = ('users', 'items', 'times', 'user_ids', 'item_ids')
+        columns = {name: getattr(self, name) for name in names}
+        for group, prefix in _GROUPS.items():
+            columns |= {f'{prefix}.{name}': c for name, c in sorted(getattr(self, group).items())}
+        return {name: np.ascontiguousarray(column) for name, column in columns.items()}
+
+
+def row_batch(
+    rows: Rows,
+    encode: Callable[[np.ndarray], dict[str, np.ndarray]],
+    labels: tuple[str, ...],
+    index: np.ndarray,
+    size: int,
+) -> dict:
+    """The rows `index` as a batch of `size`; what is beyond them is 0 everywhere.
+
+    Returns:
+      features: {name: int32 or float32 [size, ..]} of `encode(index)`; labels: float32 [size, T];
+      mask: float32 [size, T], 1 where a label is known; weights: float32 [size], 1 on real rows.
+    """
+    values, mask = rows.outcomes(labels, index)
+    filled = lambda x: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])  # noqa: E731
+    return {
+        'features': {name: filled(column) for name, column in encode(index).items()},
+        'labels': filled(values),
+        'mask': filled(mask),
+        'weights': filled(np.ones(len(index), np.float32)),
+    }
+
+
+class RowBatches(problem.Batches):
+    """Training batches of rows: each once an epoch, in an order drawn from (seed, epoch).
+
+    The rows are spread evenly over the epoch's steps, so no batch is a tiny rest.
+
+    Args:
+      rows: all of them.
+      encode: features of the rows with the numbers given, see `fields.Encoder`.
+      labels: T names.
+      index: int64 [n], numbers of the training rows.
+      batch_rows: B, over all processes.
+      seed: of the order.
+      process: (index, count) of this process; it gets its slice of the batch.
+
+    Raises:
+      UserError: nothing to train on, or a batch that does not divide over the processes.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        encode: Callable[[np.ndarray], dict[str, np.ndarray]],
+        labels: tuple[str, ...],
+        index: np.ndarray,
+        *,
+        batch_rows: int,
+        seed: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        if batch_rows < 1 or batch_rows % process[1]:
+            raise UserError(
+                f'train.batch_rows={batch_rows} must be at least 1 and divide over {process[1]} '
+                'processes'
+            )
+        if not len(index):
+            raise UserError('there is no training row: check the days of the split')
+        self._rows, self._encode, self._labels = rows, encode, labels
+        self._index, self._seed, self._process = index, seed, process
+        self.rows = batch_rows
+        self.examples_per_epoch = len(index)
+        self.targets_per_epoch = int(rows.outcomes(labels, index)[1].sum(dtype=np.float64))
+        self.steps_per_epoch = -(-len(index) // batch_rows)
+        self.fill = len(index) / (self.steps_per_epoch * batch_rows)
+        self._epoch = (-1, None)
+
+    def __call__(self, step: int) -> problem.Batch:
+        """Batch number `step`, this process's rows of it; see `row_batch`."""
+        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        first = step_of_epoch * len(self._index) // self.steps_per_epoch
+        last = (step_of_epoch + 1) * len(self._index) // self.steps_per_epoch
+        number, count = self._process
+        own = self.rows // count
+        chosen = self._order(epoch)[first:last][number * own : (number + 1) * own]
+        return row_batch(self._rows, self._encode, self._labels, chosen, own)
+
+    def _order(self, epoch):
+        if self._epoch[0] != epoch:
+            rng = np.random.default_rng([self._seed, 1, epoch])
+            self._epoch = (epoch, rng.permutation(self._index))
+        return self._epoch[1]

@@ -1,0 +1,196 @@
+"""Metrics of scores of single rows: AUC and its per-user mean, losses, calibration, errors.
+
+Everything is computed on the host in float64. What is held is the scores and labels of the
+evaluated rows; a metric of one label adds a handful of arrays of their number (the order that sorts
+them, and what is summed over runs of equal scores), so memory grows with rows, never with pairs.
+"""
+
+import numpy as np
+
+from jaxrec import problem
+
+METRICS = {
+    'AUC': problem.Metric(),
+    'GAUC': problem.Metric(),
+    'logloss': problem.Metric(higher=False),
+    'NE': problem.Metric(higher=False),
+}
+WEIGHTS = ('rows', 'positives', 'equal')  # of a user in GAUC
+
+
+def group_auc(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """AUC inside every group: (R - P (P + 1) / 2) / (P N), R = sum of the ranks of the positives.
+
+    Equal scores share the mean of their ranks. One sort of all rows by (group, score).
+
+    Args:
+      scores: [n], finite or infinite.
+      labels: [n], 0 or 1.
+      groups: int [n], any numbers.
+
+    Returns:
+      distinct groups ascending [G]; auc float64 [G], NaN where a group has one class only; rows
+      and positives, int64 [G].
+
+    Raises:
+      ValueError: a score is NaN.
+    """
+    if np.isnan(scores).any():
+        raise ValueError('a score is NaN')
+    if not len(scores):
+        empty = np.zeros(0, np.int64)
+        return np.asarray(groups)[:0], np.zeros(0), empty, empty
+    order = np.lexsort((scores, groups))
+    group, score, positive = groups[order], scores[order], labels[order].astype(np.int64)
+    new_group = np.concatenate([[True], group[1:] != group[:-1]])
+    new_run = new_group | np.concatenate([[True], score[1:] != score[:-1]])
+    runs, starts = np.flatnonzero(new_run), np.flatnonzero(new_group)
+    sizes = np.diff(np.append(starts, len(order)))
+    lengths = np.diff(np.append(runs, len(order)))
+    first = np.repeat(starts, np.diff(np.append(np.searchsorted(runs, starts), len(runs))))
+    rank = runs - first + (lengths + 1) / 2  # from 1, of every run
+    total = np.add.reduceat(rank * np.add.reduceat(positive, runs), np.searchsorted(runs, starts))
+    positives = np.add.reduceat(positive, starts)
+    pairs = positives * (sizes - positives).astype(np.float64)
+    above = total - positives * (positives + 1) / 2
+    auc = np.divide(above, pairs, out=np.full(len(starts), np.nan), where=pairs > 0)
+    return group[starts], auc, sizes, positives
+
+
+def auc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Probability that a positive scores above a negative, ties half; NaN with one class only."""
+    values = group_auc(scores, labels, np.zeros(len(scores), np.int64))[1]
+    return float(values[0]) if len(values) else float('nan')
+
+
+def gauc(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, weight: str = 'rows'
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """sum_u w_u AUC_u / sum_u w_u over the users with both classes.
+
+    weight = 'rows' (impressions; HoME eq. 12), 'positives', or 'equal' (a plain mean, as in the
+    code of DIN). The first GAUC (Zhu et al. 2017, arXiv 1703.02091) has groups of (user, position).
+
+    Args:
+      scores, labels, groups: see `group_auc`; groups are users.
+      weight: one of WEIGHTS.
+
+    Returns:
+      GAUC, NaN if no user has both classes; AUC float64 [G] by ascending user, .5 where it is
+      undefined; weights float64 [G], 0 there.
+    """
+    if weight not in WEIGHTS:
+        raise ValueError(f'weight={weight!r} is not one of {", ".join(WEIGHTS)}')
+    _, values, rows, positives = group_auc(scores, labels, groups)
+    defined = ~np.isnan(values)
+    weights = {'rows': rows, 'positives': positives, 'equal': np.ones(len(rows))}[weight]
+    weights = np.where(defined, weights, 0).astype(np.float64)
+    values = np.where(defined, values, 0.5)
+    mean = float(np.average(values, weights=weights)) if defined.any() else float('nan')
+    return mean, values, weights
+
+
+def logloss(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """-y log p - (1 - y) log(1 - p) with p = sigmoid(logits), float64 [n]; never infinite."""
+    logits = logits.astype(np.float64)
+    return np.maximum(logits, 0) - logits * labels + np.log1p(np.exp(-np.abs(logits)))
+
+
+def entropy(rate: float) -> float:
+    """-r log r - (1 - r) log(1 - r): the logloss of always saying the mean rate; 0 at 0 and 1."""
+    return float(-sum(p * np.log(p) for p in (rate, 1 - rate) if p > 0))
+
+
+def normalised_entropy(loss: float, rate: float) -> float:
+    """Logloss in units of the mean rate's entropy (He et al. 2014); NaN with one class only."""
+    return loss / entropy(rate) if entropy(rate) else float('nan')
+
+
+def calibration(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Sum of the predicted probabilities / number of positives; NaN without one."""
+    predicted = np.exp(-np.logaddexp(0, -logits.astype(np.float64))).sum()
+    positives = labels.sum(dtype=np.float64)
+    return float(predicted / positives) if positives else float('nan')
+
+
+def rela_impr(auc: float, base: float) -> float:
+    """(AUC - .5) / (AUC_base - .5) - 1 (Yan et al. 2014)."""
+    return (auc - 0.5) / (base - 0.5) - 1
+
+
+def mae(predictions: np.ndarray, values: np.ndarray) -> float:
+    """Mean of |prediction - value|."""
+    return float(np.abs(predictions.astype(np.float64) - values).mean())
+
+
+def rmse(predictions: np.ndarray, values: np.ndarray) -> float:
+    """Root of the mean of (prediction - value)^2."""
+    return float(np.sqrt(np.square(predictions.astype(np.float64) - values).mean()))
+
+
+def clicks(
+    logits: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    users: np.ndarray,
+    names: tuple[str, ...],
+) -> problem.Measured:
+    """AUC, GAUC (weighted by rows), logloss and NE of every label, over its known rows.
+
+    Args:
+      logits: [n, T].
+      labels: [n, T], 0 or 1.
+      mask: [n, T], 1 where the label is known.
+      users: int [n].
+      names: of the T labels.
+
+    Returns:
+      Metrics 'AUC/NAME' and so on. Values of GAUC and logloss are of every user that has a row, in
+      ascending order; the weights are the user's known rows, in GAUC 0 for a user with one class.
+      A metric that is undefined for want of a class is absent. details['labels']: rows, positives,
+      rate, calibration, and the users that GAUC keeps, by label.
+    """
+    everyone, owner = np.unique(users, return_inverse=True)
+    measured = problem.Measured(metrics={}, details={'examples': len(users), 'labels': {}})
+    measured.details['users'] = len(everyone)
+    for column, name in enumerate(names):
+        known = mask[:, column] > 0
+        logit, label, user = logits[known, column], labels[known, column], owner[known]
+        about = {'rows': len(label), 'positives': int(label.sum(dtype=np.float64))}
+        measured.details['labels'][name] = about
+        if not len(label):
+            continue
+        losses = logloss(logit, label)
+        rate = about['positives'] / len(label)
+        mean, values, weights = gauc(logit, label, user)
+        about |= {'rate': rate, 'gauc_users': int(np.count_nonzero(weights))}
+        found = {
+            'AUC': auc(logit, label),
+            'GAUC': mean,
+            'logloss': float(losses.mean()),
+            'NE': normalised_entropy(float(losses.mean()), rate),
+        }
+        scaled = calibration(logit, label)
+        if not np.isnan(scaled):
+            about['calibration'] = scaled
+        measured.metrics |= {f'{k}/{name}': v for k, v in found.items() if not np.isnan(v)}
+        count = np.bincount(user, minlength=len(everyone)).astype(np.float64)
+        total = np.bincount(user, weights=losses, minlength=len(everyone))
+        _set(measured, f'logloss/{name}', total / np.maximum(count, 1), count)
+        if weights.any():
+            there = np.flatnonzero(count)
+            _set(measured, f'GAUC/{name}', *_spread(len(everyone), there, values, weights))
+    return measured
+
+
+def _set(measured, metric, values, weights):
+    measured.values[metric], measured.weights[metric] = values, weights
+
+
+def _spread(count, places, values, weights):
+    """Values and weights of all users; those without a known row have .5 and 0."""
+    all_values, all_weights = np.full(count, 0.5), np.zeros(count)
+    all_values[places], all_weights[places] = values, weights
+    return all_values, all_weights

@@ -1,0 +1,226 @@
+"""Click: what will come of an impression (a click, a like, ..), learnt and measured per label."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import problem
+from jaxrec.cli import UserError
+from jaxrec.data.fields import Encoder, Field, check_fields
+from jaxrec.data.rows import RowBatches, Rows, row_batch
+from jaxrec.datasets import kuairand_rows
+from jaxrec.evaluation import point_metrics
+from jaxrec.sharding import on_mesh, replicated
+
+MEANS = ('AUC/mean', 'GAUC/mean')
+_PSEUDO = 20  # impressions at the mean rate, added to every item's and user's own
+
+
+@dataclasses.dataclass
+class Config(problem.Task):
+    """Labels to predict from fields; days before `valid_from` train, later ones test.
+
+    A model for it has `scores(batch, constants) -> [B, T]`, logits of the T labels, and is made for
+    the sizes of `fields.Encoder` and 'label': T.
+    """
+
+    labels: tuple[str, ...] = ('click',)
+    fields: tuple[Field, ...] = (Field('user'), Field('item'))
+    day: str = 'date'  # column of the rows by which they are split
+    valid_from: int = 0  # its first value in the validation rows
+    test_from: int = 0  # its first value in the test rows
+    gauc: tuple[str, ...] = ()  # labels that GAUC/mean is the mean of; () = all
+    batch_rows: int = 4096  # of an evaluation
+
+    def check(self, experiment: Any) -> None:
+        check_fields(self.fields)
+        if not self.labels or len(set(self.labels)) < len(self.labels):
+            raise UserError('task.labels must name at least one label, each once')
+        if not set(self.gauc) <= set(self.labels):
+            raise UserError(f'task.gauc={self.gauc} must be among task.labels={self.labels}')
+        if not self.valid_from < self.test_from:
+            raise UserError(
+                f'task.valid_from={self.valid_from} must be below task.test_from={self.test_from}: '
+                f'give the first {self.day} of the validation and of the test rows'
+            )
+        if self.batch_rows < 1:
+            raise UserError(f'task.batch_rows={self.batch_rows} must be at least 1')
+        if experiment.train.metric not in self.metrics():
+            raise UserError(
+                f'train.metric={experiment.train.metric!r} is not measured; the task has '
+                f'{", ".join(self.metrics())}'
+            )
+        there = {field.column: field.kind for field in self.fields}
+        for name in experiment.model.inputs().features:
+            if there.get(name) in (None, 'number'):
+                raise UserError(
+                    f'the model wants field {name!r}: add it to task.fields, or change the model'
+                )
+
+    def metrics(self) -> dict[str, problem.Metric]:
+        """METRIC/LABEL of `point_metrics.METRICS`, and the means AUC/mean and GAUC/mean."""
+        found = {mean: problem.Metric() for mean in MEANS}
+        for metric, about in point_metrics.METRICS.items():
+            found |= {f'{metric}/{label}': about for label in self.labels}
+        return found
+
+    def open(
+        self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
+    ) -> problem.Problem:
+        rows, meta = kuairand_rows.load(experiment.data, say)
+        rows.outcomes(self.labels, np.zeros(0, np.int64))  # raises for one that is not there
+        day, unit = rows.column(self.day)
+        if unit != 'row' or day.ndim > 1:
+            raise UserError(
+                f'task.day={self.day!r} must be a column of the rows with single values'
+            )
+        parts = {
+            'train': np.flatnonzero(day < self.valid_from),
+            'valid': np.flatnonzero((day >= self.valid_from) & (day < self.test_from)),
+            'test': np.flatnonzero(day >= self.test_from),
+        }
+        for name, index in parts.items():
+            if not len(index):
+                raise UserError(
+                    f'no {name} row: {self.day} is {day.min()} to {day.max()}, task.valid_from='
+                    f'{self.valid_from}, task.test_from={self.test_from}'
+                )
+        encode = Encoder(rows, self.fields, parts['train'])
+        batches = RowBatches(
+            rows,
+            encode,
+            self.labels,
+            parts['train'],
+            batch_rows=experiment.train.batch_rows,
+            seed=experiment.train.seed,
+            process=process,
+        )
+
+        def evaluation(name):
+            return lambda: Impressions(self, rows, encode, parts[name], parts['train'], name)
+
+        metric = experiment.train.metric
+        if metric not in evaluation('valid')().defined():
+            raise UserError(
+                f'train.metric={metric!r} is undefined on the validation rows: no positive, no '
+                'negative, or for GAUC no user with both; choose another one'
+            )
+        counts = ', '.join(f'{len(index):,} {name}' for name, index in parts.items())
+        return Clicks(
+            about=f'{rows.name}: {counts} rows, {rows.num_users:,} users, {rows.num_items:,} items',
+            data_hash=meta['data_hash'],
+            data_path=meta['path'],
+            source=rows,
+            sizes={**encode.sizes, 'label': len(self.labels)},
+            periods=[lambda: problem.Period(batches)],
+            evaluations={name: evaluation(name) for name in ('valid', 'test')},
+        )
+
+
+class Clicks(problem.Problem):
+    """Every row is scored by itself; there is nothing to compute once a pass."""
+
+    def begin(self, model: problem.Model, constants: dict[str, jax.Array]) -> dict:
+        """The constants, which `scores` reads."""
+        del model
+        return constants
+
+    def predict(
+        self, model: problem.Model, carried: dict, batch: problem.Batch, full: bool
+    ) -> dict[str, jax.Array]:
+        """logits: float32 [B, T]."""
+        del full
+        return {'logits': replicated(model.scores(batch, carried))}
+
+
+class Impressions(problem.Evaluation):
+    """Rows of some days, measured by AUC, GAUC, logloss and NE of every label.
+
+    Args:
+      config: the task's.
+      rows: all of them.
+      encode: their features.
+      index: int64 [n], numbers of the rows to score.
+      train: int64 [m], numbers of the training rows, of which `references` counts the rates.
+      name: 'valid' or 'test'.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rows: Rows,
+        encode: Callable[[np.ndarray], dict[str, np.ndarray]],
+        index: np.ndarray,
+        train: np.ndarray,
+        name: str,
+    ):
+        self.examples = len(index)
+        self._config, self._rows, self._encode = config, rows, encode
+        self._index, self._train = index, train
+        day = rows.column(config.day)[0][index]
+        self.protocol = {
+            'task': 'click',
+            'split': name,
+            'days': [config.day, int(day.min()), int(day.max())],
+            'labels': list(config.labels),
+            'gauc': 'weighted by impressions, users with both classes',
+            'gauc_mean': list(config.gauc or config.labels),
+        }
+
+    def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
+        """All of one shape: task.batch_rows, rounded up to divide over the mesh."""
+        devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
+        size = min(self._config.batch_rows, self.examples)
+        size = -(-size // (2 * devices)) * 2 * devices
+        for first in range(0, self.examples, size):
+            places = np.arange(first, min(first + size, self.examples))
+            index = self._index[places]
+            yield places, row_batch(self._rows, self._encode, self._config.labels, index, size)
+
+    def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
+        """From the logits, part by part; holds those of all rows, float32."""
+        logits = np.full((self.examples, len(self._config.labels)), np.nan, np.float32)
+        for places, columns in parts:
+            logits[places] = columns['logits'][: len(places)]
+        return self._measured(logits)
+
+    def defined(self) -> set[str]:
+        """Metrics that the labels let be measured, whatever the scores."""
+        return set(self._measured(np.zeros((self.examples, len(self._config.labels)))).metrics)
+
+    def references(self) -> dict[str, problem.Measured]:
+        """Rates of the item and of the user in the training rows, for each label.
+
+        (positives + 20 mean rate) / (rows + 20), so that few rows say little.
+        """
+        return {
+            'item rate': self._rate(self._rows.items, self._rows.num_items + 1),
+            'user rate': self._rate(self._rows.users, self._rows.num_users),
+        }
+
+    def _rate(self, owners, count):
+        labels, mask = self._rows.outcomes(self._config.labels, self._train)
+        train, tested = owners[self._train], owners[self._index]
+        logits = np.empty((self.examples, labels.shape[1]))
+        for column in range(labels.shape[1]):
+            positives = np.bincount(train, labels[:, column], count)
+            known = np.bincount(train, mask[:, column], count)
+            mean = positives.sum() / max(known.sum(), 1)
+            rate = np.clip((positives + _PSEUDO * mean) / (known + _PSEUDO), 1e-7, 1 - 1e-7)
+            logits[:, column] = np.log(rate / (1 - rate))[tested]
+        return self._measured(logits)
+
+    def _measured(self, logits):
+        names = self._config.labels
+        labels, mask = self._rows.outcomes(names, self._index)
+        users = self._rows.users[self._index]
+        measured = point_metrics.clicks(logits, labels, mask, users, names)
+        for mean, of in zip(MEANS, (names, self._config.gauc or names), strict=True):
+            metric = mean.partition('/')[0]
+            values = [measured.metrics.get(f'{metric}/{label}') for label in of]
+            if None not in values:  # each is defined
+                measured.metrics[mean] = float(np.mean(values))
+        return measured
