@@ -18,8 +18,9 @@ shared CPU of two cores. GAUC of click and long_view differs by up to .003 betwe
 rare labels by .02 and more. experiments/mmoe_kuairand.py:shared_bottom has one expert.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
 from jaxrec.data.fields import Field
+from jaxrec.experiment import Experiment
 from jaxrec.models import mmoe
 from jaxrec.tasks import click
 

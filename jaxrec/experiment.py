@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxrec.config import KINDS, RENAMED, Data, Feature, Mesh, Optim, Train
+from jaxrec.config import RENAMED, Data, Mesh, Optim, Train
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Task
 from jaxrec.tasks import next_item
@@ -53,7 +53,6 @@ def check(experiment: Experiment) -> None:
         check_fields(getattr(experiment, section), section)
     model, optim, train = experiment.model, experiment.optim, experiment.train
     model.check()
-    check_features(model.inputs().features)
     if optim.table != 'dense':
         if optim.ema or optim.weight_decay:
             raise UserError(f'optim.table={optim.table} leaves no room for ema and weight_decay')
@@ -61,8 +60,8 @@ def check(experiment: Experiment) -> None:
             raise UserError(f'optim.table={optim.table} does not go with train.microbatches')
         if not model.tables():
             raise UserError(
-                f'optim.table={optim.table}: touched rows only need a sampled loss, and this '
-                'model looks at its whole table'
+                f'optim.table={optim.table}: touched rows only need a sampled loss, and a step of '
+                'this model looks at its whole tables'
             )
     if train.microbatches > 1 and model.whole_batch():
         raise UserError(
@@ -96,21 +95,6 @@ def check_fields(settings: Any, section: str) -> None:
         for inner in value if isinstance(value, tuple) else (value,):
             if dataclasses.is_dataclass(inner):
                 check_fields(inner, f'{section}.{name}')
-
-
-def check_features(features: tuple[Feature, ...]) -> None:
-    """Raises UserError for a feature that cannot be."""
-    names = [feature.column for feature in features]
-    for feature in features:
-        name = f'feature {feature.column!r}'
-        if names.count(feature.column) > 1:
-            raise UserError(f'{name} is given twice')
-        if feature.kind not in KINDS:
-            raise UserError(f'{name}: kind={feature.kind!r} is not one of {", ".join(KINDS)}')
-        if feature.size < 1:
-            raise UserError(f'{name}: size={feature.size} must be at least 1')
-        if feature.kind in ('uniform', 'log') and not 0 < feature.cap < math.inf:
-            raise UserError(f'{name}: kind={feature.kind} needs cap > 0, not {feature.cap}')
 
 
 def _broken(value, rules) -> str:

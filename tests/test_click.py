@@ -1,28 +1,31 @@
 """The click task on made-up rows: split, training, evaluation, references, and what is refused."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 from flax import nnx
 
 from jaxrec import problem
-from jaxrec.cli import UserError
-from jaxrec.config import Data, Experiment, Train
+from jaxrec.config import Data, Train
 from jaxrec.data.fields import Field
 from jaxrec.data.rows import Rows
-from jaxrec.datasets import kuairand_rows
+from jaxrec.devices.mesh import BATCH, on_mesh
+from jaxrec.errors import UserError
 from jaxrec.evaluation import point_metrics
+from jaxrec.experiment import Experiment, check
 from jaxrec.models import mmoe
-from jaxrec.sharding import BATCH, on_mesh
 from jaxrec.tasks import click
 
 LABELS = ('click', 'like')
 FIELDS = (Field('user'), Field('item'), Field('watch', 'set', of='item'), Field('age', 'number'))
 N, USERS, ITEMS = 400, 12, 9
+FOLDER = ''  # of the rows, see `rows`
 
 
 @pytest.fixture(autouse=True)
-def rows(monkeypatch):
+def rows(tmp_path):
     """400 rows of which an item and a user like each other or do not; days 1 to 10, unsorted."""
     rng = np.random.default_rng(0)
     users, items = rng.integers(0, USERS, N), rng.integers(1, ITEMS + 1, N)
@@ -45,8 +48,9 @@ def rows(monkeypatch):
         },
         name='made',
     )
-    meta = {'data_hash': 'abc', 'path': '/folder'}
-    monkeypatch.setattr(kuairand_rows, 'load', lambda config, say: (made, meta))
+    made.save(tmp_path / 'columns')
+    global FOLDER
+    FOLDER = str(tmp_path)
     return made
 
 
@@ -61,7 +65,7 @@ def make(train=None, model=None, **changes):
     }
     experiment = Experiment(
         model=mmoe.Config(**{**small, **(model or {})}),
-        data=Data(dataset='made'),
+        data=Data(log=FOLDER),
         train=Train(**{'batch_rows': 32, 'metric': 'GAUC/mean', 'seed': 1, **(train or {})}),
     )
     experiment.task = click.Config(**{**settings, 'batch_rows': 50, **changes})
@@ -69,14 +73,14 @@ def make(train=None, model=None, **changes):
 
 
 def opened(experiment):
-    experiment.task.check(experiment)
+    check(experiment)
     return experiment.task.open(experiment, say=lambda line: None)
 
 
 def test_open(rows):
     p = opened(make())
-    assert isinstance(p, problem.Problem) and p.source is rows
-    assert (p.data_hash, p.data_path) == ('abc', '/folder')
+    assert isinstance(p, problem.Problem) and len(p.source) == len(rows)
+    assert (p.data_hash, p.data_path) == (rows.content_hash(), FOLDER)
     day = rows.features['date']
     counts = [(day < 7).sum(), ((day >= 7) & (day < 9)).sum(), (day >= 9).sum()]
     assert '{:,} train, {:,} valid, {:,} test'.format(*counts) in p.about
@@ -85,7 +89,7 @@ def test_open(rows):
     assert batches.examples_per_epoch == counts[0] and batches.rows == 32
     assert [p.evaluations[n]().examples for n in ('valid', 'test')] == counts[1:]
     assert p.sizes['label'] == 2 and p.sizes['feature.watch'] == 3 and p.sizes['feature.age'] == 0
-    assert p.evaluations['test']().protocol['days'] == ['date', 9, 10]
+    assert p.evaluations['test']().protocol['days'] == [9, 10]
     batch = batches(0)
     assert batch['features'].keys() == {'user', 'item', 'watch', 'age'}
     assert batch['labels'].shape == batch['mask'].shape == (32, 2)
@@ -194,6 +198,7 @@ def test_references(rows):
 
 def test_metric_without_a_positive(rows):
     rows.labels['like'][rows.features['date'] >= 7] = 0
+    rows.save(pathlib.Path(FOLDER) / 'columns')
     with pytest.raises(UserError, match="'GAUC/mean' is undefined on the validation rows"):
         opened(make())
     p = opened(make(gauc=('click',)))
@@ -229,7 +234,7 @@ def test_metrics():
 def test_what_check_refuses(changes, words):
     experiment = make(**changes)
     with pytest.raises(UserError) as error:
-        experiment.task.check(experiment)
+        check(experiment)
     assert words in str(error.value) and '\n' not in str(error.value)
 
 
@@ -245,7 +250,7 @@ def test_what_check_refuses(changes, words):
 )
 def test_what_open_refuses(changes, words):
     experiment = make(**changes)
-    experiment.task.check(experiment)
+    check(experiment)
     with pytest.raises(UserError) as error:
         experiment.task.open(experiment)
     assert words in str(error.value) and '\n' not in str(error.value)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from jaxrec.devices.mesh import on_mesh, put_batch
 from jaxrec.nn import experts
-from jaxrec.sharding import on_mesh, put_batch
 
 B, I, E, T, D = 8, 5, 3, 2, 4
 

@@ -8,10 +8,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from jaxrec.cli import UserError
+from jaxrec import datasets
 from jaxrec.config import Data
+from jaxrec.data.rows import Rows
 from jaxrec.datasets import kuairand, kuairand_rows
 from jaxrec.datasets.kuairand_rows import NAME
+from jaxrec.errors import UserError
 
 # Not in time order; user 3 has only a past, user 2 none; nothing is known of video 50 and user 2.
 LOG = """\
@@ -119,29 +121,30 @@ def test_features(source):
 def test_prepared_once(source, tmp_path):
     config = Data(dataset=NAME, source=str(source), data_dir=str(tmp_path / 'data'))
     said = []
-    rows, meta = kuairand_rows.load(config, said.append)
+    rows, meta = datasets.load(config, said.append, kind=Rows)
     assert len(said) == 1 and said[0].startswith('writing ')
     config.source = ''  # not needed any more
-    again, same = kuairand_rows.load(config, said.append)
+    again, same = datasets.load(config, said.append, kind=Rows)
     assert len(said) == 1 and same == meta and meta['data_hash'] == again.content_hash()
     assert meta['kind'] == 'rows' and meta['licence'] == 'CC BY-SA 4.0'
     assert isinstance(rows.items, np.memmap) and pathlib.Path(meta['path']).is_dir()
+    rows.save(tmp_path / 'other' / 'columns')
     (pathlib.Path(meta['path']) / 'columns' / 'items.npy').unlink()
     with pytest.raises(UserError, match='is damaged .* delete that folder'):
-        kuairand_rows.load(config)
+        datasets.load(config, kind=Rows)
+    with pytest.raises(UserError, match='holds rows, and histories are asked for'):
+        datasets.load(Data(log=str(tmp_path / 'other')))
 
 
 def test_without_its_files(source, tmp_path):
     def message(**changes):
         with pytest.raises(UserError) as error:
-            kuairand_rows.load(
-                Data(**{'dataset': NAME, 'data_dir': str(tmp_path / 'd'), **changes})
-            )
+            config = Data(**{'dataset': NAME, 'data_dir': str(tmp_path / 'd'), **changes})
+            datasets.load(config, print, kind=Rows)
         assert '\n' not in str(error.value)
         return str(error.value)
 
-    assert 'holds no rows' in message(dataset='beauty')
-    assert 'data.min_user does not go with' in message(min_user=5)
+    assert 'are for histories' in message(min_user=5, source=str(source))
     assert f'data.source=FOLDER with {kuairand.LOG}' in message()
     path = source / f'{kuairand_rows.USERS}.gz'
     path.write_bytes(gzip.compress(b'other'))
@@ -159,7 +162,7 @@ def test_real_files(tmp_path):
     if not source.exists():
         pytest.skip(f'{source} is not there')
     config = Data(dataset=NAME, source=str(source), data_dir=str(tmp_path))
-    rows, meta = kuairand_rows.load(config, say=lambda line: None)
+    rows, meta = datasets.load(config, say=lambda line: None, kind=Rows)
     assert meta['data_hash'].startswith('4a42ee831e4cbf7b')
     day = rows.features['date']
     for first, last, counts in (

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec.cli import UserError
+from jaxrec.devices.mesh import BATCH, on_mesh
+from jaxrec.errors import UserError
+from jaxrec.experiment import check_fields
 from jaxrec.models import mmoe
-from jaxrec.sharding import BATCH, on_mesh
 
 B, T, ROWS = 8, 3, 40
 SIZES = {
@@ -199,8 +200,7 @@ def test_what_it_says_of_itself():
     assert config.inputs().features == ('past', 'user', 'item')
     assert mmoe.Config().inputs().features == ()
     model = config.make(SIZES, rngs=nnx.Rngs(0))
-    paths = ('features/item', 'features/past', 'features/tags', 'features/user')
-    assert model.tables() == {'table': paths}
+    assert config.tables() == {}
     assert model.table[...].shape == (64, 4) and model.carry() == {}
 
 
@@ -218,4 +218,6 @@ def test_what_it_says_of_itself():
 )
 def test_values_that_cannot_be(field, value):
     with pytest.raises(UserError, match=f'model.{field}'):
-        mmoe.Config(**{field: value}).check()
+        config = mmoe.Config(**{field: value})
+        check_fields(config, 'model')
+        config.check()

@@ -6,9 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec.cli import UserError
 from jaxrec.data.fields import Encoder, Field, check_fields
 from jaxrec.data.rows import RowBatches, Rows, row_batch
+from jaxrec.errors import UserError
 
 NAN = np.float32(np.nan)
 LABELS = ('click', 'like')

@@ -1,10 +1,11 @@
 """Codes of features: small integers made of columns, on the host."""
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from jaxrec.config import Feature
+from jaxrec.config import KINDS, Feature
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import ranges
 from jaxrec.errors import UserError
@@ -131,3 +132,18 @@ GAP = 'gap'  # built in: time since the user's event before, in the unit of the 
 
 
 Codes = Callable[[np.ndarray], dict[str, np.ndarray]]  # of the features of events, by index
+
+
+def check_features(features: tuple[Feature, ...]) -> None:
+    """Raises UserError for a feature that cannot be."""
+    names = [feature.column for feature in features]
+    for feature in features:
+        name = f'feature {feature.column!r}'
+        if names.count(feature.column) > 1:
+            raise UserError(f'{name} is given twice')
+        if feature.kind not in KINDS:
+            raise UserError(f'{name}: kind={feature.kind!r} is not one of {", ".join(KINDS)}')
+        if feature.size < 1:
+            raise UserError(f'{name}: size={feature.size} must be at least 1')
+        if feature.kind in ('uniform', 'log') and not 0 < feature.cap < math.inf:
+            raise UserError(f'{name}: kind={feature.kind} needs cap > 0, not {feature.cap}')

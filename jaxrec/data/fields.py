@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from jaxrec.cli import UserError
 from jaxrec.data.rows import Rows
+from jaxrec.errors import UserError
 
 KINDS = ('category', 'set', 'quantile', 'number')
 TABLE = 'table'  # in `Encoder.sizes`

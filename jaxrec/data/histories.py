@@ -1,18 +1,15 @@
 """Histories: every user's time-ordered events as flat, memory-mappable numpy columns."""
 
 import dataclasses
-import hashlib
-import json
 import os
-import pathlib
 import re
-import shutil
+from typing import ClassVar
 
 import numpy as np
 
+from jaxrec.data import stored
 from jaxrec.data.ragged import blocks, distinct
 
-FORMAT = 1  # of the folder written by `save`
 NO_TIME = np.iinfo(
     np.int64
 ).min  # of an event that is older than the user's others, but not known when
@@ -38,6 +35,8 @@ class Histories:
       titles: utf-8 bytes [num_items] for display, or None.
       name: data set name, for messages.
     """
+
+    KIND: ClassVar[str] = 'histories'
 
     items: np.ndarray
     offsets: np.ndarray
@@ -87,15 +86,8 @@ class Histories:
 
         Titles are for display: sources of one data set spell them differently.
         """
-        digest = hashlib.sha256(b'jaxrec histories 1')
-        for name, column in self._columns().items():
-            if name == 'titles':
-                continue
-            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
-            flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
-            for start in range(0, len(flat), 1 << 24):
-                digest.update(flat[start : start + (1 << 24)])
-        return digest.hexdigest()
+        columns = {name: c for name, c in self.columns().items() if name != 'titles'}
+        return stored.content_hash(self.KIND, columns)
 
     def statistics(self) -> dict:
         """Users, items, interactions, mean length, density, tied timestamps, repeats.
@@ -125,40 +117,13 @@ class Histories:
         }
 
     def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
-        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
-
-        Returns:
-          The content of meta.json: `about`, the statistics and the content hash.
-        """
-        folder = pathlib.Path(folder)
-        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, column in self._columns().items():
-            np.save(partial / f'{name}.npy', column, allow_pickle=False)
-        meta = {
-            **(about or {}),
-            'format': FORMAT,
-            'name': self.name,
-            'columns': list(self._columns()),
-            'statistics': self.statistics(),
-            'data_hash': self.content_hash(),
-        }
-        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        return meta
+        """Writes the columns and meta.json, see `stored.save`; returns what meta.json holds."""
+        return stored.save(self, folder, about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> 'Histories':
         """Opens a folder written by `save`; columns are memory-mapped, read-only."""
-        folder = pathlib.Path(folder)
-        meta = read_meta(folder)
-        columns = {
-            name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
-            for name in meta['columns']
-        }
+        columns, name = stored.load(folder, cls.KIND)
 
         def named(prefix):
             return {
@@ -168,9 +133,10 @@ class Histories:
             }
 
         features, item_features = named('feature.'), named('item.')
-        return cls(**columns, features=features, item_features=item_features, name=meta['name'])
+        return cls(**columns, features=features, item_features=item_features, name=name)
 
-    def _columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything that is stored, by the name of its file."""
         columns = {
             'items': self.items,
             'offsets': self.offsets,
@@ -182,11 +148,6 @@ class Histories:
         columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
         columns |= {f'item.{name}': column for name, column in sorted(self.item_features.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
-
-
-def read_meta(folder: str | os.PathLike) -> dict:
-    """meta.json of a saved folder; FileNotFoundError if there is none."""
-    return json.loads((pathlib.Path(folder) / 'meta.json').read_text())
 
 
 def _find(ids: np.ndarray, raw) -> int | None:

@@ -1,21 +1,16 @@
 """Rows: one impression each, with what was known before it and what came of it, as flat columns."""
 
 import dataclasses
-import hashlib
-import json
 import os
-import pathlib
-import shutil
 from collections.abc import Callable
+from typing import ClassVar
 
 import numpy as np
 
-from jaxrec import problem
-from jaxrec.cli import UserError
-from jaxrec.histories import read_meta
+from jaxrec import problem, rng
+from jaxrec.data import stored
+from jaxrec.errors import UserError
 
-FORMAT = 1  # of the folder written by `save`
-KIND = 'rows'  # in its meta.json
 _GROUPS = {'features': 'row', 'user_features': 'user', 'item_features': 'item', 'labels': 'label'}
 
 
@@ -39,6 +34,8 @@ class Rows:
       labels: float32 [N]; NaN where the outcome is not known.
       name: data set name, for messages.
     """
+
+    KIND: ClassVar[str] = 'rows'
 
     users: np.ndarray
     items: np.ndarray
@@ -97,13 +94,7 @@ class Rows:
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
-        digest = hashlib.sha256(b'jaxrec rows 1')
-        for name, column in self._columns().items():
-            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
-            flat = column.view(np.uint8).reshape(-1) if column.size else np.zeros(0, np.uint8)
-            for start in range(0, len(flat), 1 << 24):
-                digest.update(flat[start : start + (1 << 24)])
-        return digest.hexdigest()
+        return stored.content_hash(self.KIND, self.columns())
 
     def statistics(self) -> dict:
         """Rows, users and items that have any, mean length, and every label's mean where known."""
@@ -122,32 +113,8 @@ class Rows:
         }
 
     def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
-        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
-
-        Returns:
-          The content of meta.json: `about`, the kind, the statistics and the content hash.
-        """
-        folder = pathlib.Path(folder)
-        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        columns = self._columns()
-        for name, column in columns.items():
-            np.save(partial / f'{name}.npy', column, allow_pickle=False)
-        meta = {
-            **(about or {}),
-            'kind': KIND,
-            'format': FORMAT,
-            'name': self.name,
-            'columns': list(columns),
-            'statistics': self.statistics(),
-            'data_hash': self.content_hash(),
-        }
-        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        return meta
+        """Writes the columns and meta.json, see `stored.save`; returns what meta.json holds."""
+        return stored.save(self, folder, about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> 'Rows':
@@ -156,22 +123,19 @@ class Rows:
         Raises:
           ValueError: the folder holds another kind of data.
         """
-        folder = pathlib.Path(folder)
-        meta = read_meta(folder)
-        if meta.get('kind') != KIND:
-            raise ValueError(f'{folder} holds {meta.get("kind", "histories")}, not rows')
+        stored_columns, title = stored.load(folder, cls.KIND)
         columns, named = {}, {group: {} for group in _GROUPS}
-        for name in meta['columns']:
-            column = np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
+        for name, column in stored_columns.items():
             unit, dot, own = name.partition('.')
             if dot:
                 group = next(g for g, prefix in _GROUPS.items() if prefix == unit)
                 named[group][own] = column
             else:
                 columns[name] = column
-        return cls(**columns, **named, name=meta['name'])
+        return cls(**columns, **named, name=title)
 
-    def _columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything that is stored, by the name of its file."""
         names = ('users', 'items', 'times', 'user_ids', 'item_ids')
         columns = {name: getattr(self, name) for name in names}
         for group, prefix in _GROUPS.items():
@@ -259,6 +223,6 @@ class RowBatches(problem.Batches):
 
     def _order(self, epoch):
         if self._epoch[0] != epoch:
-            rng = np.random.default_rng([self._seed, 1, epoch])
-            self._epoch = (epoch, rng.permutation(self._index))
+            generator = rng.host(self._seed, rng.ORDER, epoch)
+            self._epoch = (epoch, generator.permutation(self._index))
         return self._epoch[1]

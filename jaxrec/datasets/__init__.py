@@ -29,6 +29,7 @@ KNOWN = {
     'kuairand-pure-watched': ('kuairand', 'WATCHED', 'of these the watched (long_view) ones'),
     'kuairand-pure-history': ('kuairand', 'HISTORY', 'kuairand-pure after 50 older events a user'),
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
+    'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
 }
 SYNTHETIC = 'synthetic'
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'features')  # options
@@ -37,29 +38,37 @@ _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) 
 
 
 def load(
-    config: config_lib.Data, say: Callable = print, flags: str = '--config.data.'
-) -> tuple[Histories, dict]:
+    config: config_lib.Data,
+    say: Callable = print,
+    flags: str = '--config.data.',
+    kind: type = Histories,
+) -> tuple[store.Stored, dict]:
     """Opens the data set that `config` names, after building it if it is not there yet.
 
     Args:
       config: `log` wins over `dataset`; a log may also be the folder of a prepared data set.
       say: called with lines for people while something is built.
       flags: how the caller's flags for the fields of `config` begin, for messages.
+      kind: what the caller can use: Histories, or another of `store.KINDS`.
 
     Returns:
-      The histories (memory-mapped), and the meta data: description, citation, homepage, licence,
+      The data (memory-mapped), and the meta data: description, citation, homepage, licence,
       source, statistics, data_hash, path.
 
     Raises:
       UserError: something the user can put right, in one line.
     """
     try:
-        return _load(config, say)
+        data, meta = _load(config, say)
+        if not isinstance(data, kind):
+            named = config.log or config.dataset
+            raise UserError(f'{named} holds {data.KIND}, and {kind.KIND} are asked for')
+        return data, meta
     except UserError as e:
         raise UserError(_FLAG.sub(flags, str(e))) from e
 
 
-def _load(config: config_lib.Data, say: Callable) -> tuple[Histories, dict]:
+def _load(config: config_lib.Data, say: Callable) -> tuple[store.Stored, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
     if config.log:
@@ -86,7 +95,7 @@ def _set(config: config_lib.Data, options: tuple[str, ...]) -> list[str]:
     return [o for o in options if getattr(config, o) != getattr(config_lib.Data, o)]
 
 
-def _open_folder(path: pathlib.Path, config: config_lib.Data) -> tuple[Histories, dict]:
+def _open_folder(path: pathlib.Path, config: config_lib.Data) -> tuple[store.Stored, dict]:
     for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
         raise UserError(
             f'--log={path} is a folder, so a prepared data set, which is taken as it is: leave out '
@@ -142,8 +151,12 @@ def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
 
         data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
         raw, used = data_set.read_checked(config.source, say)
+        if isinstance(raw, events.Events):
+            raw = events.to_histories(raw, config.dataset, config.min_user, config.min_item)
+        elif config.min_user or config.min_item:
+            raise UserError(f'--min_user and --min_item are for histories, not {raw.KIND}')
         return store.Source(
-            events.to_histories(raw, config.dataset, config.min_user, config.min_item),
+            raw,
             data_set.description,
             used,
             data_set.citation,

@@ -6,9 +6,8 @@ known before the impression: the videos before 25 April are frozen, and no play 
 video_features_statistic_pure.csv is never read: its counts are taken over the whole period.
 """
 
+import dataclasses
 import io
-import pathlib
-import shutil
 from collections.abc import Callable
 
 import numpy as np
@@ -16,13 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 
-from jaxrec.cli import UserError
-from jaxrec.config import Data
-from jaxrec.data.rows import FORMAT, Rows
-from jaxrec.datasets import store
+from jaxrec.data.rows import Rows
 from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE, LOG, PAST, SHA256, VIDEOS
 from jaxrec.datasets.public import check_sha256, open_source
-from jaxrec.histories import read_meta
+from jaxrec.errors import UserError
 
 NAME = 'kuairand-pure-rows'
 USERS = 'user_features_pure.csv'
@@ -63,61 +59,22 @@ _OF_VIDEO = {
 }
 
 
-def load(config: Data, say: Callable = print) -> tuple[Rows, dict]:
-    """Opens the rows below config.data_dir, after reading them from config.source if need be.
+@dataclasses.dataclass(frozen=True)
+class RowsOf:
+    """A data set of rows, as `datasets` asks for it; see `public.DataSet`."""
 
-    Returns:
-      The rows, memory-mapped, and meta.json with the folder as 'path'.
+    description: str = DESCRIPTION
+    citation: str = CITATION
+    homepage: str = HOMEPAGE
+    licence: str = LICENCE
 
-    Raises:
-      UserError: another data set is named, the source is at fault, or the folder cannot be written.
-    """
-    if config.dataset != NAME:
-        raise UserError(f'data.dataset={config.dataset!r} holds no rows; {NAME!r} does')
-    for option in ('log', 'min_user', 'min_item'):
-        if getattr(config, option):
-            raise UserError(f'data.{option} does not go with data.dataset={NAME!r}: leave it out')
-    root = pathlib.Path(config.data_dir).expanduser().absolute()
-    folder = root / NAME.replace('-', '_') / store.VERSION
-    found = _find(folder)
-    if found:
-        return found
-    with store.locked(folder, root):
-        found = _find(folder)  # built by another process while this one waited
-        if found:
-            return found
-        rows, used = read_checked(config.source)
-        say(f'writing {folder}')
-        about = {
-            'description': DESCRIPTION,
-            'source': used,
-            'citation': CITATION,
-            'homepage': HOMEPAGE,
-            'licence': LICENCE,
-        }
-        try:
-            rows.save(folder / store.COLUMNS, about)
-        except OSError as e:
-            shutil.rmtree(folder, ignore_errors=True)  # makes room again
-            raise UserError(
-                f'cannot write {folder}: {e.strerror or e}; choose another data.data_dir'
-            ) from e
-    return _find(folder)
+    def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
+        """The rows, and where the log was, see `read_checked`."""
+        del say
+        return read_checked(source)
 
 
-def _find(folder: pathlib.Path) -> tuple[Rows, dict] | None:
-    columns = folder / store.COLUMNS
-    if not (columns / 'meta.json').exists():
-        return None
-    try:
-        meta = read_meta(columns)
-        if meta['format'] != FORMAT:
-            return None
-        return Rows.load(columns), {**meta, 'path': str(folder)}
-    except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError) as e:
-        raise UserError(
-            f'the prepared data set {folder} is damaged ({e}): delete that folder and start again'
-        ) from e
+PURE = RowsOf()
 
 
 def read_checked(source: str) -> tuple[Rows, str]:
@@ -129,7 +86,7 @@ def read_checked(source: str) -> tuple[Rows, str]:
     if not source:
         raise UserError(
             f'{NAME} is not downloaded: get KuaiRand-Pure from {HOMEPAGE} and give '
-            f'data.source=FOLDER with {LOG}, {PAST}, {USERS} and {VIDEOS}'
+            f'--source=FOLDER with {LOG}, {PAST}, {USERS} and {VIDEOS}'
         )
     files, used = {}, {}
     for name, sha256 in ({USERS: SHA256_USERS} | SHA256).items():

@@ -1,7 +1,7 @@
 """Prepared data sets on disk: found if finished, else built once, whole or not at all.
 
-    data_dir/name[/variant]/version/           a TFDS data set (array_record, features.json, ...)
-    data_dir/name[/variant]/version/columns/   the same events as memory-mappable columns
+    data_dir/name[/variant]/version/           of histories: a TFDS data set (array_record, ..)
+    data_dir/name[/variant]/version/columns/   the same data as memory-mappable columns
 
 The columns are written last and appear by a rename, so a folder that has them is finished.
 """
@@ -16,7 +16,9 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from jaxrec import files
-from jaxrec.data.histories import FORMAT, Histories, read_meta
+from jaxrec.data.histories import Histories
+from jaxrec.data.rows import Rows
+from jaxrec.data.stored import FORMAT, read_meta
 from jaxrec.errors import UserError
 
 VERSION = '1.1.0'  # of what the readers make of a source; a new one makes old folders stale
@@ -24,11 +26,15 @@ COLUMNS = 'columns'
 NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text
 
 
+Stored = Histories | Rows
+KINDS = {'histories': Histories, 'rows': Rows}  # by the kind in meta.json
+
+
 @dataclasses.dataclass
 class Source:
-    """What a source gave: the histories, and what is told about them."""
+    """What a source gave: the data, and what is told about them."""
 
-    histories: Histories
+    data: Stored
     description: str
     source: str  # file or address that was read
     citation: str = ''
@@ -42,14 +48,14 @@ class Recipe:
 
     Attributes:
       folder: path below data_dir: name[/variant]/version.
-      read: reads the source; may leave files that the histories need in the empty folder given.
+      read: reads the source; may leave files that the data need in the empty folder given.
     """
 
     folder: str
     read: Callable[[pathlib.Path], Source]
 
 
-def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
+def find(folder: pathlib.Path) -> tuple[Stored, dict] | None:
     """The finished data set in `folder`, or None. Only meta.json and numpy files are read.
 
     Raises:
@@ -60,21 +66,21 @@ def find(folder: pathlib.Path) -> tuple[Histories, dict] | None:
         return None
     try:
         meta = read_meta(columns)
+        kind = KINDS[meta.get('kind', 'histories')]
         if meta['format'] != FORMAT:
             return None
-        histories = Histories.load(columns)
-        return histories, {**meta, 'path': str(folder)}
+        return kind.load(columns), {**meta, 'path': str(folder)}
     except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError) as e:
         raise UserError(
             f'the prepared data set {folder} is damaged ({e}): delete that folder and prepare again'
         ) from e
 
 
-def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Histories, dict]:
+def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Stored, dict]:
     """Opens the data set of `recipe` below `data_dir`, after building it if need be.
 
     Returns:
-      The histories, memory-mapped, and meta.json with the folder as 'path'.
+      The data, memory-mapped, and meta.json with the folder as 'path'.
 
     Raises:
       UserError: `data_dir` cannot be written to, the disk is full, or the source is at fault.
@@ -110,20 +116,20 @@ def _read(recipe: Recipe, scratch: pathlib.Path) -> Source:
 
 
 def _build(source: Source, folder: pathlib.Path, root: pathlib.Path, say: Callable) -> None:
-    from jaxrec.datasets import tfds_builder  # imports tensorflow_datasets: only to build
-
     shutil.rmtree(folder, ignore_errors=True)
-    _check_space(source.histories, folder.parent)
+    _check_space(source.data, folder.parent)
     say(f'writing {folder}')
     about = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)[1:]}
-    tfds_builder.write(source.histories, folder, root, about)
-    source.histories.save(folder / COLUMNS, about)
+    if isinstance(source.data, Histories):
+        from jaxrec.datasets import tfds_builder  # imports tensorflow_datasets: only to build
+
+        tfds_builder.write(source.data, folder, root, about)
+    source.data.save(folder / COLUMNS, about)
 
 
-def _check_space(h: Histories, folder: pathlib.Path) -> None:
+def _check_space(data: Stored, folder: pathlib.Path) -> None:
     """Raises OSError if not even the columns fit, before the long part begins."""
-    columns = [h.items, h.offsets, h.user_ids, h.item_ids, *h.features.values()]
-    need = sum(c.nbytes for c in (*columns, h.times) if c is not None)
+    need = sum(column.nbytes for column in data.columns().values())
     free = shutil.disk_usage(folder).free
     if need > free:
         reason = f'{NO_SPACE} (over {need >> 20} MiB needed, {free >> 20} MiB free)'

@@ -24,7 +24,7 @@ def text(result: dict) -> str:
     lines = [
         f'{result["workdir"]}: {result["checkpoint"]} checkpoint, step {result["step"]}, '
         f'training seed {result["seed"]}',
-        f'{result["split"]} split, {result["examples"]:,} {result["unit"]}s',
+        f'{result["split"]} split, {result["examples"]:,} examples',
         f'protocol: {protocol}',
         f'data hash: {result["data_hash"]}',
         *_details(result['details']),
@@ -54,10 +54,15 @@ def write(result: dict, workdir: pathlib.Path, name: str) -> None:
 
 
 def _details(details: dict[str, Any], prefix: str = '') -> list[str]:
-    """A line for every detail; lists of numbers on one."""
+    """A line for every detail, a table for what is told of several things alike."""
     lines = []
     for name, value in details.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()):
+            columns = list(next(iter(value.values()), {}))
+            rows = [[key, *(_plain(v.get(c)) for c in columns)] for key, v in value.items()]
+            heads = [name, *(column.replace('_', ' ') for column in columns)]
+            lines += ['', *_aligned([heads, *rows])]
+        elif isinstance(value, dict):
             lines += _details(value, f'{prefix}{name} ')
         else:
             lines.append(f'{prefix}{name}: {_plain(value)}'.replace('_', ' '))

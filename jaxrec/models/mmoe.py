@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from jaxrec import embeddings, problem
-from jaxrec.cli import UserError
-from jaxrec.layers import Key, dropout, split_key
-from jaxrec.nn import experts
-from jaxrec.sharding import lookup
+from jaxrec import problem
+from jaxrec.config import field
+from jaxrec.errors import UserError
+from jaxrec.nn import embeddings, experts
+from jaxrec.nn.dropout import Key, dropout, split_key
+from jaxrec.nn.embeddings import lookup
 
 _FEATURE = 'feature.'  # of `sizes`: how many rows of the table a field has in an example
 
@@ -27,28 +28,21 @@ _FEATURE = 'feature.'  # of `sizes`: how many rows of the table a field has in a
 class Config(problem.ModelConfig):
     """MMoE's hyper-parameters."""
 
-    dim: int = 16  # of every vector
-    experts: int = 6  # 1 = shared bottom
+    dim: int = field(16, least=1)  # of every vector
+    experts: int = field(6, least=1)  # 1 = shared bottom
     expert_widths: tuple[int, ...] = (64, 32)  # of every layer of an expert
     tower_widths: tuple[int, ...] = (64,)  # of every hidden layer of a task's tower
     attend: tuple[str, ...] = ()  # sets that are also pooled by attention
     cross: tuple[str, ...] = ()  # fields that are also multiplied with `query`
     query: str = 'item'  # the field that attention and products are with
-    dropout: float = 0.0  # after hidden layers
-    embedding_dropout: float = 0.0  # of the experts' input
-    init: str = 'normal'  # of the table, see embeddings.INITS
+    dropout: float = field(0.0, least=0, below=1)  # after hidden layers
+    # of the experts' input
+    embedding_dropout: float = field(0.0, least=0, below=1, traced=True)
+    init: str = field('normal', choices=embeddings.INITS)  # of the table
 
     def check(self) -> None:
-        for name in ('dim', 'experts'):
-            if getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} must be at least 1')
         if not self.expert_widths or min(*self.expert_widths, *self.tower_widths, 1) < 1:
             raise UserError('model.expert_widths and model.tower_widths must be at least 1 each')
-        for name in ('dropout', 'embedding_dropout'):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} is not in [0, 1)')
-        if self.init not in embeddings.INITS:
-            raise UserError(f'model.init={self.init!r} is not one of {", ".join(embeddings.INITS)}')
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'MMoE':
         """Builds the model for `sizes`: 'table', 'label', and 'feature.NAME' of every field."""
@@ -152,10 +146,6 @@ class MMoE(problem.Model):
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels'])
         means = (losses * weights).sum(0) / jnp.maximum(weights.sum(0), 1e-9)
         return means.sum(), ({f'loss_{n}': means[n] for n in range(self.tasks)}, carry)
-
-    def tables(self) -> dict[str, tuple[str, ...]]:
-        """The table of the fields may be sparse."""
-        return {'table': tuple(f'features/{name}' for name in self.widths)}
 
 
 def attend(query: jax.Array, members: jax.Array, real: jax.Array) -> jax.Array:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.layers import Key, dropout, split_key
-from jaxrec.sharding import on_mesh
+from jaxrec.devices.mesh import on_mesh
+from jaxrec.nn.dropout import Key, dropout, split_key
 
 ACTIVATIONS = {'relu': jax.nn.relu, 'swish': jax.nn.silu, 'none': lambda x: x}
 

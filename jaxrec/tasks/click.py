@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrec import problem
-from jaxrec.cli import UserError
+from jaxrec import datasets, problem
+from jaxrec.config import field
 from jaxrec.data.fields import Encoder, Field, check_fields
 from jaxrec.data.rows import RowBatches, Rows, row_batch
-from jaxrec.datasets import kuairand_rows
+from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.errors import UserError
 from jaxrec.evaluation import point_metrics
-from jaxrec.sharding import on_mesh, replicated
 
 MEANS = ('AUC/mean', 'GAUC/mean')
 _PSEUDO = 20  # impressions at the mean rate, added to every item's and user's own
@@ -32,8 +32,8 @@ class Config(problem.Task):
     day: str = 'date'  # column of the rows by which they are split
     valid_from: int = 0  # its first value in the validation rows
     test_from: int = 0  # its first value in the test rows
-    gauc: tuple[str, ...] = ()  # labels that GAUC/mean is the mean of; () = all
-    batch_rows: int = 4096  # of an evaluation
+    gauc: tuple[str, ...] = field((), effect='measure')  # labels of GAUC/mean; () = all
+    batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
 
     def check(self, experiment: Any) -> None:
         check_fields(self.fields)
@@ -45,13 +45,6 @@ class Config(problem.Task):
             raise UserError(
                 f'task.valid_from={self.valid_from} must be below task.test_from={self.test_from}: '
                 f'give the first {self.day} of the validation and of the test rows'
-            )
-        if self.batch_rows < 1:
-            raise UserError(f'task.batch_rows={self.batch_rows} must be at least 1')
-        if experiment.train.metric not in self.metrics():
-            raise UserError(
-                f'train.metric={experiment.train.metric!r} is not measured; the task has '
-                f'{", ".join(self.metrics())}'
             )
         there = {field.column: field.kind for field in self.fields}
         for name in experiment.model.inputs().features:
@@ -67,10 +60,20 @@ class Config(problem.Task):
             found |= {f'{metric}/{label}': about for label in self.labels}
         return found
 
+    def protocol_fields(self) -> dict[str, Any]:
+        """How rows are split and measured."""
+        return {
+            'name': 'click',
+            'labels': list(self.labels),
+            'gauc': 'weighted by impressions, users with both classes',
+            'gauc_mean': list(self.gauc or self.labels),
+            'data_split': f'{self.day} from {self.valid_from}, {self.test_from}',
+        }
+
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
     ) -> problem.Problem:
-        rows, meta = kuairand_rows.load(experiment.data, say)
+        rows, meta = datasets.load(experiment.data, say, kind=Rows)
         rows.outcomes(self.labels, np.zeros(0, np.int64))  # raises for one that is not there
         day, unit = rows.column(self.day)
         if unit != 'row' or day.ndim > 1:
@@ -100,9 +103,9 @@ class Config(problem.Task):
         )
 
         def evaluation(name):
-            return lambda: Impressions(self, rows, encode, parts[name], parts['train'], name)
+            return lambda: Impressions(self, rows, encode, parts[name], parts['train'])
 
-        metric = experiment.train.metric
+        metric = experiment.train.metric or self.main_metric()
         if metric not in evaluation('valid')().defined():
             raise UserError(
                 f'train.metric={metric!r} is undefined on the validation rows: no positive, no '
@@ -145,7 +148,6 @@ class Impressions(problem.Evaluation):
       encode: their features.
       index: int64 [n], numbers of the rows to score.
       train: int64 [m], numbers of the training rows, of which `references` counts the rates.
-      name: 'valid' or 'test'.
     """
 
     def __init__(
@@ -155,20 +157,12 @@ class Impressions(problem.Evaluation):
         encode: Callable[[np.ndarray], dict[str, np.ndarray]],
         index: np.ndarray,
         train: np.ndarray,
-        name: str,
     ):
         self.examples = len(index)
         self._config, self._rows, self._encode = config, rows, encode
         self._index, self._train = index, train
         day = rows.column(config.day)[0][index]
-        self.protocol = {
-            'task': 'click',
-            'split': name,
-            'days': [config.day, int(day.min()), int(day.max())],
-            'labels': list(config.labels),
-            'gauc': 'weighted by impressions, users with both classes',
-            'gauc_mean': list(config.gauc or config.labels),
-        }
+        self.protocol = {**config.protocol_fields(), 'days': [int(day.min()), int(day.max())]}
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape: task.batch_rows, rounded up to divide over the mesh."""

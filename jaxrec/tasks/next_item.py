@@ -19,7 +19,7 @@ from jaxrec import datasets
 from jaxrec.config import field
 from jaxrec.data import positives, splits
 from jaxrec.data.cuts import CutBatches
-from jaxrec.data.features import Codes, Encoder
+from jaxrec.data.features import Codes, Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.splits import Split, Targets
@@ -92,6 +92,7 @@ class Config(Task):
         """Raises UserError for settings of task, model and training that do not go together."""
         inputs, train = experiment.model.inputs(), experiment.train
         protocol = protocols.protocol_of(self)
+        check_features(inputs.features)
         if not inputs.max_len:
             raise UserError('this model reads no history: it is not one of the next-item task')
         if (self.windows == 'cuts') != bool(inputs.cuts):
