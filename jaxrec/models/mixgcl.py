@@ -89,9 +89,9 @@ class MixGCL(problem.Model):
         alpha, nodes = self.config.alpha, self.encoder.nodes
         if alpha == 0:
             return batch
-        keys = jax.random.split(key, 4)
-        partners = jnp.stack([jax.random.permutation(k, nodes) for k in keys[:2]])
-        drawn = jnp.stack([jax.random.beta(k, alpha, alpha, (nodes,)) for k in keys[2:]])
+        first, second, third = jax.random.split(key, 3)
+        partners = jnp.stack([jax.random.permutation(k, nodes) for k in (first, second)])
+        drawn = jax.random.beta(third, alpha, alpha, (2, nodes))
         return {**batch, 'partners': partners, 'shares': jnp.maximum(drawn, 1 - drawn)}
 
     def loss(
