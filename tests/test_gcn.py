@@ -9,8 +9,10 @@ from flax import nnx
 
 from jaxrec.cli import UserError
 from jaxrec.data.graph import row_normalised
+from jaxrec.data.node_batches import NodeBatches
 from jaxrec.datasets import block_model
 from jaxrec.models import gcn
+from jaxrec.nn import propagate
 from jaxrec.tasks import nodes
 
 GRAPH = block_model.generate(block_model.Parameters(nodes=120, valid=20, test=20))
@@ -117,7 +119,7 @@ def test_it_learns_more_than_its_features_tell():
     sizes = {'node': 400, 'feature': 60, 'class': 3}
     model = gcn.Config().make(sizes, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
-    batch = nodes.NodeBatches(graph.train, graph.labels, 99, 0)(0)
+    batch = NodeBatches(graph.train, graph.labels, 99, 0)(0)
     tx = optax.adam(0.01)
 
     @jax.jit
@@ -140,7 +142,7 @@ def test_it_learns_more_than_its_features_tell():
 
 def propagate_nothing(n):
     rows = np.arange(n, dtype=np.int32)
-    return nodes.propagate.Sparse(rows, rows, np.ones(n, np.float32))
+    return propagate.Sparse(rows, rows, np.ones(n, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxrec.cli import UserError
 from jaxrec.config import Data, Experiment, Optim, Train
 from jaxrec.data.graph import Graph
+from jaxrec.data.node_batches import NodeBatches
 from jaxrec.datasets import block_model
 from jaxrec.evaluation import probe
 from jaxrec.models import gcn, mixgcl, sasrec
@@ -123,7 +124,7 @@ def test_processes_share_a_batch():
     labels = np.arange(300, dtype=np.int32) % 3
 
     def make(process):
-        return nodes.NodeBatches(np.arange(300), labels, 128, 0, process=process)
+        return NodeBatches(np.arange(300), labels, 128, 0, process=process)
 
     whole, parts = make((0, 1))(1), [make((n, 4))(1) for n in range(4)]
     for name, column in whole.items():

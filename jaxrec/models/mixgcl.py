@@ -23,7 +23,12 @@ from jaxrec.nn import propagate
 
 @dataclasses.dataclass
 class Config(problem.ModelConfig):
-    """Hyper-parameters of ID-MixGCL; it trains on all nodes (task.nodes='all')."""
+    """Hyper-parameters of ID-MixGCL; it trains on all nodes (task.nodes='all').
+
+    The paper mixes inputs (mix_at=0). Then a node's neighbours are mixed too, with partners of
+    their own, so that it holds less of its own partner than the share says; only vectors mixed
+    behind the graph (mix_at=2) are what their soft identities say.
+    """
 
     dim: int = 128  # of the vectors; the hidden layer has twice as many
     head: int = 128  # hidden width of the head, which only the loss sees

@@ -18,13 +18,13 @@ import scipy.sparse
 from jaxrec import problem, sharding
 from jaxrec.cli import UserError
 from jaxrec.data.graph import PARTS, UNKNOWN, Graph, row_normalised
+from jaxrec.data.node_batches import ROW_MULTIPLE, NodeBatches, node_batch
 from jaxrec.datasets import graphs
 from jaxrec.evaluation.probe import linear_probe
 from jaxrec.nn import propagate
 
 VERBS = {'scores': 'scores', 'linear': 'embed'}  # probe -> what it asks the model for
 READ = ('dataset', 'source', 'log', 'data_dir')  # of experiment.data
-_ROW_MULTIPLE = 64  # batches are padded to this, so that they split over most meshes
 _EVALUATED_AT_ONCE = 1024  # nodes of a batch; the graph is propagated once a pass, not here
 
 
@@ -82,7 +82,7 @@ class Config(problem.Task):
             if getattr(graph, name) is None:
                 raise UserError(f'the graph {graph.name} has no {name}, which task.nodes needs')
         if self.normalise_features:
-            graph.features = row_normalised(graph.features)
+            graph = dataclasses.replace(graph, features=row_normalised(graph.features))
         parts = {name: _labelled(graph, name) for name in PARTS}
         learnt = np.arange(graph.num_nodes) if self.nodes == 'all' else parts['train']
         shown = np.full(graph.num_nodes, UNKNOWN, np.int32)
@@ -153,46 +153,6 @@ class Nodes(problem.Problem):
         return {'vector': rows}
 
 
-class NodeBatches(problem.Batches):
-    """Batches of nodes; an epoch has every node once, in a new order where there are several steps.
-
-    Args:
-      nodes: int [n] that are learnt from.
-      labels: int32 [N] of all nodes, UNKNOWN where they are hidden.
-      rows: of `nodes` in a step, at most.
-      seed: of the order.
-      multiple: a batch is padded to a multiple of this.
-      process: (index, count) of this process; it gets its slice of the rows.
-    """
-
-    def __init__(
-        self,
-        nodes: np.ndarray,
-        labels: np.ndarray,
-        rows: int,
-        seed: int,
-        multiple: int = _ROW_MULTIPLE,
-        process: tuple[int, int] = (0, 1),
-    ):
-        self._nodes, self._labels, self._seed, self._process = nodes, labels, seed, process
-        self.steps_per_epoch = -(-len(nodes) // rows)
-        self._each = -(-len(nodes) // self.steps_per_epoch)
-        self.rows = -(-self._each // multiple) * multiple
-        self.examples_per_epoch = self.targets_per_epoch = len(nodes)
-        self.fill = len(nodes) / (self.rows * self.steps_per_epoch)
-
-    def __call__(self, step: int) -> dict[str, np.ndarray]:
-        """Batch number `step`: nodes and labels int32, weights float32, each [rows / processes]."""
-        epoch, n = divmod(step, self.steps_per_epoch)
-        order = self._nodes
-        if self.steps_per_epoch > 1:
-            order = np.random.default_rng([self._seed, 1, epoch]).permutation(order)
-        batch = _batch(order[n * self._each : (n + 1) * self._each], self._labels, self.rows)
-        index, count = self._process
-        size = self.rows // count
-        return {name: column[index * size : (index + 1) * size] for name, column in batch.items()}
-
-
 class NodeEvaluation(problem.Evaluation):
     """Accuracy over the nodes of a part; under probe='linear' train and valid are predicted too.
 
@@ -210,7 +170,7 @@ class NodeEvaluation(problem.Evaluation):
         graph: Graph,
         parts: dict[str, np.ndarray],
         part: str,
-        multiple: int = _ROW_MULTIPLE,
+        multiple: int = ROW_MULTIPLE,
     ):
         self._graph, self._parts, self._part = graph, parts, part
         self._probe, self._multiple = task.probe, multiple
@@ -232,7 +192,7 @@ class NodeEvaluation(problem.Evaluation):
         hidden = np.full(self._graph.num_nodes, UNKNOWN, np.int32)
         for start in range(0, self.examples, rows):
             nodes = self._nodes[start : start + rows]
-            yield np.arange(start, start + len(nodes)), _batch(nodes, hidden, rows)
+            yield np.arange(start, start + len(nodes)), node_batch(nodes, hidden, rows)
 
     def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
         """Accuracy from 'class' or 'vector' columns."""
@@ -304,16 +264,6 @@ def _labelled(graph: Graph, part: str) -> np.ndarray:
     return nodes
 
 
-def _batch(nodes: np.ndarray, labels: np.ndarray, rows: int) -> dict[str, np.ndarray]:
-    """The nodes, padded to `rows` with node 0 of weight 0 and no label."""
-    missing = (0, rows - len(nodes))
-    return {
-        'nodes': np.pad(nodes.astype(np.int32), missing),
-        'labels': np.pad(labels[nodes].astype(np.int32), missing, constant_values=UNKNOWN),
-        'weights': np.pad(np.ones(len(nodes), np.float32), missing),
-    }
-
-
 def _multiple() -> int:
     """What the rows of a batch are padded to on the current mesh."""
-    return math.lcm(_ROW_MULTIPLE, jax.sharding.get_abstract_mesh().shape.get('data', 1))
+    return math.lcm(ROW_MULTIPLE, jax.sharding.get_abstract_mesh().shape.get('data', 1))
