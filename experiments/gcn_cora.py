@@ -4,7 +4,10 @@ python -m jaxrec.train --config=experiments/gcn_cora.py --workdir=runs/gcn \
     --config.data.source=cora.npz
 python -m jaxrec.evaluate --workdir=runs/gcn
 
-TEXT
+Test accuracy at the best validation, seeds 0 to 4 (`--config=experiments/gcn_cora.py:SEED`), a few
+seconds each on 2 CPU cores: .814, .825, .816, .818, .827; mean .820. With the paper's 16 hidden
+units .800, .825, .801, .818, .815; mean .812, and .816 after the last step. Published: .815.
+Without training, by logistic regression: .603 on the features, .805 on A^2 X.
 """
 
 from jaxrec.config import Data, Experiment, Optim, Train
