@@ -184,7 +184,7 @@ def test_numbering_the_nodes_otherwise_changes_nothing():
 
 @functools.cache
 def sampled():
-    return make().sample(BATCH, KEY)
+    return jax.jit(lambda key: make().sample(BATCH, key))(KEY)
 
 
 def gradients(batch, constants):
@@ -220,7 +220,7 @@ def test_padding_changes_nothing():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
+@pytest.mark.parametrize('shape', [(2, 2)])
 def test_the_same_on_any_mesh(mesh, shape):
     expected, drawn = expected_gradients(), jax.tree.map(np.asarray, sampled())
     mesh(*shape)
