@@ -1,1 +1,5 @@
+<<<<<<< HEAD
 """Layers that models share."""
+=======
+"""Layers that models are built of."""
+>>>>>>> nodes

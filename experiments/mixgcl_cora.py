@@ -1,0 +1,39 @@
+r"""ID-MixGCL on Cora without labels, then a linear probe on the public split.
+
+python -m jaxrec.train --config=experiments/mixgcl_cora.py --workdir=runs/mixgcl \
+    --config.data.source=cora.npz
+python -m jaxrec.evaluate --workdir=runs/mixgcl
+
+Test accuracy at the best validation, seeds 0 to 4 (`--config=experiments/mixgcl_cora.py:SEED`), 1
+to 4 minutes each on 2 busy CPU cores: .819, .816, .816, .792, .822; mean .813. Mixing adds nothing
+that five seeds could tell: without it (model.alpha=0) .808, .814, .809, .801, .827; mean .812, and
+at the encoder's output (model.mix_at=2) .820, .808, .814, .792, .827; mean .812. Nor does
+contrast add much to smoothing: logistic regression on A^2 X has .805, on the features .603, on the
+vectors of the encoder before training .649 (seed 0). The paper claims gains of 3 to 29 points.
+"""
+
+from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.models import mixgcl
+from jaxrec.tasks import nodes
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is the seed, 0 if empty."""
+    return Experiment(
+        task=nodes.Config(probe='linear', nodes='all'),
+        model=mixgcl.Config(
+            dim=128,
+            head=128,
+            edge_drop=(0.2, 0.4),
+            feature_drop=(0.3, 0.4),
+            alpha=1.0,
+            mix_at=0,
+            temperature=0.4,
+        ),
+        data=Data(dataset='cora'),
+        optim=Optim(learning_rate=1e-3, b2=0.999),
+        # an epoch is three steps of 903 nodes, each against all
+        train=Train(
+            batch_rows=1024, epochs=60, eval_every=20, metric='accuracy', seed=int(arg or 0)
+        ),
+    )
