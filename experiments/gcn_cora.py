@@ -10,7 +10,8 @@ units .800, .825, .801, .818, .815; mean .812, and .816 after the last step. Pub
 Without training, by logistic regression: .603 on the features, .805 on A^2 X.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import gcn
 from jaxrec.tasks import nodes
 

@@ -12,7 +12,8 @@ contrast add much to smoothing: logistic regression on A^2 X has .805, on the fe
 vectors of the encoder before training .649 (seed 0). The paper claims gains of 3 to 29 points.
 """
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import mixgcl
 from jaxrec.tasks import nodes
 

@@ -34,7 +34,10 @@ from jaxrec.errors import UserError
 
 _WIDTH = max(len(name) for name in datasets.NAMES)
 _LINES = [f'  {name:{_WIDTH}}  {summary}' for name, (_, _, summary) in datasets.KNOWN.items()]
-_LINES.append(f'  {datasets.SYNTHETIC:{_WIDTH}}  generated; users, items, length, seed can be set')
+_LINES += [
+    f'  {datasets.SYNTHETIC:{_WIDTH}}  generated; users, items, length, seed can be set',
+    f'  {datasets.BLOCK_MODEL:{_WIDTH}}  a generated graph; nodes, classes, seed .. can be set',
+]
 __doc__ = (__doc__ or '').format(known='\n'.join(_LINES))
 
 DEFAULT = config_lib.Data()

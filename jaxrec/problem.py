@@ -14,7 +14,7 @@ is: carried = problem.begin(model, constants); problem.predict for every batch; 
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -251,7 +251,13 @@ class Inputs:
 
 @dataclasses.dataclass
 class ModelConfig:
-    """Hyper-parameters of a model; `experiment.model`."""
+    """Hyper-parameters of a model; `experiment.model`.
+
+    Attributes:
+      verbs: of a model for several tasks or none of its own, what a task may ask it for.
+    """
+
+    verbs: ClassVar[tuple[str, ...]] = ()
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be."""

@@ -7,10 +7,11 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrec.cli import UserError
 from jaxrec.data.graph import row_normalised
 from jaxrec.data.node_batches import NodeBatches
 from jaxrec.datasets import block_model
+from jaxrec.errors import UserError
+from jaxrec.experiment import check_fields
 from jaxrec.models import gcn
 from jaxrec.nn import propagate
 from jaxrec.tasks import nodes
@@ -155,4 +156,4 @@ def propagate_nothing(n):
 )
 def test_mistakes(settings, message):
     with pytest.raises(UserError, match=message):
-        gcn.Config(**settings).check()
+        check_fields(gcn.Config(**settings), 'model')

@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from jaxrec.cli import UserError
+from jaxrec import datasets
 from jaxrec.config import Data
 from jaxrec.data.graph import Graph, row_normalised, undirected
-from jaxrec.datasets import block_model, graphs, planetoid
+from jaxrec.datasets import block_model, planetoid
+from jaxrec.errors import UserError
 
 COLUMNS = ('edges', 'labels', 'train', 'valid', 'test')
 
 
 def quiet(line):
     del line
+
+
+def load(config, say):
+    return datasets.load(config, say, kind=Graph)
 
 
 def small(**changes):
@@ -145,7 +150,7 @@ def test_load_takes_graphs_only(tmp_path):
     small().save(tmp_path / 'graph')
     meta = tmp_path / 'graph' / 'meta.json'
     meta.write_text(meta.read_text().replace('"graph"', '"rows"'))
-    with pytest.raises(ValueError, match='not a graph'):
+    with pytest.raises(ValueError, match='holds rows, not graph'):
         Graph.load(tmp_path / 'graph')
 
 
@@ -178,7 +183,7 @@ def arrays_of(graph):
 @pytest.fixture
 def published(tmp_path, monkeypatch):
     """A folder with a small cora.npz, which is as published."""
-    monkeypatch.setitem(planetoid.KNOWN, 'cora', planetoid.Size(5, 4, 5, 2))
+    monkeypatch.setattr(planetoid, 'CORA', planetoid.Planetoid('cora', 5, 4, 5, 2))
     (tmp_path / 'files' / 'planetoid').mkdir(parents=True)
     np.savez(tmp_path / 'files' / 'planetoid' / 'cora.npz', **arrays_of(small()))
     return tmp_path / 'files'
@@ -187,17 +192,22 @@ def published(tmp_path, monkeypatch):
 def test_planetoid(published, tmp_path):
     file = published / 'planetoid' / 'cora.npz'
     for source in (published, published / 'planetoid', file):
-        graph, used = planetoid.read('cora', str(source))
+        graph, used = planetoid.CORA.read_checked(str(source), quiet)
         assert graph.content_hash() == small().content_hash()
         assert used == str(file)
     config = Data(dataset='cora', source=str(published), data_dir=str(tmp_path / 'data'))
     lines = []
-    graph, meta = graphs.load(config, lines.append)
-    assert len(lines) == 1 and meta['citation'] and meta['licence'] and meta['source'] == str(file)
+    graph, meta = load(config, lines.append)
+    assert (
+        [line[:8] for line in lines] == ['writing ']
+        and meta['citation']
+        and meta['licence']
+        and meta['source'] == str(file)
+    )
     assert meta['data_hash'] == graph.content_hash() == small().content_hash()
     # a second time needs no source, and the folder may be given instead
-    again, _ = graphs.load(Data(dataset='cora', data_dir=str(tmp_path / 'data')), lines.append)
-    prepared, _ = graphs.load(Data(log=meta['path']), lines.append)
+    again, _ = load(Data(dataset='cora', data_dir=str(tmp_path / 'data')), lines.append)
+    prepared, _ = load(Data(log=meta['path']), lines.append)
     assert len(lines) == 1
     assert again.content_hash() == prepared.content_hash() == meta['data_hash']
 
@@ -205,7 +215,7 @@ def test_planetoid(published, tmp_path):
 def test_mistakes_with_planetoid_files(published, tmp_path, monkeypatch):
     def message(source):
         with pytest.raises(UserError) as e:
-            planetoid.read('cora', str(source))
+            planetoid.CORA.read_checked(str(source), quiet)
         assert '\n' not in str(e.value)
         return str(e.value)
 
@@ -214,7 +224,7 @@ def test_mistakes_with_planetoid_files(published, tmp_path, monkeypatch):
     assert 'no such file or folder' in message(published / 'nothing')
     (tmp_path / 'empty').mkdir()
     assert 'holds no cora.npz' in message(tmp_path / 'empty')
-    monkeypatch.setitem(planetoid.KNOWN, 'cora', planetoid.Size(5, 3, 5, 2))
+    monkeypatch.setattr(planetoid, 'CORA', planetoid.Planetoid('cora', 5, 3, 5, 2))
     assert 'is not cora as published: 5 nodes, 4 edges, 5 features, 2 classes where 5, 3' in (
         message(file)
     )
@@ -232,15 +242,17 @@ def test_mistakes_with_planetoid_files(published, tmp_path, monkeypatch):
 def test_mistakes_with_names_and_folders(tmp_path):
     def message(**options):
         with pytest.raises(UserError) as e:
-            graphs.load(Data(data_dir=str(tmp_path / 'data'), **options), quiet)
+            load(Data(data_dir=str(tmp_path / 'data'), **options), quiet)
         return str(e.value)
 
-    assert 'known graphs: cora, citeseer, pubmed, block-model' in message(dataset='beauty')
-    assert 'not the folder of a prepared graph' in message(log=str(tmp_path))
-    small().save(tmp_path / 'graph')
-    (tmp_path / 'graph' / 'labels.npy').unlink()
-    assert 'lacks a file' in message(log=str(tmp_path / 'graph'))
-    (tmp_path / 'graph' / 'labels.npy').write_bytes(b'nothing')
+    generated = 'synthetic:users=5,items=20,length=3'
+    assert 'holds histories, and this wants graph' in message(dataset=generated)
+    assert 'a folder without a prepared data set' in message(log=str(tmp_path))
+    small().save(tmp_path / 'graph' / 'columns')
+    labels = tmp_path / 'graph' / 'columns' / 'labels.npy'
+    labels.unlink()
+    assert 'is damaged' in message(log=str(tmp_path / 'graph'))
+    labels.write_bytes(b'nothing')
     assert 'damaged' in message(log=str(tmp_path / 'graph'))
     for argument in ('colour=1', 'nodes=many', 'classes=1', 'within=2', 'nodes=100', 'valid=0'):
         assert 'block-model' in message(dataset=f'block-model:{argument}')
@@ -248,7 +260,7 @@ def test_mistakes_with_names_and_folders(tmp_path):
 
 def test_block_model(tmp_path):
     config = Data(dataset='block-model:nodes=400,classes=4,seed=3', data_dir=str(tmp_path))
-    graph, meta = graphs.load(config, quiet)
+    graph, meta = load(config, quiet)
     found = meta['statistics']
     assert (found['nodes'], found['classes'], found['train']) == (400, 4, 20)
     assert 0.75 < found['homophily'] < 0.92
@@ -269,7 +281,7 @@ def test_real_cora(tmp_path):
     if not (source / 'cora.npz').exists():
         pytest.skip(f'{source} holds no cora.npz')
     config = Data(dataset='cora', source=str(source), data_dir=str(tmp_path))
-    graph, meta = graphs.load(config, quiet)
-    assert meta['data_hash'].startswith('28e56e74b9622784')
+    graph, meta = load(config, quiet)
+    assert meta['data_hash'].startswith('c6e9284adaf50af5')
     assert [len(p) for p in (graph.train, graph.valid, graph.test)] == [140, 500, 1000]
     assert meta['statistics']['homophily'] == pytest.approx(0.81, abs=0.001)

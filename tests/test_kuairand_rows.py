@@ -132,7 +132,7 @@ def test_prepared_once(source, tmp_path):
     (pathlib.Path(meta['path']) / 'columns' / 'items.npy').unlink()
     with pytest.raises(UserError, match='is damaged .* delete that folder'):
         datasets.load(config, kind=Rows)
-    with pytest.raises(UserError, match='holds rows, and histories are asked for'):
+    with pytest.raises(UserError, match='holds rows, and this wants histories'):
         datasets.load(Data(log=str(tmp_path / 'other')))
 
 

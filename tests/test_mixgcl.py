@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from jaxrec.cli import UserError
 from jaxrec.data.graph import Graph, row_normalised
 from jaxrec.datasets import block_model
+from jaxrec.errors import UserError
+from jaxrec.experiment import check_fields
 from jaxrec.models import mixgcl
 from jaxrec.tasks import nodes
 
@@ -250,4 +251,5 @@ def test_the_same_on_any_mesh(mesh, shape):
 )
 def test_mistakes(settings, message):
     with pytest.raises(UserError, match=message):
+        check_fields(mixgcl.Config(**settings), 'model')
         mixgcl.Config(**settings).check()

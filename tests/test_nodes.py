@@ -11,12 +11,13 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxrec.cli import UserError
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec.config import Data, Optim, Train
 from jaxrec.data.graph import Graph
 from jaxrec.data.node_batches import NodeBatches
 from jaxrec.datasets import block_model
+from jaxrec.errors import UserError
 from jaxrec.evaluation import probe
+from jaxrec.experiment import Experiment, check
 from jaxrec.models import gcn, mixgcl, sasrec
 from jaxrec.tasks import nodes
 
@@ -32,6 +33,7 @@ def experiment(tmp_path, model=None, dataset=GENERATED, **train):
         model=model or gcn.Config(),
         data=Data(dataset=dataset, data_dir=str(tmp_path)),
         train=Train(**{'batch_rows': 1024, **train}),
+        task=nodes.Config(),
     )
 
 
@@ -43,25 +45,25 @@ def experiment(tmp_path, model=None, dataset=GENERATED, **train):
         ({'nodes': 'some'}, {}, 'task.nodes=.* labelled, all'),
         ({}, {'model': mixgcl.Config()}, 'needs a model that has `scores`'),
         ({'probe': 'linear'}, {'model': sasrec.Config()}, 'needs a model that has `embed`'),
-        ({}, {'data': Data(dataset='cora', min_user=5)}, 'data.min_user=5 is not for graphs'),
         ({}, {'optim': Optim(table='sparse_adam')}, 'optim.table'),
         ({}, {'train': Train(batch_rows=0)}, 'train.batch_rows=0'),
     ],
 )
 def test_mistakes_found_before_anything_is_read(tmp_path, task, changes, message):
     with pytest.raises(UserError, match=message):
-        nodes.Config(**task).check(dataclasses.replace(experiment(tmp_path), **changes))
+        check(dataclasses.replace(experiment(tmp_path), task=nodes.Config(**task), **changes))
 
 
 @pytest.mark.parametrize(('model', 'probe'), [(gcn, 'scores'), (gcn, 'linear'), (mixgcl, 'linear')])
 def test_what_goes_together(tmp_path, model, probe):
-    nodes.Config(probe=probe).check(experiment(tmp_path, model.Config()))
+    given = experiment(tmp_path, model.Config())
+    check(dataclasses.replace(given, task=nodes.Config(probe=probe)))
 
 
 @pytest.mark.parametrize('name', ['features', 'labels', 'train', 'valid', 'test'])
 def test_a_graph_that_lacks_something(tmp_path, name):
     graph = block_model.generate(block_model.Parameters())
-    dataclasses.replace(graph, **{name: None}).save(tmp_path / 'graph')
+    dataclasses.replace(graph, **{name: None}).save(tmp_path / 'graph' / 'columns')
     given = experiment(tmp_path, dataset='')
     given.data.log = str(tmp_path / 'graph')
     with pytest.raises(UserError, match=f'has no {name}'):
@@ -191,7 +193,7 @@ def test_nodes_without_a_label_are_not_evaluated(tmp_path):
     graph = block_model.generate(block_model.Parameters())
     graph.labels[graph.test[:7]] = -1
     graph.labels[graph.train[:2]] = -1
-    graph.save(tmp_path / 'graph')
+    graph.save(tmp_path / 'graph' / 'columns')
     given = experiment(tmp_path, dataset='')
     given.data.log = str(tmp_path / 'graph')
     problem = nodes.Config().open(given, quiet)

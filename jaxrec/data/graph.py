@@ -1,17 +1,14 @@
 """One graph: its nodes' features and labels and its edges, as memory-mappable numpy columns."""
 
 import dataclasses
-import hashlib
-import json
 import os
-import pathlib
-import shutil
+from typing import ClassVar
 
 import numpy as np
 import scipy.sparse
 
-KIND = 'graph'
-FORMAT = 1  # of the folder written by `save`
+from jaxrec.data import stored
+
 UNKNOWN = -1  # label of a node that has none
 PARTS = ('train', 'valid', 'test')
 
@@ -31,6 +28,8 @@ class Graph:
         None if none does.
       name: data set name, for messages.
     """
+
+    KIND: ClassVar[str] = 'graph'
 
     num_nodes: int
     edges: np.ndarray
@@ -84,12 +83,7 @@ class Graph:
 
     def content_hash(self) -> str:
         """sha256 over every column and the sizes; independent of file format and platform."""
-        digest = hashlib.sha256(b'jaxrec graph 1')
-        digest.update(f'{self.num_nodes} {self.num_features}'.encode())
-        for name, column in self._columns().items():
-            digest.update(f'{name} {column.dtype.str} {column.shape}'.encode())
-            digest.update(column.tobytes())
-        return digest.hexdigest()
+        return stored.content_hash(self.KIND, self.columns())
 
     def statistics(self) -> dict:
         """Nodes, edges, features, classes, mean degree, isolated nodes, labelled nodes, homophily.
@@ -113,33 +107,8 @@ class Graph:
         }
 
     def save(self, folder: str | os.PathLike, about: dict | None = None) -> dict:
-        """Writes one .npy per column and meta.json; the folder appears whole or not at all.
-
-        Returns:
-          The content of meta.json: `about`, the kind, the statistics and the content hash.
-        """
-        folder = pathlib.Path(folder)
-        partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, column in self._columns().items():
-            np.save(partial / f'{name}.npy', column, allow_pickle=False)
-        meta = {
-            **(about or {}),
-            'kind': KIND,
-            'format': FORMAT,
-            'name': self.name,
-            'num_nodes': self.num_nodes,
-            'num_features': self.num_features,
-            'columns': list(self._columns()),
-            'statistics': self.statistics(),
-            'data_hash': self.content_hash(),
-        }
-        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
-        return meta
+        """Writes the columns and meta.json, see `stored.save`; returns what meta.json holds."""
+        return stored.save(self, folder, about)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> 'Graph':
@@ -148,22 +117,16 @@ class Graph:
         Raises:
           ValueError: the folder holds prepared data of another kind or format.
         """
-        folder = pathlib.Path(folder)
-        meta = json.loads((folder / 'meta.json').read_text())
-        if (meta.get('kind'), meta['format']) != (KIND, FORMAT):
-            raise ValueError(f'{folder} is not a graph in format {FORMAT}')
-        columns = {
-            name: np.load(folder / f'{name}.npy', mmap_mode='r', allow_pickle=False)
-            for name in meta['columns']
-        }
+        columns, name = stored.load(folder, cls.KIND)
+        nodes, features = columns.pop('shape').tolist()
         if 'features.values' in columns:
             parts = [columns.pop(f'features.{part}') for part in ('values', 'columns', 'offsets')]
-            shape = (meta['num_nodes'], meta['num_features'])
-            columns['features'] = scipy.sparse.csr_array(tuple(parts), shape)
-        return cls(num_nodes=meta['num_nodes'], name=meta['name'], **columns)
+            columns['features'] = scipy.sparse.csr_array(tuple(parts), (nodes, features))
+        return cls(num_nodes=nodes, name=name, **columns)
 
-    def _columns(self) -> dict[str, np.ndarray]:
-        columns = {'edges': self.edges}
+    def columns(self) -> dict[str, np.ndarray]:
+        """Everything that is stored, by the name of its file."""
+        columns = {'shape': np.array([self.num_nodes, self.num_features]), 'edges': self.edges}
         if scipy.sparse.issparse(self.features):
             columns['features.offsets'] = self.features.indptr.astype(np.int64)
             columns['features.columns'] = self.features.indices.astype(np.int32)

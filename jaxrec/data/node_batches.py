@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxrec import problem
+from jaxrec import problem, rng
 from jaxrec.data.graph import UNKNOWN
 
 ROW_MULTIPLE = 64  # batches are padded to this, so that they split over most meshes
@@ -41,7 +41,7 @@ class NodeBatches(problem.Batches):
         epoch, n = divmod(step, self.steps_per_epoch)
         order = self._nodes
         if self.steps_per_epoch > 1:
-            order = np.random.default_rng([self._seed, 1, epoch]).permutation(order)
+            order = rng.host(self._seed, rng.ORDER, epoch).permutation(order)
         batch = node_batch(order[n * self._each : (n + 1) * self._each], self._labels, self.rows)
         index, count = self._process
         size = self.rows // count

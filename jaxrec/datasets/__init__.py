@@ -31,9 +31,15 @@ KNOWN = {
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
     'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
 }
+KNOWN |= {  # graphs
+    'cora': ('planetoid', 'CORA', 'Cora: a citation graph, classes of its documents'),
+    'citeseer': ('planetoid', 'CITESEER', 'Citeseer, the same'),
+    'pubmed': ('planetoid', 'PUBMED', 'Pubmed, the same'),
+}
 SYNTHETIC = 'synthetic'
+BLOCK_MODEL = 'block-model'
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'features')  # options
-NAMES = (*KNOWN, SYNTHETIC)
+NAMES = (*KNOWN, SYNTHETIC, BLOCK_MODEL)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
 
@@ -62,7 +68,7 @@ def load(
         data, meta = _load(config, say)
         if not isinstance(data, kind):
             named = config.log or config.dataset
-            raise UserError(f'{named} holds {data.KIND}, and {kind.KIND} are asked for')
+            raise UserError(f'{named} holds {data.KIND}, and this wants {kind.KIND}')
         return data, meta
     except UserError as e:
         raise UserError(_FLAG.sub(flags, str(e))) from e
@@ -83,6 +89,8 @@ def _load(config: config_lib.Data, say: Callable) -> tuple[store.Stored, dict]:
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
     if config.dataset.partition(':')[0] == SYNTHETIC:
         recipe = _synthetic(config)
+    elif config.dataset.partition(':')[0] == BLOCK_MODEL:
+        recipe = _block_model(config)
     elif config.dataset in KNOWN:
         recipe = _public(config, say)
     else:
@@ -140,6 +148,22 @@ def _synthetic(config: config_lib.Data) -> store.Recipe:
 
     variant = '_'.join(f'{k}{v}' for k, v in vars(parameters).items()) + _k_core(config, '_')
     return store.Recipe(f'synthetic/{variant}/{store.VERSION}', read)
+
+
+def _block_model(config: config_lib.Data) -> store.Recipe:
+    from jaxrec.datasets import block_model
+
+    if config.min_user or config.min_item:
+        raise UserError(f'--min_user and --min_item are for histories, not {BLOCK_MODEL}')
+    parameters = block_model.parse(config.dataset.partition(':')[2])
+
+    def read(scratch: pathlib.Path) -> store.Source:
+        del scratch
+        graph = block_model.generate(parameters)
+        return store.Source(graph, f'Generated graph: {parameters}.', 'generated')
+
+    variant = '_'.join(f'{k}{v}' for k, v in vars(parameters).items())
+    return store.Recipe(f'block_model/{variant}/{store.VERSION}', read)
 
 
 def _public(config: config_lib.Data, say: Callable) -> store.Recipe:

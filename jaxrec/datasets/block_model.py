@@ -9,8 +9,8 @@ import dataclasses
 import numpy as np
 import scipy.sparse
 
-from jaxrec.cli import UserError
 from jaxrec.data.graph import Graph, undirected
+from jaxrec.errors import UserError
 
 NAME = 'block-model'
 

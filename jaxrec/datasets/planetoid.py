@@ -13,12 +13,13 @@ Libraries disagree about repeated edges: Cora has 5,429 with and 5,278 without t
 import dataclasses
 import pathlib
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse
 
-from jaxrec.cli import UserError
 from jaxrec.data.graph import UNKNOWN, Graph, undirected
+from jaxrec.errors import UserError
 
 HOMEPAGE = 'https://github.com/kimiyoung/planetoid'
 CITATION = (
@@ -32,33 +33,62 @@ ARRAYS = (
 )
 
 
-@dataclasses.dataclass
-class Size:
-    """Published numbers of a graph, edges counted once."""
+@dataclasses.dataclass(frozen=True)
+class Planetoid:
+    """A graph, its published numbers (edges counted once), and what is told of it."""
 
+    name: str
     nodes: int
     edges: int
     features: int
     classes: int
+    description: str = 'Documents, their words and citations, in the public split.'
+    citation: str = CITATION
+    homepage: str = HOMEPAGE
+    licence: str = LICENCE
+
+    def read_checked(self, source: str, say: Callable) -> tuple[Graph, str]:
+        """The graph, and the file it was read from.
+
+        Args:
+          source: NAME.npz under any name, or a folder that holds it, or whose folders do.
+          say: not needed.
+
+        Raises:
+          UserError: not found, not in this layout, or not as large as published.
+        """
+        del say
+        path = _find(self.name, source)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                graph = _graph(self.name, {key: arrays[key] for key in ARRAYS})
+        except KeyError as e:
+            raise UserError(f'{path} lacks an array of a planetoid graph: {e.args[0]}') from e
+        except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as e:
+            raise UserError(
+                f'{path} is damaged, or not the .npz file of a planetoid graph: {e}'
+            ) from e
+        found = {
+            'nodes': graph.num_nodes,
+            'edges': graph.edges.shape[1],
+            'features': graph.num_features,
+            'classes': graph.num_classes,
+        }
+        if any(getattr(self, name) != value for name, value in found.items()):
+            what = ', '.join(f'{value} {name}' for name, value in found.items())
+            wanted = ', '.join(str(getattr(self, name)) for name in found)
+            raise UserError(
+                f'{path} is not {self.name} as published: {what} where {wanted} are expected'
+            )
+        return graph, str(path)
 
 
-KNOWN = {  # name -> size
-    'cora': Size(2_708, 5_278, 1_433, 7),
-    'citeseer': Size(3_327, 4_552, 3_703, 6),
-    'pubmed': Size(19_717, 44_324, 500, 3),
-}
+CORA = Planetoid('cora', 2_708, 5_278, 1_433, 7)
+CITESEER = Planetoid('citeseer', 3_327, 4_552, 3_703, 6)
+PUBMED = Planetoid('pubmed', 19_717, 44_324, 500, 3)
 
 
-def read(name: str, source: str) -> tuple[Graph, str]:
-    """The graph `name`, and the file it was read from.
-
-    Args:
-      name: of KNOWN.
-      source: NAME.npz under any name, or a folder that holds it, or whose folders do.
-
-    Raises:
-      UserError: not found, not in this layout, or not as large as published.
-    """
+def _find(name: str, source: str) -> pathlib.Path:
     if not source:
         raise UserError(f'{name} is not downloaded: give --source=FILE, see {HOMEPAGE}')
     path = pathlib.Path(source).expanduser()
@@ -69,19 +99,7 @@ def read(name: str, source: str) -> tuple[Graph, str]:
         if not found:
             raise UserError(f'{path} holds no {name}.npz (--source)')
         path = found[0]
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            graph = _graph(name, {key: arrays[key] for key in ARRAYS})
-    except KeyError as e:
-        raise UserError(f'{path} lacks an array of a planetoid graph: {e.args[0]}') from e
-    except (EOFError, TypeError, ValueError, zipfile.BadZipFile) as e:
-        raise UserError(f'{path} is damaged, or not the .npz file of a planetoid graph: {e}') from e
-    found = Size(graph.num_nodes, graph.edges.shape[1], graph.num_features, graph.num_classes)
-    if found != KNOWN[name]:
-        what = ', '.join(f'{value} {key}' for key, value in vars(found).items())
-        wanted = ', '.join(str(value) for value in vars(KNOWN[name]).values())
-        raise UserError(f'{path} is not {name} as published: {what} where {wanted} are expected')
-    return graph, str(path)
+    return path
 
 
 def _graph(name: str, arrays: dict[str, np.ndarray]) -> Graph:

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 
 from jaxrec import files
+from jaxrec.data.graph import Graph
 from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Rows
 from jaxrec.data.stored import FORMAT, read_meta
@@ -26,8 +27,8 @@ COLUMNS = 'columns'
 NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text
 
 
-Stored = Histories | Rows
-KINDS = {'histories': Histories, 'rows': Rows}  # by the kind in meta.json
+Stored = Histories | Rows | Graph
+KINDS = {kind.KIND: kind for kind in (Histories, Rows, Graph)}  # by the kind in meta.json
 
 
 @dataclasses.dataclass

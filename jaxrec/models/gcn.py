@@ -9,34 +9,27 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec import layers, problem, sharding
-from jaxrec.cli import UserError
+from jaxrec import problem
+from jaxrec.config import field
+from jaxrec.devices.mesh import lookup
 from jaxrec.losses import weighted_mean
 from jaxrec.nn import propagate
+from jaxrec.nn.dropout import Key, split_key
 
 
 @dataclasses.dataclass
 class Config(problem.ModelConfig):
     """Hyper-parameters of the two-layer GCN; the paper's for Cora."""
 
-    hidden: int = 16
-    dropout: float = 0.5  # of the features and of the hidden layer
-    weight_decay: float = 5e-4  # factor of half the squared norm of the first layer's kernel
+    hidden: int = field(16, least=1)
+    dropout: float = field(0.5, least=0, below=1)  # of the features and of the hidden layer
+    # factor of half the squared norm of the first layer's kernel
+    weight_decay: float = field(5e-4, least=0)
 
     verbs: ClassVar[tuple[str, ...]] = ('scores', 'embed')  # what `tasks.nodes` may ask for
 
-    def check(self) -> None:
-        """Raises UserError for a value that cannot be."""
-        if self.hidden < 1:
-            raise UserError(f'model.hidden={self.hidden} is too small: give 1 or more')
-        if not 0 <= self.dropout < 1:
-            raise UserError(f'model.dropout={self.dropout} is not in [0, 1)')
-        if self.weight_decay < 0:
-            raise UserError(f'model.weight_decay={self.weight_decay} is negative: give 0 or more')
-
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'GCN':
         """Builds the model for sizes 'node', 'feature' and 'class'."""
-        self.check()
         return GCN(self, sizes, rngs=rngs)
 
 
@@ -69,7 +62,7 @@ class Encoder(nnx.Module):
         adjacency: propagate.Sparse,
         features: propagate.Sparse | jax.Array,
         rate: float = 0.0,
-        key: layers.Key = None,
+        key: Key = None,
         change: Callable[[jax.Array], jax.Array] = lambda x: x,
         at: int = -1,
     ) -> jax.Array:
@@ -83,7 +76,7 @@ class Encoder(nnx.Module):
             there are `at` layers. It is applied behind the kernel, with which it commutes.
           at: see `change`; -1 = nowhere.
         """
-        keys = layers.split_key(key, len(self.kernels))
+        keys = split_key(key, len(self.kernels))
         x = features
         for n, (kernel, activation) in enumerate(zip(self.kernels, self.activations, strict=True)):
             y = propagate.multiply(
@@ -102,19 +95,19 @@ class GCN(problem.Model):
         widths = (sizes['feature'], config.hidden, sizes['class'])
         self.encoder = Encoder(sizes['node'], widths, (jax.nn.relu, lambda x: x), rngs=rngs)
 
-    def scores(self, batch: dict, constants: dict, key: layers.Key = None) -> jax.Array:
+    def scores(self, batch: dict, constants: dict, key: Key = None) -> jax.Array:
         """Class logits [B, C] of the batch's nodes; `key` is of dropout, None at inference."""
         logits = self.encoder(
             constants['adjacency'], constants['features'], self.config.dropout, key
         )
-        return sharding.lookup(logits, batch['nodes'])
+        return lookup(logits, batch['nodes'])
 
     def embed(self, batch: dict, constants: dict) -> jax.Array:
         """Hidden layer [B, hidden] of the batch's nodes."""
         adjacency, nodes = constants['adjacency'], self.encoder.nodes
         y = propagate.multiply(constants['features'], self.encoder.kernels[0][...], nodes)
         hidden = jax.nn.relu(propagate.propagate(adjacency, y, nodes))
-        return sharding.lookup(hidden, batch['nodes'])
+        return lookup(hidden, batch['nodes'])
 
     def loss(
         self, batch: dict, constants: dict, carry: dict, key: jax.Array

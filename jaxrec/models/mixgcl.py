@@ -14,11 +14,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import P
 
-from jaxrec import layers, problem, sharding
-from jaxrec.cli import UserError
+from jaxrec import problem
+from jaxrec.config import field
+from jaxrec.devices.mesh import lookup, on_mesh
+from jaxrec.errors import UserError
 from jaxrec.losses import unit, weighted_mean
 from jaxrec.models.gcn import Encoder
 from jaxrec.nn import propagate
+from jaxrec.nn.linear import linear_layer
 
 
 @dataclasses.dataclass
@@ -30,35 +33,29 @@ class Config(problem.ModelConfig):
     behind the graph (mix_at=2) are what their soft identities say.
     """
 
-    dim: int = 128  # of the vectors; the hidden layer has twice as many
-    head: int = 128  # hidden width of the head, which only the loss sees
+    dim: int = field(128, least=1)  # of the vectors; the hidden layer has twice as many
+    head: int = field(128, least=1)  # hidden width of the head, which only the loss sees
     edge_drop: tuple[float, float] = (0.2, 0.4)  # of the two views
     feature_drop: tuple[float, float] = (0.3, 0.4)  # whole columns
-    alpha: float = 1.0  # shares are drawn from Beta(alpha, alpha); 0 = nothing is mixed
-    mix_at: int = 0  # 0: features, 1: hidden layer, 2: the encoder's output
-    temperature: float = 0.4
+    alpha: float = field(1.0, least=0)  # shares are drawn from Beta(alpha, alpha); 0 = no mixing
+    mix_at: int = field(0, least=0, most=2)  # 0: features, 1: hidden layer, 2: encoder's output
+    temperature: float = field(0.4, above=0)
 
     verbs: ClassVar[tuple[str, ...]] = ('embed',)  # what `tasks.nodes` may ask for
 
     def check(self) -> None:
         """Raises UserError for a value that cannot be."""
-        for name in ('dim', 'head'):
-            if getattr(self, name) < 1:
-                raise UserError(f'model.{name}={getattr(self, name)} is too small: give 1 or more')
         for name in ('edge_drop', 'feature_drop'):
             rates = getattr(self, name)
             if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
                 raise UserError(f'model.{name}={rates} is not two rates in [0, 1)')
-        if self.alpha < 0:
-            raise UserError(f'model.alpha={self.alpha} is negative: give 0 (no mixing) or more')
-        if self.mix_at not in (0, 1, 2):
-            raise UserError(f'model.mix_at={self.mix_at} is not 0, 1 or 2')
-        if self.temperature <= 0:
-            raise UserError(f'model.temperature={self.temperature} is not above 0')
+
+    def whole_batch(self) -> str:
+        """A node is looked for among all others."""
+        return 'the contrast between nodes'
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'MixGCL':
         """Builds the model for sizes 'node' and 'feature'."""
-        self.check()
         return MixGCL(self, sizes, rngs=rngs)
 
 
@@ -71,20 +68,18 @@ class MixGCL(problem.Model):
     `soft_info_nce`.
     """
 
-    whole_batch = True
-
     def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         self.config = config
         widths = (sizes['feature'], 2 * config.dim, config.dim)
         self.encoder = Encoder(sizes['node'], widths, (jax.nn.relu, jax.nn.relu), rngs=rngs)
-        linear = layers.linear_layer(nnx.initializers.xavier_uniform(), jnp.float32)
+        linear = linear_layer(nnx.initializers.xavier_uniform(), jnp.float32)
         self.inner = linear(config.dim, config.head, rngs=rngs)
         self.outer = linear(config.head, config.dim, rngs=rngs)
 
     def embed(self, batch: dict, constants: dict) -> jax.Array:
         """Vectors [B, dim] of the batch's nodes in the graph as it is, before the head."""
         vectors = self.encoder(constants['adjacency'], constants['features'])
-        return sharding.lookup(vectors, batch['nodes'])
+        return lookup(vectors, batch['nodes'])
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with 'partners' int32 [2, N] and 'shares' float32 [2, N] of the two views.
@@ -159,7 +154,7 @@ class MixGCL(problem.Model):
 def mix(x: jax.Array, partners: jax.Array, shares: jax.Array) -> jax.Array:
     """shares * x + (1 - shares) * x[partners] of rows x [N, D], partners and shares [N]."""
     shares = shares[:, None]
-    return shares * x + (1 - shares) * sharding.lookup(x, partners)
+    return shares * x + (1 - shares) * lookup(x, partners)
 
 
 def soft_info_nce(
@@ -186,16 +181,16 @@ def soft_info_nce(
     Returns:
       float32 [B], the value of every node of the batch.
     """
-    queries, keys = sharding.lookup(unit(queries), nodes), unit(keys)
+    queries, keys = lookup(unit(queries), nodes), unit(keys)
     scores = jnp.einsum('bd,nd->bn', queries, keys, preferred_element_type=jnp.float32)
-    wanted = (queries * sharding.lookup(keys, nodes)).sum(-1)
+    wanted = (queries * lookup(keys, nodes)).sum(-1)
     if partners is not None:
         partner, share = _picked(partners, nodes), _picked(shares, nodes)
-        wanted = share * wanted + (1 - share) * (queries * sharding.lookup(keys, partner)).sum(-1)
+        wanted = share * wanted + (1 - share) * (queries * lookup(keys, partner)).sum(-1)
     return jax.nn.logsumexp(scores / temperature, axis=-1) - wanted / temperature
 
 
 def _picked(x: jax.Array, nodes: jax.Array) -> jax.Array:
     """x[nodes] of x [N], placed like `nodes`."""
     spec = jax.typeof(nodes).sharding.spec
-    return x.at[nodes].get(mode='clip', out_sharding=P(*spec) if sharding.on_mesh() else None)
+    return x.at[nodes].get(mode='clip', out_sharding=P(*spec) if on_mesh() else None)

@@ -1,5 +1,1 @@
-<<<<<<< HEAD
 """Layers that models share."""
-=======
-"""Layers that models are built of."""
->>>>>>> nodes

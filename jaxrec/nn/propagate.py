@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from jaxrec import layers, sharding
+from jaxrec.devices.mesh import lookup
+from jaxrec.nn.dropout import Key, dropout, hashed
 
 
 class Sparse(NamedTuple):
@@ -46,7 +47,7 @@ def propagate(matrix: Sparse, x: jax.Array, rows: int) -> jax.Array:
       [R, D] in the dtype of x, summed in float32 at least.
     """
     wide = jnp.promote_types(x.dtype, jnp.float32)
-    gathered = sharding.lookup(x, matrix.columns).astype(wide)
+    gathered = lookup(x, matrix.columns).astype(wide)
     terms = matrix.values[:, None].astype(wide) * gathered
     total = jax.ops.segment_sum(terms, matrix.rows, rows, indices_are_sorted=True)
     return total.astype(x.dtype)
@@ -59,16 +60,14 @@ def multiply(x: Sparse | jax.Array, kernel: jax.Array, rows: int) -> jax.Array:
     return jnp.einsum('rc,cd->rd', x, kernel, preferred_element_type=jnp.float32)
 
 
-def drop_entries(
-    x: Sparse | jax.Array, rate: float | jax.Array, key: layers.Key
-) -> Sparse | jax.Array:
-    """`layers.dropout` of features; of sparse ones only the stored entries need a draw."""
+def drop_entries(x: Sparse | jax.Array, rate: float | jax.Array, key: Key) -> Sparse | jax.Array:
+    """`dropout` of features; of sparse ones only the stored entries need a draw."""
     if isinstance(x, Sparse):
-        return x._replace(values=layers.dropout(x.values, rate, key))
-    return layers.dropout(x, rate, key)
+        return x._replace(values=dropout(x.values, rate, key))
+    return dropout(x, rate, key)
 
 
-def drop_columns(x: Sparse | jax.Array, rate: float, key: layers.Key) -> Sparse | jax.Array:
+def drop_columns(x: Sparse | jax.Array, rate: float, key: Key) -> Sparse | jax.Array:
     """Zeroes whole columns of features, each with probability `rate`, and scales nothing.
 
     As GRACE masks features (Zhu et al. 2020, section 3.2.2).
@@ -80,7 +79,7 @@ def drop_columns(x: Sparse | jax.Array, rate: float, key: layers.Key) -> Sparse 
     return jnp.where(_kept(rate, key, jnp.arange(x.shape[1])), x, 0)
 
 
-def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: layers.Key) -> Sparse:
+def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
     """Takes edges from a graph with probability `rate`, and normalises what is left.
 
     An edge goes in both directions or in none, a loop stays, and the values become
@@ -106,4 +105,4 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: layers.Key) -> S
 def _kept(rate, key, index):
     """bool like `index`: False with probability `rate`, the same for the same index."""
     limit = jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
-    return layers.hashed(key, index.astype(jnp.uint32)) >= limit
+    return hashed(key, index.astype(jnp.uint32)) >= limit

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
 
-from jaxrec import problem, sharding
-from jaxrec.cli import UserError
+from jaxrec import datasets, problem
+from jaxrec.config import field
 from jaxrec.data.graph import PARTS, UNKNOWN, Graph, row_normalised
 from jaxrec.data.node_batches import ROW_MULTIPLE, NodeBatches, node_batch
-from jaxrec.datasets import graphs
+from jaxrec.devices.mesh import lookup, replicated
+from jaxrec.errors import UserError
 from jaxrec.evaluation.probe import linear_probe
 from jaxrec.nn import propagate
 
 VERBS = {'scores': 'scores', 'linear': 'embed'}  # probe -> what it asks the model for
-READ = ('dataset', 'source', 'log', 'data_dir')  # of experiment.data
 _EVALUATED_AT_ONCE = 1024  # nodes of a batch; the graph is propagated once a pass, not here
 
 
@@ -32,9 +32,12 @@ _EVALUATED_AT_ONCE = 1024  # nodes of a batch; the graph is propagated once a pa
 class Config(problem.Task):
     """Classification of nodes; train.batch_rows counts nodes of a step."""
 
-    split: str = 'public'  # train, valid and test nodes: those that come with the graph
-    probe: str = 'scores'  # or 'linear': logistic regression on frozen vectors
-    nodes: str = 'labelled'  # learn from the train nodes, or from 'all', labels hidden elsewhere
+    # train, valid and test nodes: those that come with the graph
+    split: str = field('public', choices=('public',))
+    # the model's own scores, or logistic regression on frozen vectors
+    probe: str = field('scores', choices=tuple(VERBS))
+    # learn from the train nodes, or from all, labels hidden elsewhere
+    nodes: str = field('labelled', choices=('labelled', 'all'))
     normalise_features: bool = True  # each node's features divided by their sum
 
     def check(self, experiment: Any) -> None:
@@ -43,31 +46,20 @@ class Config(problem.Task):
         Raises:
           UserError: a combination that cannot be.
         """
-        choices = {'split': ('public',), 'probe': tuple(VERBS), 'nodes': ('labelled', 'all')}
-        for name, known in choices.items():
-            value = getattr(self, name)
-            if value not in known:
-                raise UserError(f'task.{name}={value!r} is not one of {", ".join(known)}')
         verb = VERBS[self.probe]
-        if verb not in getattr(experiment.model, 'verbs', ()):
+        if verb not in experiment.model.verbs:
             raise UserError(
                 f'task.probe={self.probe!r} needs a model that has `{verb}` for nodes, and this '
                 'one has not: choose another task.probe or model'
             )
-        for field in dataclasses.fields(experiment.data):
-            value = getattr(experiment.data, field.name)
-            if field.name not in READ and value != field.default:
-                raise UserError(f'data.{field.name}={value!r} is not for graphs: leave it out')
-        if experiment.optim.table != 'dense':
-            raise UserError(
-                f"optim.table={experiment.optim.table!r}: nodes have no item table, give 'dense'"
-            )
-        if experiment.train.batch_rows < 1:
-            raise UserError(f'train.batch_rows={experiment.train.batch_rows} is too small')
 
     def metrics(self) -> dict[str, problem.Metric]:
         """Accuracy, the share of nodes whose class is found."""
         return {'accuracy': problem.Metric()}
+
+    def protocol_fields(self) -> dict[str, Any]:
+        """How nodes are split and what predicts their classes."""
+        return {'name': 'nodes', 'probe': self.probe, 'data_split': self.split}
 
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
@@ -77,7 +69,7 @@ class Config(problem.Task):
         Raises:
           UserError: no such graph, or one without features, labels or split.
         """
-        graph, meta = graphs.load(experiment.data, say)
+        graph, meta = datasets.load(experiment.data, say, kind=Graph)
         for name in ('features', 'labels', *PARTS):
             if getattr(graph, name) is None:
                 raise UserError(f'the graph {graph.name} has no {name}, which task.nodes needs')
@@ -147,7 +139,7 @@ class Nodes(problem.Problem):
     ) -> dict[str, jax.Array]:
         """'class' int32 [B] under probe='scores', else 'vector' [B, D]."""
         del model, full
-        rows = sharding.replicated(sharding.lookup(carried, batch['nodes']))
+        rows = replicated(lookup(carried, batch['nodes']))
         if self.probe == 'scores':
             return {'class': rows.argmax(-1).astype(jnp.int32)}
         return {'vector': rows}
@@ -177,13 +169,7 @@ class NodeEvaluation(problem.Evaluation):
         names = dict.fromkeys(['train', 'valid', part]) if task.probe == 'linear' else [part]
         self._nodes = np.unique(np.concatenate([parts[name] for name in names]))
         self.examples = len(self._nodes)
-        self.protocol = {
-            'task': 'nodes',
-            'split': task.split,
-            'part': part,
-            'probe': task.probe,
-            'nodes': len(parts[part]),
-        }
+        self.protocol = {**task.protocol_fields(), 'nodes': len(parts[part])}
 
     def batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
         """(places, batch) of one shape: nodes and labels (hidden) int32, weights float32."""
