@@ -156,6 +156,6 @@ RENAMED = {
         for name in ('protocol', 'filter_seen', 'negatives', 'cutoffs', 'batch_users')
     },
     'train.eval_users': 'task.valid_users',
-    'eval': 'task, e.g. task=next_item.Config(protocol=..)',
+    'eval': 'task, e.g. task=tasks.Default(protocol=..)',
     'data.grow_vocabulary': 'train.start_from (with train.grow)',
 }

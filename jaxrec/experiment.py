@@ -11,10 +11,10 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from jaxrec import tasks
 from jaxrec.config import RENAMED, Data, Mesh, Optim, Train
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Task
-from jaxrec.tasks import next_item
 
 SECTIONS = ('task', 'model', 'data', 'optim', 'train', 'mesh')
 
@@ -24,7 +24,7 @@ class Experiment:
     """One experiment: everything that changes its result."""
 
     model: Any = None  # a model's Config, e.g. jaxrec.models.sasrec.Config()
-    task: Any = dataclasses.field(default_factory=next_item.Config)
+    task: Any = dataclasses.field(default_factory=tasks.Default)
     data: Data = dataclasses.field(default_factory=Data)
     optim: Optim = dataclasses.field(default_factory=Optim)
     train: Train = dataclasses.field(default_factory=Train)
@@ -45,7 +45,7 @@ def check(experiment: Experiment) -> None:
         )
     for section, kind, example in (
         ('model', ModelConfig, 'sasrec.Config()'),
-        ('task', Task, 'next_item.Config()'),
+        ('task', Task, 'tasks.Default()'),
     ):
         if not isinstance(getattr(experiment, section), kind):
             raise UserError(f'the experiment has no {section}: set {section}=, e.g. {example}')

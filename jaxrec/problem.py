@@ -285,9 +285,9 @@ class ModelConfig:
 class Model(nnx.Module):
     """A model; besides `loss` it has the verbs of its task.
 
-    next_item: `catalogue(constants) -> {'items': [rows, D], ..}` and
-    `queries(batch, catalogue) -> [B, K, D]`. click: `scores(batch, constants) -> [B, T]`, logits.
-    nodes: `scores` of classes, or `embed(batch, constants) -> [N, D]` under a linear probe.
+    Retrieval: `catalogue(constants) -> {'items': [rows, D], ..}` and
+    `queries(batch, catalogue) -> [B, K, D]`. Click: `scores(batch, constants) -> [B, T]`, logits.
+    Nodes: `scores` of classes, or `embed(batch, constants) -> [N, D]` under a linear probe.
     """
 
     def sample(self, batch: Batch, key: jax.Array) -> Batch:

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, and a compile cache that the tests and their subprocesses share."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -15,6 +16,14 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+    """Lets go of a module's compiled programs, which are gigabytes in the end."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'stream', 'evaluate', 'recommend', 'prepare', 'benchmark', 'table'}
+COMMANDS = {'train', 'evaluate', 'recommend', 'prepare', 'benchmark', 'table'}
 OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam')
 # What the files of a room may import besides their own room; everything else is above it.
 BASE = {'config', 'errors', 'files', 'problem', 'rng'}
@@ -19,7 +20,7 @@ ROOMS = {
     'rng': set(),
     'files': {'errors'},
     'problem': {'config', 'errors'},
-    'cli': {'errors'},
+    'cli': {'config', 'errors'},
     'data': BASE,
     'devices': BASE | {'cli'},
     'datasets': BASE | {'data'},
@@ -27,9 +28,12 @@ ROOMS = {
     'losses': {'devices'},
     'objectives': BASE | {'devices', 'losses', 'nn'},
     'models': BASE | {'data', 'devices', 'losses', 'nn', 'objectives'},
-    'evaluation': BASE | {'cli', 'data', 'devices', 'training'},
-    'experiment': BASE | {'evaluation', 'training'},
-    'tasks': BASE | {'data', 'datasets', 'devices', 'evaluation', 'experiment'},
+    'evaluation': BASE | {'cli', 'data', 'devices'},
+    'tasks': BASE | {'data', 'datasets', 'devices', 'evaluation', 'nn'},
+    'experiment': BASE | {'tasks'},
+    'training': BASE | {'cli', 'devices', 'evaluation', 'experiment', 'nn'},
+    'serving': BASE | {'cli', 'data', 'devices', 'training'},
+    'paper': BASE | {'cli', 'experiment', 'training'},
 }
 
 
@@ -68,6 +72,27 @@ def test_imports_point_one_way(path):
         assert used <= ROOMS[room]
 
 
+def test_only_a_task_knows_what_it_measures():
+    """The loop, the pass, tables and commands name no task and no metric of one."""
+    rooms = ('tasks/', 'models/', 'objectives/', 'serving/', 'benchmarks/rectools_peer')
+    own = ('evaluation/ranking', 'evaluation/rank_metrics', 'paper/plausible')
+    for path in [*modules(), *PACKAGE.rglob('*.js')]:
+        name = str(path.relative_to(PACKAGE))
+        if not name.startswith((*rooms, *own)):
+            found = re.findall(r'(?i)next[ _]item|\bhr\b|ndcg', path.read_text())
+            assert not found, f'{name}: {found}'
+
+
+def test_a_traced_function_raises_no_error_of_the_user():
+    """UserError comes from checks, readers and commands: in these rooms from `check` alone."""
+    for room in ('nn', 'losses', 'objectives', 'models'):
+        for path in (PACKAGE / room).glob('*.py'):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.FunctionDef) and node.name not in ('check', '_check'):
+                    raised = [n for n in ast.walk(node) if isinstance(n, ast.Raise)]
+                    assert 'UserError' not in ''.join(map(ast.dump, raised)), path.name
+
+
 def test_no_circle_of_imports():
     """Nor one that only closes when a function runs."""
     left = {module_of(path): imports_of(path) - {module_of(path)} for path in modules()}
@@ -90,16 +115,17 @@ import sys
 for name in {OPTIONAL!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 import pathlib
+import jaxrec
 import jaxrec.benchmark, jaxrec.evaluate, jaxrec.prepare, jaxrec.recommend, jaxrec.table
 import jaxrec.train
-from jaxrec.config import Data, Experiment, Train
+from jaxrec import Data, Experiment, Train
 from jaxrec.models import sasrec
 experiment = Experiment(
     model=sasrec.Config(dim=8, blocks=1, max_len=8),
     data=Data(dataset='synthetic:users=50,items=40,length=6', data_dir=sys.argv[1]),
     train=Train(batch_rows=8, steps=2),
 )
-print(jaxrec.train.train(experiment, pathlib.Path(sys.argv[2])))
+print(jaxrec.fit(experiment, sys.argv[2]))
 assert 'tensorflow' not in sys.modules
 """
     words = [sys.executable, '-c', code, str(tmp_path / 'data'), str(tmp_path / 'run')]

@@ -5,85 +5,62 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from runs import (
+    check_same_run,
+    inside,
+    line,
+    lines_of,
+    losses_of,
+    metrics_of,
+    params_of,
+    process,
+    same,
+    small,
+    started,
+    write,
+)
 
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.experiment import from_record, to_record
+from jaxrec import files
+from jaxrec.config import Data, Optim, Train
+from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, applied, from_record, to_record
 from jaxrec.models import sasrec
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.tasks import next_item
 from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.loop import fit
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.restore import load_trained
+from jaxrec.training.places import Progress
 from jaxrec.training.state import abstract_state, split_model
-
-EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    return Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10),
-        data=Data(dataset='synthetic:users=300,items=60,length=12,seed=1', data_dir={data_dir!r}),
-        optim=Optim(learning_rate=1e-2, ema=0.9),
-        train=Train(batch_rows=8, epochs=4, log_every=5, eval_every=0.25),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
-    )
-"""
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-    """An experiment file, its data prepared, and an uninterrupted run of it."""
+    """An experiment file, its data prepared, and an uninterrupted run of it as a process."""
     folder = tmp_path_factory.mktemp('train')
-    config = folder / 'experiment.py'
-    config.write_text(EXPERIMENT.format(data_dir=str(folder / 'data')))
-    done = command(config, folder / 'whole')
+    config = write(folder / 'experiment.py', small(folder, **{'train.epochs': 4}))
+    done = process('train', f'--config={config}', f'--workdir={folder / "whole"}')
     assert done.returncode == 0, done.stderr
     return config, folder / 'whole'
 
 
-def arguments(config, workdir, *flags):
-    return [
-        sys.executable,
-        '-m',
-        'jaxrec.train',
-        f'--config={config}',
-        f'--workdir={workdir}',
-        *flags,
-    ]
+@pytest.fixture(scope='module')
+def here(tmp_path_factory):
+    """An experiment, and an uninterrupted run of it in this process."""
+    folder = tmp_path_factory.mktemp('here')
+    experiment = small(folder, **{'train.epochs': 1})
+    fit(experiment, folder / 'whole')
+    return experiment, folder / 'whole'
 
 
-def command(config, workdir, *flags):
-    return subprocess.run(arguments(config, workdir, *flags), capture_output=True, text=True)
-
-
-def params_of(workdir, which='last'):
-    trained = load_trained(workdir, which)
-    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
-    return trained.step, jax.device_get(trained.params)
-
-
-def metrics_of(workdir):
-    lines = (pathlib.Path(workdir) / 'metrics.jsonl').read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-def same(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: np.array_equal(x, y), a, b))
-
-
-def one_error_line(done):
-    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
-    lines = [line for line in done.stderr.splitlines() if line]
-    assert lines[-1].startswith('error: ')
-    assert 'Traceback' not in done.stderr
-    return lines[-1]
+def train(config, workdir, *flags):
+    return inside('train', f'--config={config}', f'--workdir={workdir}', *flags)
 
 
 def test_a_run_records_itself(setting):
@@ -96,239 +73,178 @@ def test_a_run_records_itself(setting):
     assert 'devices' in session and 'git' in session
     record = json.loads((workdir / 'config.json').read_text())
     assert record['model']['type'] == 'jaxrec.models.sasrec:Config'
+    assert record['task']['type'] == 'jaxrec.tasks.next_item:Config'
     assert (workdir / 'curves.png').stat().st_size > 1000
-    lines = metrics_of(workdir)
-    steps = [line['step'] for line in lines if 'loss' in line]
+    lines, losses = lines_of(workdir), losses_of(workdir)
+    steps = [one['step'] for one in lines if 'loss' in one]
     assert steps == sorted(set(steps))
-    first, last = ([line for line in lines if 'loss' in line][i]['loss'] for i in (0, -1))
-    assert last < first - 0.5
-    assert max(line['valid/HR@10'] for line in lines if 'valid/HR@10' in line) > 0.3
+    assert losses[steps[-1]] < losses[steps[0]] - 0.4
+    assert max(one['valid/HR@10'] for one in metrics_of(workdir).values()) > 0.25
     for name in ('softmax', 'grad_norm', 'tokens_per_second', 'examples_per_second', 'epoch'):
         assert name in lines[0]
     assert not list(workdir.rglob('*.pkl')) and not list(workdir.rglob('*.pickle'))
 
 
-def test_kill_at_random_moments_then_resume_is_bit_exact(setting, tmp_path):
+def test_stopped_and_killed_at_random_moments_a_run_ends_with_the_bits_of_one_that_was_not(
+    setting, tmp_path
+):
     config, whole = setting
-    workdir = tmp_path / 'killed'
-    rng = random.Random(os.environ.get('JAXREC_TEST_SEED', '0'))
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen(
-            arguments(config, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        at = None
-        for line in process.stdout:  # the random moment counts from the first sign of training
-            if line.startswith('step '):
-                at = at or time.monotonic() + rng.uniform(0, 1.5)
+    words = line('train', f'--config={config}', f'--workdir={tmp_path}')
+    early, output = started(words), ''
+    for text in early.stdout:
+        output += text
+        if 'targets an epoch' in text:  # before the first step
+            early.send_signal(signal.SIGTERM)
+            break
+    output += early.stdout.read()
+    assert early.wait() == 0, output
+    assert 'stopped by a signal' in output and 'same command' in output
+    assert params_of(tmp_path)[0] < 20
+    rng, kills = random.Random(os.environ.get('JAXREC_TEST_SEED', '0')), 0
+    for _ in range(2):
+        running, at = started(words), None
+        for text in running.stdout:  # the random moment counts from the first sign of training
+            if text.startswith('step '):
+                at = at or time.monotonic() + rng.uniform(0, 0.3)
             if at and time.monotonic() > at:
-                process.kill()
+                running.kill()
                 kills += 1
                 break
-        process.stdout.close()
-        process.wait()
-        if process.returncode == 0:
+        running.stdout.close()
+        if running.wait() == 0:
             break
     assert kills >= 1
-    done = command(config, workdir)
+    done = process('train', f'--config={config}', f'--workdir={tmp_path}')
     assert done.returncode == 0, done.stderr
-    step, params = params_of(workdir)
-    expected_step, expected = params_of(whole)
-    assert step == expected_step
-    assert same(params, expected)
-    assert same(params_of(workdir, 'best')[1], params_of(whole, 'best')[1])
-    keep = lambda lines: [  # noqa: E731
-        (line['step'], {k: v for k, v in line.items() if k.startswith('valid')})
-        for line in lines
-        if 'valid/HR@10' in line
-    ]
-    assert keep(metrics_of(workdir)) == keep(metrics_of(whole))
+    assert 'going on from step' in done.stdout
+    check_same_run(tmp_path, whole)
 
 
-def test_sigterm_saves_and_says_how_to_go_on(setting, tmp_path):
-    config, whole = setting
-    workdir = tmp_path / 'stopped'
-    process = subprocess.Popen(
-        arguments(config, workdir), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    output = ''
-    for line in process.stdout:
-        output += line
-        if line.startswith('step '):
-            process.send_signal(signal.SIGTERM)
-            break
-    output += process.stdout.read()
-    assert process.wait() == 0, output
-    assert 'stopped by a signal' in output and 'same command' in output
-    stopped_at, _ = params_of(workdir)
-    done = command(config, workdir)
-    assert done.returncode == 0, done.stderr
-    assert f'going on from step {stopped_at}' in done.stdout
-    assert same(params_of(workdir)[1], params_of(whole)[1])
+def test_cut_short_then_longer_then_stopped(here, tmp_path, capsys):
+    """By a limit of steps, by a signal between validations, and on to the end."""
+    experiment, whole = here
+    short = applied(experiment, {'train.steps': 7})
+    summary = fit(short, tmp_path)
+    assert summary['step'] == 7 and summary['stopped'] == 'finished'
+    steps = iter(range(100))
+    summary = fit(experiment, tmp_path, stop=lambda: next(steps) == 2)
+    assert summary['step'] == 10 and summary['stopped'] == 'signal'
+    assert 'stopped by a signal' in capsys.readouterr().out
+    assert params_of(tmp_path)[0] == 10
+    fit(experiment, tmp_path)
+    assert 'going on from step 10' in capsys.readouterr().out
+    assert same(params_of(tmp_path)[1], params_of(whole)[1])
 
 
-def test_sigterm_before_the_first_step_leaves_in_order(setting, tmp_path):
-    config, _ = setting
-    process = subprocess.Popen(
-        arguments(config, tmp_path / 'early'),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    output = ''
-    for line in process.stdout:
-        output += line
-        if 'targets an epoch' in line:
-            process.send_signal(signal.SIGTERM)
-            break
-    output += process.stdout.read()
-    assert process.wait() == 0, output
-    assert 'stopped by a signal' in output
-    assert params_of(tmp_path / 'early')[0] < 20
+def test_json_is_the_only_line_on_standard_output(here, tmp_path):
+    config = write(tmp_path / 'x.py', here[0])
+    done = train(f'{config}:argument', tmp_path / 'run', '--config.train.steps=2', '--json')
+    assert done.result['step'] == 2 and done.result['stopped'] == 'finished'
+    assert len(done.stdout.splitlines()) == 1 and 'targets an epoch' in done.stderr
 
 
-def test_two_trainings_in_one_workdir(setting, tmp_path):
-    config, _ = setting
-    first = subprocess.Popen(
-        arguments(config, tmp_path / 'shared', '--config.train.epochs=1000'),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    for line in first.stdout:
-        if line.startswith('step '):
-            break
-    error = one_error_line(command(config, tmp_path / 'shared'))
-    first.kill()
-    first.stdout.close()
-    first.wait()
-    assert 'another process is training' in error
+def test_two_trainings_in_one_workdir(here, tmp_path):
+    with files.lock(tmp_path / '.lock'):
+        with pytest.raises(UserError, match='another process is training'):
+            fit(here[0], tmp_path)
 
 
-def test_a_run_outlives_its_log_and_its_directory(tmp_path):
-    """Evaluating needs the prepared data, not the raw log, and works from anywhere."""
+def test_a_run_of_several_devices_outlives_its_log_its_directory_and_its_devices(
+    tmp_path, monkeypatch
+):
+    """Evaluating needs the prepared data, not the raw log, works from anywhere and on one."""
     rng = np.random.default_rng(0)
     rows = [f'u{u},i{rng.integers(9)},{t}' for u in range(30) for t in range(6)]
     (tmp_path / 'log.csv').write_text('user,item,timestamp\n' + '\n'.join(rows))
-    (tmp_path / 'x.py').write_text(EXPERIMENT.format(data_dir='data'))
-    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent.parent)}
-    flags = ('--config.data.log=log.csv', '--config.data.dataset=', '--config.train.steps=2')
-    run = lambda where, *words: subprocess.run(  # noqa: E731
-        [sys.executable, '-m', *words], cwd=where, env=environment, capture_output=True, text=True
+    monkeypatch.chdir(tmp_path)
+    experiment = small(
+        pathlib.Path(),
+        **{'data.log': 'log.csv', 'data.dataset': '', 'mesh.data': 2, 'mesh.model': 2},
     )
-    done = run(tmp_path, 'jaxrec.train', '--config=x.py', '--workdir=run', *flags)
-    assert done.returncode == 0, done.stderr
+    fit(applied(experiment, {'train.steps': 2}), pathlib.Path('run'))
     (tmp_path / 'log.csv').unlink()
-    done = run('/', 'jaxrec.evaluate', f'--workdir={tmp_path / "run"}')
-    assert done.returncode == 0, done.stderr
-
-
-def test_trained_on_several_devices_used_on_one(setting, tmp_path):
-    config, _ = setting
-    flags = ('--config.mesh.data=2', '--config.mesh.model=2', '--config.train.steps=2')
-    done = subprocess.run(
-        arguments(config, tmp_path / 'four', *flags),
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'JAX_NUM_CPU_DEVICES': '4'},
+    environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent.parent)}
+    done = process(
+        'evaluate', f'--workdir={tmp_path / "run"}', '--json', cwd='/', env=environment
     )
-    assert done.returncode == 0, done.stderr
-    words = [sys.executable, '-m', 'jaxrec.recommend', f'--workdir={tmp_path / "four"}', '--user=3']
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert done.result['examples'] == 30 and done.result['step'] == 2
 
 
-def test_cut_short_then_longer(setting, tmp_path):
-    config, whole = setting
-    workdir = tmp_path / 'short'
-    done = command(f'{config}:argument', workdir, '--config.train.steps=7', '--json')
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout.splitlines()[-1])
-    assert summary['step'] == 7 and summary['stopped'] == 'finished'
-    assert len(done.stdout.splitlines()) == 1  # everything else went to standard error
-    done = command(config, workdir)
-    assert done.returncode == 0, done.stderr
-    assert same(params_of(workdir)[1], params_of(whole)[1])
-
-
-def test_non_finite_loss_stops_with_a_checkpoint_before_it(setting, tmp_path):
-    config, _ = setting
-    workdir = tmp_path / 'nan'
+def test_non_finite_loss_stops_with_a_checkpoint_before_it(here, tmp_path):
+    config = write(tmp_path / 'x.py', here[0])
     # a linear warm-up to 1e38: the steps up to the first validation are small enough to survive
     flags = ('--config.optim.learning_rate=1e38', '--config.optim.warmup_steps=1000')
-    error = one_error_line(command(config, workdir, *flags))
+    error = train(config, tmp_path / 'nan', *flags).error
     assert 'not finite' in error and 'learning_rate' in error and '--workdir' in error
     at = int(error.split(' at step ')[1].split()[0].strip(';'))
-    step, params = params_of(workdir)
+    step, params = params_of(tmp_path / 'nan')
     assert f'of step {step}' in error and step < at
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
-def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(setting, tmp_path):
-    config, _ = setting
-    workdir = tmp_path / 'nan_later'
-    assert command(config, workdir, '--config.train.steps=10').returncode == 0
-    step, params = params_of(workdir)
+def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(here, tmp_path, mesh):
+    mesh(1, 1)
+    experiment = here[0]
+    step = fit(applied(experiment, {'train.steps': 4}), tmp_path)['step']
     # spoil the saved parameters: the very next loss is not finite
-    trained = load_trained(workdir, 'last')
-    checkpoints = Checkpoints(workdir)
-    optimizer = make_optimizer(trained.experiment.optim, 1)
-    graphdef, abstract = split_model(trained.experiment.model, trained.histories.num_items)
+    checkpoints = Checkpoints(tmp_path)
+    optimizer = make_optimizer(experiment.optim, experiment.model, 1)
+    graphdef, abstract = split_model(experiment.model, {'item': 60})
     state, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
     state = {**state, 'params': jax.tree.map(lambda x: x * jnp.nan, state['params'])}
     checkpoints.save_last(step + 1, {**state, 'step': state['step'] + 1}, host)
     checkpoints.close()
-    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
-    error = one_error_line(command(config, workdir))
-    assert f'not finite at step {step + 2}' in error and f'of step {step + 1}' in error
-    assert np.isfinite(params['table']).all()
+    with pytest.raises(UserError, match=f'not finite at step {step + 2} .*of step {step + 1},'):
+        fit(experiment, tmp_path)
+    assert np.isfinite(params_of(tmp_path, 'best')[1]['table']).all()
 
 
-def test_early_stopping(setting, tmp_path):
-    config, _ = setting
-    flags = ('--config.train.patience=2', '--config.optim.learning_rate=1e-9', '--json')
-    done = command(config, tmp_path / 'early', *flags, '--config.optim.ema=0')
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])['stopped'] == 'early stopping'
-    again = command(config, tmp_path / 'early', *flags, '--config.optim.ema=0')
-    assert again.returncode == 0 and 'early stopping' in again.stderr
+def test_early_stopping(here, tmp_path, capsys):
+    changes = {'train.patience': 2, 'optim.learning_rate': 1e-9, 'optim.ema': 0.0}
+    experiment = applied(here[0], {**changes, 'train.eval_every': 0.25})
+    first = fit(experiment, tmp_path)
+    assert first['stopped'] == 'early stopping'
+    capsys.readouterr()
+    assert fit(experiment, tmp_path) == first and 'early stopping' in capsys.readouterr().out
 
 
-def test_same_losses_on_any_mesh(setting, tmp_path):
-    config, _ = setting
+def test_progress():
+    """Of a metric whose higher values are better, and of one whose lower values are."""
+    for sign in (1, -1):
+        progress = Progress()
+        found = [
+            progress.update(step, sign * value, higher=sign > 0)
+            for step, value in enumerate((0.5, 0.4, 0.6, 0.6, 0.1), 1)
+        ]
+        assert found == [True, False, True, False, False]
+        assert (progress.best, progress.best_step, progress.validated) == (sign * 0.6, 3, 5)
+        assert progress.done(2) and not progress.done(3) and not progress.done(0)
+
+
+def test_same_losses_on_any_mesh(here, tmp_path):
     losses = []
-    environment = {**os.environ, 'JAX_NUM_CPU_DEVICES': '8'}
     for data, model in ((1, 1), (8, 1), (4, 2), (2, 4)):
-        workdir = tmp_path / f'mesh{data}{model}'
-        flags = (f'--config.mesh.data={data}', f'--config.mesh.model={model}')
-        done = subprocess.run(
-            arguments(
-                config, workdir, *flags, '--config.train.steps=6', '--config.train.log_every=1'
-            ),
-            capture_output=True,
-            text=True,
-            env=environment,
-        )
-        assert done.returncode == 0, done.stderr
-        lines = metrics_of(workdir)
-        losses.append([round(line['loss'], 5) for line in lines if 'loss' in line])
-        valid = [line for line in lines if 'valid/HR@10' in line][-1]
-        losses[-1].append(round(valid['valid/HR@10'], 5))
+        changes = {'mesh.data': data, 'mesh.model': model, 'train.steps': 6, 'train.log_every': 1}
+        workdir = tmp_path / f'{data}{model}'
+        fit(applied(here[0], changes), workdir)
+        losses.append([round(loss, 5) for loss in losses_of(workdir).values()])
+        losses[-1].append(round(metrics_of(workdir)[6]['valid/HR@10'], 5))
     assert len(losses[0]) == 7
     for other in losses[1:]:
         np.testing.assert_allclose(other, losses[0], atol=1.01e-5)
 
 
-def test_wrong_workdir(setting):
-    config, whole = setting
+def test_wrong_workdir(here):
+    experiment, whole = here
     before = (whole / 'config.json').read_text(), (whole / 'run.json').read_text()
-    error = one_error_line(command(config, whole, '--config.model.dim=16'))
-    assert 'model.dim=8' in error and '16' in error and '--workdir' in error
-    other = '--config.data.dataset=synthetic:users=20,items=60,length=12,seed=5'
-    assert 'other data' in one_error_line(command(config, whole, other))
-    assert 'eval.protocol' in one_error_line(
-        command(config, whole, '--config.eval.protocol=s3rec-99')
-    )
+    for changes, words in (
+        ({'model.dim': 16}, r'model\.dim=8, .* 16; .*--workdir'),
+        ({'data.dataset': 'synthetic:users=20,items=60,length=12,seed=5'}, 'other data'),
+        ({'task.protocol': 's3rec-99'}, r'task\.protocol'),
+        ({'task.valid_users': 7}, r'task\.valid_users'),
+    ):
+        with pytest.raises(UserError, match=words):
+            fit(applied(experiment, changes), whole)
     assert before == ((whole / 'config.json').read_text(), (whole / 'run.json').read_text())
 
 
@@ -340,16 +256,30 @@ def test_wrong_workdir(setting):
         ('--config.model.heads=0', ['model.heads=0']),
         ('--config.model.max_len=0', ['model.max_len=0']),
         ('--no_such_flag=1', ['no_such_flag']),
-        ('--config.mesh.model=3', ['mesh']),
+        ('--config.mesh.model=9', ['mesh']),
         ('--config.data.dataset=netflix', ['netflix', 'ml-100k']),
         ('--config.train.batch_rows=0', ['train.batch_rows=0']),
+        # fields that were renamed
+        ('--config.data.split=temporal', ['data.split is now task.split']),
+        ('--config.data.windows=all', ['data.windows is now task.windows']),
+        ('--config.eval.protocol=full', ['eval.protocol is now task.protocol']),
+        ('--config.train.eval_users=9', ['train.eval_users is now task.valid_users']),
+        ('--config.data.grow_vocabulary=x', ['data.grow_vocabulary is now train.start_from']),
     ],
 )
-def test_wrong_flags_are_one_line_and_do_not_claim_the_workdir(setting, tmp_path, flag, words):
-    config, _ = setting
-    error = one_error_line(command(config, tmp_path / 'new', flag))
-    assert all(word in error for word in words)
+def test_wrong_flags_are_one_line_and_do_not_claim_the_workdir(here, tmp_path, flag, words):
+    config = write(tmp_path / 'x.py', here[0])
+    error = train(config, tmp_path / 'new', flag).error
+    assert all(word in error for word in words), error
     assert not (tmp_path / 'new' / 'config.json').exists()
+
+
+EXPERIMENT = """
+from jaxrec import Data, Experiment, Train
+from jaxrec.models import sasrec
+def get_config(arg=''):
+    return Experiment(model=sasrec.Config(), {})
+"""
 
 
 @pytest.mark.parametrize(
@@ -359,35 +289,51 @@ def test_wrong_flags_are_one_line_and_do_not_claim_the_workdir(setting, tmp_path
         ('def get_config(arg=""):\n    return undefined', ['undefined', 'line 2']),
         ('def get_config(arg=""):\n    return int(arg)', ['ValueError', 'line 2']),
         ('x = 1', ['get_config']),
-        ('from ml_collections import ConfigDict as get_config', ['config.Experiment']),
+        ('from ml_collections import ConfigDict as get_config', ['jaxrec.experiment.Experiment']),
         (None, ['x.py']),
+        # fields that were renamed
+        (EXPERIMENT.format('data=Data(split="temporal")'), ['data.split is now task.split']),
+        (EXPERIMENT.format('eval=3'), ['eval is now task, e.g. task=next_item.Config(']),
+        (EXPERIMENT.format('train=Train(eval_users=5)'), ['is now task.valid_users']),
     ],
 )
 def test_wrong_experiment_files_are_one_line(tmp_path, text, words):
     path = tmp_path / 'x.py'
     if text is not None:
         path.write_text(text)
-    error = one_error_line(command(path, tmp_path / 'run'))
+    error = train(path, tmp_path / 'run').error
     assert all(word in error for word in words), error
 
 
-def test_workdir_that_cannot_be_written(setting, tmp_path):
-    config, _ = setting
-    blocked = tmp_path / 'file'
+def test_overrides_of_renamed_fields():
+    experiment = Experiment(model=sasrec.Config())
+    for name, now in (
+        ('data.cuts', 'task.cuts'),
+        ('eval.cutoffs', 'task.cutoffs'),
+        ('data.grow_vocabulary', r'train.start_from \(with train.grow\)'),
+    ):
+        with pytest.raises(UserError, match=f'{name} is now {now}'):
+            applied(experiment, {name: 1})
+    with pytest.raises(UserError, match=r'no field data\.nothing'):
+        applied(experiment, {'data.nothing': 1})
+
+
+def test_workdir_that_cannot_be_written(here, tmp_path):
+    config, blocked = write(tmp_path / 'x.py', here[0]), tmp_path / 'file'
     blocked.write_text('in the way')
-    error = one_error_line(command(config, blocked / 'run'))
-    assert str(blocked) in error
+    assert str(blocked) in train(config, blocked / 'run').error
 
 
 def test_record_round_trip():
     experiment = Experiment(
-        model=sasrec.Config(dim=24, loss='bce'),
-        data=Data(log='x.csv', features=('rating',))
-        if hasattr(Data, 'features')
-        else Data(log='x'),
+        model=sasrec.Config(dim=24, loss='bce', contrast=(Contrast(weight=0.3),)),
+        task=next_item.Config(cutoffs=(1, 7), split='temporal'),
+        data=Data(log='x.csv', features='rating'),
         optim=Optim(clip_norm=1.0),
         train=Train(seed=3),
-        eval=Eval(cutoffs=(1, 7)),
     )
     record = json.loads(json.dumps(to_record(experiment)))
     assert from_record(record) == experiment
+    del record['task']
+    with pytest.raises(UserError, match='before tasks: train it again'):
+        from_record(record)

@@ -1,6 +1,6 @@
 """Generated histories with a known structure, for tests and for trying things out.
 
-The next item depends on the last two: item b has two followers, and which of them is likely is
+An event depends on the last two: item b has two followers, and which of them is likely is
 decided by the item a before b. With the default parameters the likely one comes next with
 probability 0.7, the other with 0.1, and a popular item (Zipf) with 0.2. No user meets an item
 twice, so filtering seen items removes no target.

@@ -54,7 +54,7 @@ SIZED = ('uniform', 'popularity')  # those with `settings.negatives` candidates
 
 
 def protocol_of(settings: Any) -> Protocol:
-    """The protocol that a `tasks.next_item.Config` names.
+    """The protocol that the settings of a retrieval task name.
 
     full: the whole catalogue. sasrec-2018: the SASRec authors' code (util.py): 100 uniform
     negatives outside the training items only (so they may be the validation item or the target),

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 from jax import P
 
 from jaxrec.devices.mesh import on_mesh, replicated
-from jaxrec.errors import UserError
 
 BLOCK = 64  # users of a batch come in multiples of it, and so does the queue
 
@@ -14,16 +13,16 @@ def start_queue(size: int, dim: int) -> dict[str, jax.Array]:
     """An empty queue: vectors, and the users and targets they are of; split over 'data'.
 
     Of 64 vectors that came together every device of the 'data' axis holds its share, so that the
-    oldest leave and new ones come without any changing devices.
+    oldest leave and new ones come without any changing devices; where 64 does not divide over them,
+    every device holds all.
     """
-    blocks = size // BLOCK
+    blocks, placed, vectors = size // BLOCK, None, None
     if on_mesh():
-        devices = jax.sharding.get_abstract_mesh().shape['data']
-        if BLOCK % devices:
-            raise UserError(f'model.contrast.queue needs a mesh.data that divides {BLOCK}')
-    placed = P(None, 'data') if on_mesh() else None
+        splits = BLOCK % jax.sharding.get_abstract_mesh().shape['data'] == 0
+        placed = P(None, 'data' if splits else None)
+        vectors = P(*placed, None)
     return {
-        'vectors': jnp.zeros((blocks, BLOCK, dim), out_sharding=placed and P(None, 'data', None)),
+        'vectors': jnp.zeros((blocks, BLOCK, dim), out_sharding=vectors),
         'users': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
         'targets': jnp.zeros((blocks, BLOCK), jnp.int32, out_sharding=placed),
     }

@@ -80,7 +80,7 @@ def _renamed(config: dict, cell: Cell) -> dict:
 
 
 def _second_format(record: dict) -> dict:
-    """A record of format 1, which knew next items only, in format 2."""
+    """A record of format 1, which knew one task only, in format 2."""
     seeds = {}
     for seed, run in record['seeds'].items():
         run = dict(run)

@@ -21,7 +21,7 @@ class Column:
 
     Attributes:
       name: heads the columns.
-      metrics: e.g. ('HR@10', 'NDCG@10').
+      metrics: of the task, by name.
       overrides: what makes it this column: {'data.dataset': 'beauty', ...}; wins over the rows'.
     """
 
