@@ -32,7 +32,7 @@ ROOMS = {
     'tasks': BASE | {'data', 'datasets', 'devices', 'evaluation', 'nn'},
     'experiment': BASE | {'tasks'},
     'training': BASE | {'cli', 'devices', 'evaluation', 'experiment', 'nn'},
-    'serving': BASE | {'cli', 'data', 'devices', 'training'},
+    'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'training'},
     'paper': BASE | {'cli', 'experiment', 'training'},
 }
 

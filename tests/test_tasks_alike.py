@@ -17,6 +17,7 @@ from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data.fields import Field
 from jaxrec.data.rows import Rows
 from jaxrec.errors import UserError
+from jaxrec.evaluation.run import beginning
 from jaxrec.experiment import Experiment, applied, flat, to_record
 from jaxrec.models import gcn, mmoe, sasrec
 from jaxrec.tasks import click, nodes
@@ -123,6 +124,14 @@ def test_the_same_on_another_mesh(made, whole, tmp_path, task):
     assert found['step'] == whole[task][1]['step']
     for one, two in zip(parameters(tmp_path), parameters(whole[task][0]), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-4)
+
+
+def test_a_pass_hands_an_item_table_on_without_a_copy(whole):
+    trained = load_trained(whole['next_item'][0])
+    with jax.set_mesh(trained.mesh):
+        begin = beginning(trained.graphdef, trained.problem)
+        items = begin(trained.params, trained.constants)['items']
+    assert items is trained.params['table']
 
 
 CHILD = """

@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -27,13 +27,10 @@ class Pass:
     def __init__(self, graphdef: nnx.GraphDef, problem: Problem, constants: dict[str, jax.Array]):
         self._constants = constants
 
-        def begin(params, constants):
-            return problem.begin(nnx.merge(graphdef, params), constants)
-
         def predict(full, params, carried, batch):
             return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
 
-        self._begin = jax.jit(begin)
+        self._begin = beginning(graphdef, problem)
         self._predict = {full: jax.jit(functools.partial(predict, full)) for full in (False, True)}
 
     def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
@@ -54,6 +51,32 @@ class Pass:
                 yield _read(*waiting.popleft())
         while waiting:
             yield _read(*waiting.popleft())
+
+
+def beginning(graphdef: nnx.GraphDef, problem: Problem) -> Callable[[dict, dict], Any]:
+    """`Problem.begin` of (parameters, constants), compiled.
+
+    What it only hands on, an item table above all, is handed on and not copied.
+    """
+
+    def begin(params, constants):
+        return problem.begin(nnx.merge(graphdef, params), constants)
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def computed(params, constants, which):
+        leaves = jax.tree.leaves(begin(params, constants))
+        return [leaves[n] for n in which]
+
+    def call(params, constants):
+        jaxpr, shapes = jax.make_jaxpr(begin, return_shape=True)(params, constants)
+        place = {id(var): n for n, var in enumerate(jaxpr.jaxpr.invars)}
+        given = [place.get(id(var)) for var in jaxpr.jaxpr.outvars]
+        made = computed(params, constants, tuple(n for n, at in enumerate(given) if at is None))
+        inputs, made = jax.tree.leaves((params, constants)), iter(made)
+        leaves = [next(made) if at is None else inputs[at] for at in given]
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return call
 
 
 def collected(parts: Iterable[Part], examples: int) -> Columns:

@@ -16,6 +16,7 @@ from jaxrec.data.splits import Targets
 from jaxrec.devices.mesh import place_whole, serving_rows
 from jaxrec.devices.top_k import top_k, winners
 from jaxrec.errors import UserError
+from jaxrec.evaluation.run import beginning
 from jaxrec.training.restore import Trained
 
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
@@ -57,7 +58,7 @@ class Recommender:
             static_argnames='k',
         )
         with jax.set_mesh(trained.mesh):
-            begin = jax.jit(lambda p, c: problem.begin(nnx.merge(trained.graphdef, p), c))
+            begin = beginning(trained.graphdef, problem)
             self._catalogue = begin(trained.params, trained.constants)
 
     def __call__(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
