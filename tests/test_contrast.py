@@ -50,14 +50,15 @@ def slow_info_nce(cosine, temperature, alike):
 @pytest.mark.parametrize('temperature', [1.0, 0.3])
 @pytest.mark.parametrize('alike', [None, ALIKE], ids=['all', 'hidden'])
 def test_info_nce(cosine, temperature, alike):
-    got = losses.info_nce(
+    padding = np.broadcast_to(WEIGHTS == 0, (N, N))
+    values = losses.info_nce(
         jnp.asarray(FIRST),
         jnp.asarray(SECOND),
-        jnp.asarray(WEIGHTS),
         temperature=temperature,
         cosine=cosine,
-        hidden=alike,
+        hidden=padding if alike is None else padding | alike,
     )
+    got = losses.weighted_mean(values, jnp.broadcast_to(WEIGHTS, values.shape))
     np.testing.assert_allclose(got, slow_info_nce(cosine, temperature, alike), rtol=2e-5)
 
 
@@ -68,20 +69,22 @@ def test_info_nce_with_a_queue(cosine):
         score = lambda x, n=n: math.exp(similarity(FIRST[n], x, cosine, 0.7))  # noqa: E731
         rest = sum(score(x) for m, x in enumerate(QUEUE) if not ALIKE_QUEUE[n, m])
         total -= WEIGHTS[n] * math.log(score(SECOND[n]) / (score(SECOND[n]) + rest))
-    arrays = [jnp.asarray(x) for x in (FIRST, SECOND, QUEUE.reshape(3, 4, D), WEIGHTS)]
+    arrays = [jnp.asarray(x) for x in (FIRST, SECOND, QUEUE.reshape(3, 4, D))]
     options = {'temperature': 0.7, 'cosine': cosine, 'hidden': ALIKE_QUEUE}
     value, grads = jax.value_and_grad(
-        lambda first: losses.info_nce_queue(first, *arrays[1:], **options)
+        lambda first: losses.weighted_mean(
+            losses.info_nce_queue(first, *arrays[1:], **options), jnp.asarray(WEIGHTS)
+        )
     )(arrays[0])
     np.testing.assert_allclose(value, total / WEIGHTS.sum(), rtol=2e-5)
     assert np.isfinite(grads).all() and not np.asarray(grads)[[2, 3, 5]].any()
 
 
 def test_a_pair_alone_costs_nothing_and_has_finite_gradients():
-    weights = jnp.array([1.0, 0, 0, 0, 0, 0, 0])
-    value, grad = jax.value_and_grad(losses.info_nce)(
-        jnp.asarray(FIRST), jnp.asarray(SECOND), weights, cosine=True
-    )
+    alone = np.ones((N, N), bool)
+    value, grad = jax.value_and_grad(
+        lambda first: losses.info_nce(first, jnp.asarray(SECOND), cosine=True, hidden=alone).sum()
+    )(jnp.asarray(FIRST))
     assert value == 0 and np.isfinite(grad).all()
 
 
@@ -116,7 +119,10 @@ def test_which_users_are_negatives(same_user, same_target):
             hidden[n, m] |= not same_user and users[n] == users[m]
             hidden[n, m] |= not same_target and targets[n] == targets[m]
     weights = jnp.asarray(users > 0, jnp.float32)
-    expected = losses.info_nce(jnp.asarray(FIRST), jnp.asarray(SECOND), weights, hidden=hidden)
+    values = losses.info_nce(
+        jnp.asarray(FIRST), jnp.asarray(SECOND), hidden=hidden | (users == 0)[None]
+    )
+    expected = losses.weighted_mean(values, jnp.broadcast_to(weights, values.shape))
     np.testing.assert_allclose(got, expected, rtol=1e-6)
 
 

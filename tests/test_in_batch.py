@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.losses.sampled import in_batch_softmax, scores
+from jaxrec.losses import in_batch_softmax, scores, weighted_mean
 from jaxrec.objectives import in_batch
 from jaxrec.objectives.frequency import estimate, start_estimate
 
@@ -54,16 +54,16 @@ def slow_loss(queries, table, candidates, targets, history, weights, q, options)
 def loss_of(queries, table, candidates, targets, history, weights, q, options):
     smoothing, refined, own = options
     rows, log_q = jnp.asarray(table), jnp.log(jnp.asarray(q))
-    return in_batch_softmax(
+    values = in_batch_softmax(
         (queries * rows[targets][:, None]).sum(-1).max(1),
         scores(queries, rows[candidates]),
-        jnp.asarray(weights),
         in_batch.allowed(candidates, targets[:, None], history, own_history=own)[:, 0],
         log_q_positive=log_q[targets],
         log_q_negatives=log_q[candidates],
         smoothing=smoothing,
         refined=refined,
     )
+    return weighted_mean(values, jnp.asarray(weights))
 
 
 @pytest.mark.parametrize('own', [False, True])
@@ -90,19 +90,17 @@ def test_the_refined_weight_passes_no_gradient(problem):
     """d loss / d positive = (1 - p)(p - 1) then, not the derivative of (1 - p)(-log p)."""
     p = 0.2
     grad = jax.grad(
-        lambda s: in_batch_softmax(
-            s, jnp.zeros((1, 1)), jnp.ones(1), jnp.ones((1, 1), bool), refined=True
-        )
+        lambda s: in_batch_softmax(s, jnp.zeros((1, 1)), jnp.ones((1, 1), bool), refined=True).sum()
     )(jnp.log(jnp.array([p / (1 - p)])))
     np.testing.assert_allclose(grad, [(1 - p) * (p - 1)], rtol=1e-5)
 
 
 def test_nothing_allowed_and_certain_negatives_stay_finite():
     one = jnp.ones(1)
-    none = in_batch_softmax(one, jnp.ones((1, 2)), one, jnp.zeros((1, 2), bool))
+    none = in_batch_softmax(one, jnp.ones((1, 2)), jnp.zeros((1, 2), bool)).sum()
     assert none == 0
     value, grad = jax.value_and_grad(
-        lambda n: in_batch_softmax(one, n, one, jnp.ones((1, 2), bool), smoothing=0.1)
+        lambda n: in_batch_softmax(one, n, jnp.ones((1, 2), bool), smoothing=0.1).sum()
     )(jnp.array([[200.0, -200.0]]))
     assert np.isfinite(value) and np.isfinite(grad).all()
 

@@ -1,4 +1,8 @@
-"""Losses: pure functions of scores or vectors, one weight per target (0 = padding)."""
+"""Losses: pure functions of scores or vectors, one value per target; the caller weighs and reduces.
+
+The exact softmax is the exception: it makes the gradient of the table in the forward pass, so it
+takes the weights and returns the weighted mean.
+"""
 
 from jaxrec.losses.contrastive import info_nce, info_nce_queue, unit
 from jaxrec.losses.pointwise import bce, gbce, weighted_mean

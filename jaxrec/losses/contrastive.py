@@ -5,14 +5,13 @@ import jax.numpy as jnp
 from jax import P
 
 from jaxrec.devices.mesh import on_mesh
-from jaxrec.losses.pointwise import at_least_float32, weighted_mean
+from jaxrec.losses.pointwise import at_least_float32
 from jaxrec.losses.sampled import sampled_softmax
 
 
 def info_nce(
     first: jax.Array,
     second: jax.Array,
-    weights: jax.Array,
     *,
     temperature: float = 1.0,
     cosine: bool = False,
@@ -27,32 +26,28 @@ def info_nce(
 
     Args:
       first, second: [N, D] vectors of both views.
-      weights: [N] weight per pair; one of 0 takes no part, as a negative neither.
       temperature: above 0.
       cosine: divide vectors by their lengths.
       hidden: bool [N, N], True where pair m is no negative of pair n.
 
     Returns:
-      Scalar, the weighted mean over pairs and directions.
+      [2, N], one value per direction and pair.
     """
     both = jnp.stack([first, second])
     both = unit(both) if cosine else both
     rows = jax.reshard(both, P(None, 'data', None)) if on_mesh() else both
     scores = jnp.einsum('and,bmd->anbm', rows, both, preferred_element_type=at_least_float32(both))
-    out = jnp.eye(len(weights), dtype=bool) | (weights == 0)
+    out = jnp.eye(len(first), dtype=bool)
     out = out if hidden is None else out | hidden
-    positive = jnp.broadcast_to((rows[0] * rows[1]).sum(-1), (2, len(weights)))
+    positive = jnp.broadcast_to((rows[0] * rows[1]).sum(-1), (2, len(first)))
     scores, out = jnp.concatenate([scores[:, :, 0], scores[:, :, 1]], -1), jnp.tile(out, (1, 2))
-    return sampled_softmax(
-        positive / temperature, scores / temperature, jnp.stack([weights, weights]), hits=out
-    )
+    return sampled_softmax(positive / temperature, scores / temperature, hits=out)
 
 
 def info_nce_queue(
     queries: jax.Array,
     keys: jax.Array,
     queue: jax.Array,
-    weights: jax.Array,
     *,
     temperature: float = 1.0,
     cosine: bool = False,
@@ -65,12 +60,11 @@ def info_nce_queue(
     Args:
       queries, keys: [N, D] vectors of both views.
       queue: [Q / b, b, D] negatives, b split over 'data'.
-      weights: [N] weight per pair.
       temperature, cosine: see `info_nce`.
       hidden: bool [N, Q], True where a vector of the queue is no negative.
 
     Returns:
-      Scalar, the weighted mean over pairs.
+      [N], one value per pair.
     """
     if cosine:
         queries, keys, queue = unit(queries), unit(keys), unit(queue)
@@ -84,7 +78,7 @@ def info_nce_queue(
         scores = jnp.where(hidden, jnp.finfo(scores.dtype).min / 2, scores)
     positive = (queries * keys).sum(-1).astype(scores.dtype) / temperature
     rest = jax.nn.logsumexp(scores, axis=(1, 2))
-    return weighted_mean(jnp.logaddexp(positive, rest) - positive, weights)
+    return jnp.logaddexp(positive, rest) - positive
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -4,23 +4,20 @@ import jax
 import jax.numpy as jnp
 
 
-def bce(positive: jax.Array, negatives: jax.Array, weights: jax.Array) -> jax.Array:
+def bce(positive: jax.Array, negatives: jax.Array) -> jax.Array:
     """Binary cross-entropy with k negatives (SASRec, eq. 6): -log s(r+) - sum_j log(1 - s(r_j)).
 
     Args:
       positive: [...] scores of the targets.
       negatives: [..., k] scores of the negatives.
-      weights: [...] weight per target.
 
     Returns:
-      Scalar, the weighted mean over targets.
+      [...], one value per target.
     """
-    return gbce_sum(positive, negatives, weights, beta=1.0)
+    return _weighted(positive, negatives, beta=1.0)
 
 
-def gbce(
-    positive: jax.Array, negatives: jax.Array, weights: jax.Array, *, num_items: int, t: float
-) -> jax.Array:
+def gbce(positive: jax.Array, negatives: jax.Array, *, num_items: int, t: float) -> jax.Array:
     """Generalised BCE (gSASRec, Petrov & Macdonald 2023, eq. 9).
 
     -(beta log s(r+) + sum_j log(1 - s(r_j))) / (k + 1) with sampling rate alpha = k / (I - 1) and
@@ -30,27 +27,25 @@ def gbce(
     Args:
       positive: [...] scores of the targets.
       negatives: [..., k] scores of uniform negatives.
-      weights: [...] weight per target.
       num_items: I, size of the catalogue.
       t: calibration in [0, 1]; 0 is plain BCE over k + 1, 1 fully calibrated.
 
     Returns:
-      Scalar, the weighted mean over targets.
+      [...], one value per target.
     """
     k = negatives.shape[-1]
     alpha = k / max(num_items - 1, 1)
     beta = alpha * (t * (1 - 1 / alpha) + 1 / alpha)
-    return gbce_sum(positive, negatives, weights, beta) / (k + 1)
+    return _weighted(positive, negatives, beta) / (k + 1)
 
 
-def gbce_sum(positive, negatives, weights, beta):
-    """Weighted mean of -(beta log s(r+) + sum_j log(1 - s(r_j)))."""
+def _weighted(positive, negatives, beta):
+    """-(beta log s(r+) + sum_j log(1 - s(r_j)))."""
     positive, negatives = (
         positive.astype(at_least_float32(positive)),
         negatives.astype(at_least_float32(negatives)),
     )
-    per_target = beta * jax.nn.softplus(-positive) + jax.nn.softplus(negatives).sum(-1)
-    return weighted_mean(per_target, weights)
+    return beta * jax.nn.softplus(-positive) + jax.nn.softplus(negatives).sum(-1)
 
 
 def weighted_mean(values: jax.Array, weights: jax.Array) -> jax.Array:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxrec.losses.pointwise import at_least_float32, weighted_mean
+from jaxrec.losses.pointwise import at_least_float32
 
 
 def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:
@@ -21,7 +21,6 @@ def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:
 def in_batch_softmax(
     positive: jax.Array,
     negatives: jax.Array,
-    weights: jax.Array,
     allowed: jax.Array,
     *,
     log_q_positive: jax.Array | float = 0.0,
@@ -43,7 +42,6 @@ def in_batch_softmax(
     Args:
       positive: [B] scores of the targets.
       negatives: [B, N] scores of the candidates.
-      weights: [B] weight per row.
       allowed: bool [B, N]; False leaves a candidate out: the target itself, an item of the user's
         history, padding.
       log_q_positive: [B], log_q_negatives: [N]; log of the expected number of draws.
@@ -51,7 +49,7 @@ def in_batch_softmax(
       refined: see above.
 
     Returns:
-      Scalar, the weighted mean over rows, float32.
+      [B], one value per row, float32.
     """
     if not refined:
         positive = positive - log_q_positive
@@ -64,13 +62,12 @@ def in_batch_softmax(
         loss = (1 - smoothing) * loss + smoothing / negatives.shape[1] * push
     if refined:
         loss = loss * jax.lax.stop_gradient(-jnp.expm1(positive - log_z))
-    return weighted_mean(loss, weights)
+    return loss
 
 
 def sampled_softmax(
     positive: jax.Array,
     negatives: jax.Array,
-    weights: jax.Array,
     *,
     hits: jax.Array | None = None,
     log_q_positive: jax.Array | float = 0.0,
@@ -81,7 +78,6 @@ def sampled_softmax(
     Args:
       positive: [...] scores of the targets.
       negatives: [..., k] scores of the negatives.
-      weights: [...] weight per target.
       hits: bool [..., k], True where a negative is the target itself; it is left out.
       log_q_positive, log_q_negatives: log of the expected number of times that the sampler draws
         the item, subtracted from its score (Bengio & Senecal 2008; Yi et al. 2019, eq. 3),
@@ -89,11 +85,11 @@ def sampled_softmax(
         denominator is an unbiased estimate of the exact softmax's.
 
     Returns:
-      Scalar, the weighted mean over targets.
+      [...], one value per target.
     """
     positive = positive.astype(at_least_float32(positive)) - log_q_positive
     negatives = negatives.astype(at_least_float32(negatives)) - log_q_negatives
     if hits is not None:  # finite: a row may have no negative left
         negatives = jnp.where(hits, jnp.finfo(negatives.dtype).min / 2, negatives)
     rest = jax.nn.logsumexp(negatives, axis=-1)
-    return weighted_mean(jnp.logaddexp(positive, rest) - positive, weights)
+    return jnp.logaddexp(positive, rest) - positive

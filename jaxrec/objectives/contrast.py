@@ -280,11 +280,12 @@ def term(
 
     if queue is not None:
         others = (replicated(queue[name]).reshape(-1) for name in ('users', 'targets'))
-        value = losses.info_nce_queue(
-            first, second, queue['vectors'], weights, hidden=alike(*others), **options
+        values = losses.info_nce_queue(
+            first, second, queue['vectors'], hidden=alike(*others), **options
         )
     else:
-        value = losses.info_nce(first, second, weights, hidden=alike(users, targets), **options)
+        values = losses.info_nce(first, second, hidden=alike(users, targets), **options)
+    value = losses.weighted_mean(values, jnp.broadcast_to(weights, values.shape))
     with jax.named_scope('alignment'):
         a, b = (losses.unit(jax.lax.stop_gradient(x)) for x in (first, second))
         apart = jnp.exp(4 * (a @ a.T - 1)) * (1 - jnp.eye(len(a)))  # |a - a'|^2 = 2 - 2 a.a'

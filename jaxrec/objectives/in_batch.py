@@ -92,16 +92,16 @@ def loss(
     negatives = scores(queries, lookup(table, candidates))
     own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
     shown = flat(allowed(candidates, batch['targets'], own, own_history=config.own_history))
-    value = in_batch_softmax(
+    values = in_batch_softmax(
         positive,
         negatives,
-        weights,
         shown,
         log_q_positive=log_q,
         log_q_negatives=candidates_log_q,
         smoothing=config.smoothing,
         refined=config.refined,
     )
+    value = weighted_mean(values, weights)
     best = jnp.where(shown, negatives - candidates_log_q, -jnp.inf).max(1)
     right = (positive - log_q > best).astype(jnp.float32)
     terms = {'in_batch': value, 'accuracy': weighted_mean(right, weights)}

@@ -41,18 +41,18 @@ def loss(
     positive = (hidden * lookup(table, targets)).sum(-1)
     scores = negative_scores(hidden, table, negatives)
     if config.loss == 'bce':
-        value = losses.bce(positive, scores, weights)
+        values = losses.bce(positive, scores)
     elif config.loss == 'gbce':
-        value = losses.gbce(positive, scores, weights, num_items=num_items, t=config.gbce_t)
+        values = losses.gbce(positive, scores, num_items=num_items, t=config.gbce_t)
     else:
         expected = negatives.shape[-1] / num_items  # draws of each item
-        value = losses.sampled_softmax(
+        values = losses.sampled_softmax(
             positive,
             scores,
-            weights,
             hits=negatives == targets[..., None],
             log_q_negatives=jnp.log(expected) if config.logq else 0.0,
         )
+    value = losses.weighted_mean(values, weights)
     return value, {config.loss: value}
 
 
