@@ -26,6 +26,7 @@ EXEMPT = (
     'training/checkpoint',
     'training/logs',
     'training/places',
+    'training/summary',
     'training/warm_start',
     'training/workdir',
 )

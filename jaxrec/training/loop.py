@@ -20,7 +20,6 @@ import jax
 import numpy as np
 
 from jaxrec import experiment as experiment_lib
-from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.config import Mesh
 from jaxrec.devices import cluster
@@ -30,7 +29,7 @@ from jaxrec.evaluation.plots import plot_curves
 from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import Experiment
 from jaxrec.problem import Batches
-from jaxrec.training import warm_start, workdir
+from jaxrec.training import summary, warm_start, workdir
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.logs import LOG, Logs, read_series
 from jaxrec.training.parallel_runs import Runs
@@ -107,7 +106,7 @@ def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
             workdir.check_processes(experiment, problem)
         closing.enter_context(workdir.claimed(folder))
         if together:
-            _claim(folder, list(experiments))
+            workdir.claim_runs(state_folder, list(experiments))
         for (name, experiment), problem in zip(experiments.items(), problems, strict=True):
             (folder / name).mkdir(exist_ok=True)
             workdir.compare(folder / name, experiment, problem)
@@ -120,7 +119,7 @@ def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
             picture = folder / name / 'curves.png'
             why_not = plot_curves(picture, read_series(folder / name / LOG), run.metric)
             say(f'no curves.png: {why_not}' if why_not else f'training curves: {picture}')
-    return {place.name: run.summary(place) for place in run.places}
+    return run.summaries()
 
 
 class _Run:
@@ -187,7 +186,8 @@ class _Run:
         if len(self.problem.periods) > 1:  # the newest parameters are the ones to serve
             for place, params in self._runs():
                 place.checkpoints.save_best(self.step, params, dataclasses.asdict(place.progress))
-        self._say_end()
+        for name, found in self.summaries().items():
+            say(summary.text(name, found, len(self.problem.periods)))
 
     def _learn_period(self, batches: Sequence[Batches], stop: Callable[[], bool]) -> None:
         """All epochs of a period; leaves early when it is to stop."""
@@ -270,9 +270,8 @@ class _Run:
             }
             logged = {'period': number + 1, 'examples': evaluation.examples, **values}
             place.logs.write(self.step, logged)
-            place.logs.line(
-                f'period {number + 1}/{len(self.problem.periods)}  {_compared(found, self.metric)}'
-            )
+            told = summary.compared(found, self.metric)
+            place.logs.line(f'period {number + 1}/{len(self.problem.periods)}  {told}')
         self._host['predicted'] = number + 1
 
     def _measured(self, params, evaluation, place):
@@ -339,52 +338,20 @@ class _Run:
             f'{self.program.about()}'
         )
 
-    def _say_end(self) -> None:
-        for place in self.places:
-            found = self.summary(place)
-            name, progress = f'{place.name}: ' if place.name else '', place.progress
-            if found['stopped'] == 'signal':
-                say(f'{name}stopped by a signal at step {self.step}; all is saved: the same')
-                say('command goes on from here')
-            elif progress.best is None:
-                say(f'{name}{found["stopped"]} at step {self.step}')
-            else:
-                best = f'best valid {self.metric} {progress.best:.4f} at step {progress.best_step}'
-                say(f'{name}{found["stopped"]} at step {self.step}: {best}')
-            if 'before' in found:
-                total = {'examples': found['examples'], 'metrics': found['before']}
-                say(f'all {len(self.problem.periods)} periods: {_compared(total, self.metric)}')
-
-    def summary(self, place: Place) -> dict:
-        """Of a run, JSON-ready."""
-        progress, periods = place.progress, len(self.problem.periods)
-        stopped = 'finished'
-        if progress.done(self._settings.patience):
-            stopped = 'early stopping'
-        elif self._stopping and (self._host['period'] < periods):
-            stopped = 'signal'
-        found = {
-            'workdir': str(place.folder),
-            'stopped': stopped,
-            'step': progress.validated if place.name else self.step,
-            'best_step': progress.best_step,
-            'metric': self.metric,
-            'best': progress.best,
+    def summaries(self) -> dict[str, dict]:
+        """Of every run by its name, JSON-ready, see `summary.summary`."""
+        unfinished = self._host['period'] < len(self.problem.periods)
+        return {
+            place.name: summary.summary(
+                place,
+                self.step,
+                self.metric,
+                stopped=self._stopping and unfinished,
+                patience=self._settings.patience,
+                before=self._host['before'],
+            )
+            for place in self.places
         }
-        before = self._host['before']
-        if periods > 1 and before:
-            weights = [one['examples'] for one in before]
-            found |= {'periods': self._host['period'], 'examples': sum(weights)}
-            found['before'] = {
-                who: {
-                    name: float(
-                        np.average([b['metrics'][who][name] for b in before], None, weights)
-                    )
-                    for name in metrics
-                }
-                for who, metrics in before[0]['metrics'].items()
-            }
-        return found
 
 
 def steps(program: Program | Runs, state: dict, feed: Iterator) -> Iterator[tuple[dict, dict]]:
@@ -414,25 +381,3 @@ def _check_rows(experiment: Experiment) -> None:
             f'train.batch_rows={rows} is not a multiple of the {devices} devices of the data axis '
             f'times train.microbatches={turns}'
         )
-
-
-def _claim(folder: pathlib.Path, names: list[str]) -> None:
-    """Notes which runs share the program; UserError if the folder's are others."""
-    path = folder / _STACKED / 'runs.json'
-    if path.exists():
-        there = files.read_json(path)
-        if there != names:
-            raise UserError(
-                f'{folder} holds the runs {", ".join(there)} in one program, this command has '
-                f'{", ".join(names)}; use another --workdir'
-            )
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, names)
-
-
-def _compared(found: dict, metric: str) -> str:
-    """'123 examples, METRIC .12 (reference .10)'."""
-    metrics = dict(found['metrics'])
-    model = metrics.pop('model')[metric]
-    others = ', '.join(f'{who} {values[metric]:.4f}' for who, values in metrics.items())
-    return f'{found["examples"]:,} examples, {metric} {model:.4f} ({others})'

@@ -39,6 +39,20 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def claim_runs(state: pathlib.Path, names: list[str]) -> None:
+    """Notes beside their common state which runs share a program; UserError if others do."""
+    path = state / 'runs.json'
+    if path.exists():
+        there = files.read_json(path)
+        if there != names:
+            raise UserError(
+                f'{state.parent} holds the runs {", ".join(there)} in one program, this command '
+                f'has {", ".join(names)}; use another --workdir'
+            )
+    path.parent.mkdir(exist_ok=True)
+    files.write_json(path, names)
+
+
 def check_processes(experiment: Experiment, problem: Problem) -> None:
     """Raises UserError if the processes of this run were given different experiments or data."""
     fields = flat(to_record(experiment)) | {'data hash': problem.data_hash}
