@@ -61,8 +61,8 @@ def fit(
     Raises:
       UserError: anything the user can put right, a non-finite loss among them.
     """
-    mesh = make_mesh(experiment.mesh)
-    with jax.set_mesh(mesh):
+    experiment_lib.check(experiment)
+    with jax.set_mesh(make_mesh(experiment.mesh)):
         return _fit({'': experiment}, folder, folder, stop, ready)['']
 
 
@@ -86,14 +86,14 @@ def fit_together(
     Returns:
       {name: summary}.
     """
+    for experiment in experiments.values():
+        experiment_lib.check(experiment)
     with jax.set_mesh(make_mesh(Mesh())):
         return _fit(experiments, folder, folder / _STACKED, stop, ready)
 
 
 def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
     """`fit` of runs that lie in `folder` by their names, their state in `state_folder`."""
-    for experiment in experiments.values():
-        experiment_lib.check(experiment)
     together, process = state_folder != folder, (0, 1)
     if not together:
         _check_rows(next(iter(experiments.values())))
