@@ -12,8 +12,8 @@ python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
 
 Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
 times a large matrix product. With --peer every turn also runs the peer on the same data with the
-same model size, loss and batch; with --against=model.contrast.weight=0 it also runs the step of the
-experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and .png.
+same model size, loss and batch; with --against=model.contrast.0.weight=0 it also runs the step of
+the experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and .png.
 """
 
 import pathlib

@@ -92,6 +92,7 @@ def inside(name: str, *words) -> Done:
     known, argv = set(flags.FLAGS), sys.argv
     handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
     out, err, code = io.StringIO(), io.StringIO(), 0
+    sys.modules.pop('config_config', None)  # ml_collections runs the next file in the same module
     try:
         module.define_flags()
         sys.argv = [f'jaxrec.{name}', *map(str, words)]

@@ -2,6 +2,7 @@
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -66,7 +67,7 @@ def test_an_epoch_holds_every_window_once(windows):
         for items, _, positions in got:  # counted from the user's end
             assert positions == list(range(8 - len(items), 8))
     assert train.targets_per_epoch == sum(len(t) for _, t in expected)
-    assert train.windows_per_epoch == len(expected)
+    assert train.examples_per_epoch == len(expected)
 
 
 def test_batch_is_a_pure_function_of_seed_and_step():
@@ -76,8 +77,7 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     two(7)  # another order of calls
     for step in (0, 9, 4, 9):
         a, b = one(step), two(step)
-        assert a.keys() == b.keys()
-        assert all(np.array_equal(a[k], b[k]) for k in a)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
     other, _ = make(histories, seed=1)
     assert not np.array_equal(one(0)['items'], other(0)['items'])
     assert not np.array_equal(one(0)['items'], one(one.steps_per_epoch)['items'])
@@ -92,8 +92,8 @@ def test_processes_share_the_global_batch(k, count):
     parts = [make(histories, **flags, process=(i, count))[0] for i in range(count)]
     for step in range(whole.steps_per_epoch):
         expected, shares = whole(step), [p(step) for p in parts]
-        for name, value in expected.items():
-            np.testing.assert_array_equal(value, np.concatenate([s[name] for s in shares]))
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *shares)
+        jax.tree.map(np.testing.assert_array_equal, expected, joined)
     with pytest.raises(UserError, match='does not divide over 3 processes'):
         make(histories, rows=4, process=(0, 3))
 
@@ -139,7 +139,7 @@ def test_unseen_negatives_avoid_the_whole_training_history_and_are_uniform():
 
 def test_unseen_negatives_impossible_is_an_error():
     histories = make_histories([50, 5], items=3)
-    with pytest.raises(UserError, match='seen every item'):
+    with pytest.raises(UserError, match='seen every item: task.unseen_negatives must be 0'):
         UnseenNegatives(histories, leave_one_out(histories).train_ends, 1)
 
 

@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 from jaxrec import losses
+from jaxrec.config import Data
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
+from jaxrec.models import sasrec
 from jaxrec.objectives import contrast
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.queue import enqueue, start_queue
@@ -165,9 +168,9 @@ def test_the_queue_is_first_in_first_out(mesh):
             queue = jax.jit(enqueue)(queue, jnp.asarray(keys), batch)
             slow = (slow + list(zip(keys, users, targets, strict=True)))[-192:]
             if shape:
-                assert queue['queue'].sharding.spec == jax.P(None, 'data', None)
-                assert queue['queue.users'].sharding.spec == jax.P(None, 'data')
-            for name, of in (('queue', 0), ('queue.users', 1), ('queue.targets', 2)):
+                assert queue['vectors'].sharding.spec == jax.P(None, 'data', None)
+                assert queue['users'].sharding.spec == jax.P(None, 'data')
+            for of, name in enumerate(('vectors', 'users', 'targets')):
                 flat = np.asarray(queue[name]).reshape(192, *queue[name].shape[2:])
                 np.testing.assert_array_equal(flat, np.stack([entry[of] for entry in slow]))
 
@@ -193,12 +196,39 @@ def test_the_queue_is_first_in_first_out(mesh):
     ids=str,
 )
 def test_settings_that_cannot_be(wrong):
-    Contrast().check()
+    plain = sasrec.Config(contrast=(Contrast(),))
+    check(Experiment(model=plain, data=Data(dataset='synthetic')))
+    model = sasrec.Config(contrast=(Contrast(), dataclasses.replace(Contrast(), **wrong)))
     with pytest.raises(UserError, match='model.contrast'):
-        dataclasses.replace(Contrast(), **wrong).check()
+        check(Experiment(model=model, data=Data(dataset='synthetic')))
 
 
-def test_a_queue_needs_a_mesh_that_divides_it(mesh):
+def test_a_queue_on_a_mesh_that_does_not_divide_it_is_whole_everywhere(mesh):
     mesh(3, 1)
-    with pytest.raises(UserError, match='divides 64'):
-        start_queue(64, 3)
+    queue = jax.jit(lambda: start_queue(64, 3))()
+    for _ in range(2):  # and stays so
+        assert all(x.sharding.is_fully_replicated for x in queue.values())
+        batch = {name: jnp.ones(64, jnp.int32) for name in ('users', 'user_targets')}
+        queue = jax.jit(enqueue)(queue, jnp.ones((64, 3)), batch)
+    assert all((np.asarray(x) == 1).all() for x in queue.values())
+
+
+def test_terms_that_take_part():
+    """Those of any weight, in their places; each asks the data for what its views need."""
+    terms = (
+        Contrast(weight=0.0, second='same_target'),
+        Contrast(substitute=0.2),
+        Contrast(first='dropout', second='dropout'),
+        Contrast(first='dropout', second='same_target', insert=0.2),
+    )
+    assert contrast.active(terms) == ('1', '2', '3')
+    for taken, wanted in (
+        ((), ()),
+        (terms[:1], ()),
+        (terms[2:3], ('users',)),
+        (terms[1:2], ('similar', 'users')),
+        (terms[3:], ('same_target', 'users')),  # nothing is augmented
+        (terms, ('same_target', 'similar', 'users')),
+    ):
+        assert contrast.extras(taken) == wanted
+        assert sasrec.Config(contrast=taken).inputs().extras == wanted

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import jax
 import numpy as np
 import pytest
 
@@ -32,8 +33,8 @@ TRAIN_ENDS = np.maximum(HISTORIES.offsets[1:] - 1, HISTORIES.offsets[:-1])
 def number_events(index):
     """Codes that tell which event of the histories stands in a place: its index, from 1."""
     return {
-        'feature.event': (index + 1).astype(np.int32),
-        'feature.pair': np.stack([index + 1, 2 * index + 5], axis=1).astype(np.int32),
+        'event': (index + 1).astype(np.int32),
+        'pair': np.stack([index + 1, 2 * index + 5], axis=1).astype(np.int32),
     }
 
 
@@ -65,9 +66,9 @@ def real_rows(batches, epoch):
     for batch in epoch_of(batches, epoch):
         for row in range(len(batch['items'])):
             if batch['segments'][row].any():
-                values = {name: value[row] for name, value in batch.items()}
+                values = jax.tree.map(lambda x, row=row: x[row], batch)
                 # the numbered event in the last place counts from 1: it is the target's index
-                yield int(values['feature.event'][-1]), values
+                yield int(values['features']['event'][-1]), values
 
 
 def drawn_targets(batches, epoch):
@@ -143,7 +144,7 @@ def test_windows_of_every_user_and_no_target_twice(windows, cuts):
         drawn = drawn_targets(batches, epoch)
         assert len(set(drawn)) == len(drawn)
         assert set(drawn) <= allowed
-    assert batches.rows_per_epoch == batches.windows_per_epoch == sum(wanted.values())
+    assert batches.rows_per_epoch == batches.examples_per_epoch == sum(wanted.values())
 
 
 @pytest.mark.parametrize(('cuts', 'windows'), [(1, 1), (1, 3), (2, 2), (3, 1), (4, 2)])
@@ -201,14 +202,14 @@ def test_a_row_is_the_history_before_its_last_target(cuts, windows):
             events = np.arange(max(HISTORIES.offsets[user], last - W), last)
             n = len(events)
             assert n > 0
-            np.testing.assert_array_equal(values['feature.event'][W - n :], events + 1)
-            np.testing.assert_array_equal(values['feature.pair'][W - n :, 0], events + 1)
-            np.testing.assert_array_equal(values['feature.pair'][W - n :, 1], 2 * events + 5)
+            np.testing.assert_array_equal(values['features']['event'][W - n :], events + 1)
+            np.testing.assert_array_equal(values['features']['pair'][W - n :, 0], events + 1)
+            np.testing.assert_array_equal(values['features']['pair'][W - n :, 1], 2 * events + 5)
             np.testing.assert_array_equal(values['items'][W - n :], HISTORIES.items[events])
             np.testing.assert_array_equal(values['segments'], [0] * (W - n) + [1] * n)
             np.testing.assert_array_equal(values['positions'][W - n :], np.arange(W - n, W))
-            for name in ('items', 'positions', 'feature.event', 'feature.pair'):
-                assert (values[name][: W - n] == 0).all()
+            padding = (values['items'], values['positions'], *values['features'].values())
+            assert all((value[: W - n] == 0).all() for value in padding)
             masks.add(tuple(values['weights'].tolist()))
             assert values['weights'][-1] == 1
             for g, (target, weight) in enumerate(
@@ -228,13 +229,12 @@ def test_a_row_is_the_history_before_its_last_target(cuts, windows):
 
 def test_shapes_and_types():
     batch = make(cuts=3, rows=5)(0)
-    types = {name: (value.shape, value.dtype.name) for name, value in batch.items()}
+    types = jax.tree.map(lambda x: (x.shape, x.dtype.name), batch)
     assert types == {
         'items': ((5, W), 'int32'),
         'segments': ((5, W), 'int32'),
         'positions': ((5, W), 'int32'),
-        'feature.event': ((5, W), 'int32'),
-        'feature.pair': ((5, W, 2), 'int32'),
+        'features': {'event': ((5, W), 'int32'), 'pair': ((5, W, 2), 'int32')},
         'targets': ((5, 3), 'int32'),
         'weights': ((5, 3), 'float32'),
         'log_share': ((5, 3), 'float32'),
@@ -247,7 +247,7 @@ def test_rows_are_spread_evenly_and_the_rest_is_padding():
     for batch in epoch_of(batches, 0):
         real = batch['segments'].any(1)
         assert list(real) == sorted(real, reverse=True)
-        for value in batch.values():
+        for value in jax.tree.leaves(batch):
             assert len(value) == 9 and (value[~real] == 0).all()
         counts.append(int(real.sum()))
     assert sum(counts) == batches.rows_per_epoch
@@ -267,8 +267,7 @@ def test_batch_is_a_pure_function_of_seed_and_step():
     two.fill  # noqa: B018  (which looks at epoch 0)
     for step in (0, 13, 4, 13):
         a, b = one(step), two(step)
-        assert a.keys() == b.keys()
-        assert all(np.array_equal(a[name], b[name]) for name in a)
+        jax.tree.map(np.testing.assert_array_equal, a, b)
     other = make(cuts=2, windows=2, seed=1)
     assert not np.array_equal(one(0)['items'], other(0)['items'])
     assert not np.array_equal(one(0)['items'], one(one.steps_per_epoch)['items'])
@@ -281,8 +280,8 @@ def test_processes_share_the_global_batch():
     padded = 0
     for step in range(2 * whole.steps_per_epoch):
         expected, thirds = whole(step), [part(step) for part in parts]
-        for name, value in expected.items():
-            np.testing.assert_array_equal(value, np.concatenate([t[name] for t in thirds]))
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *thirds)
+        jax.tree.map(np.testing.assert_array_equal, expected, joined)
         padded += (~expected['segments'].any(1)).sum()
     assert padded  # a slice of the padding too
 
@@ -329,5 +328,5 @@ def test_rows_must_divide_over_the_processes():
 
 
 def test_more_cuts_than_a_row_has_places_is_an_error():
-    with pytest.raises(UserError, match=f'data.cuts={W + 1} is more than the model.max_len={W}'):
+    with pytest.raises(UserError, match=f'task.cuts={W + 1} is more than the model.max_len={W}'):
         make(cuts=W + 1)

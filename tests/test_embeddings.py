@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from models import jit, made, make
 
 from jaxrec.config import Feature
 from jaxrec.models import sasrec
@@ -20,18 +21,9 @@ FEATURES = (
 SETS = 4  # numbers per set
 
 
-def away_from_zero(shapes):
-    """Parameters of these shapes, large enough that every term matters."""
-    rng = np.random.default_rng(1)
-    draw = lambda shape: (0.4 * rng.normal(size=shape.shape)).astype(np.float32)  # noqa: E731
-    return jax.tree.map(draw, nnx.to_pure_dict(shapes))
-
-
 def make_tokens(features):
     linear = linear_layer(embeddings.INITS['xavier_normal'], jnp.float32, bias=False)
-    build = lambda: embeddings.Tokens(features, D, 3, linear, rngs=nnx.Rngs(0))  # noqa: E731
-    graphdef, shapes = nnx.split(nnx.eval_shape(build))
-    return graphdef, away_from_zero(shapes)
+    return made(lambda: embeddings.Tokens(features, D, 3, linear, rngs=nnx.Rngs(0)))
 
 
 def make_codes(shape, seed=0):
@@ -40,9 +32,9 @@ def make_codes(shape, seed=0):
     codes = {}
     for feature in FEATURES:
         wide = (*shape, SETS) if feature.kind == 'set' else shape
-        codes[feature.key] = rng.integers(0, feature.rows, wide).astype(np.int32)
-    codes['feature.tags'] *= rng.integers(0, 2, (*shape, SETS)).astype(np.int32)
-    codes['feature.tags'][0, 0] = 0
+        codes[feature.column] = rng.integers(0, feature.rows, wide).astype(np.int32)
+    codes['tags'] *= rng.integers(0, 2, (*shape, SETS)).astype(np.int32)
+    codes['tags'][0, 0] = 0
     return codes
 
 
@@ -53,7 +45,7 @@ def slow_tokens(params, features, items, codes):
         for place in range(items.shape[1]):
             parts = [items[row, place]]
             for number, feature in enumerate(features):
-                table, code = p['tables'][number], codes[feature.key][row, place]
+                table, code = p['tables'][number], codes[feature.column][row, place]
                 members = [table[c] for c in np.atleast_1d(code) if c > 0]
                 parts.append(sum(members) / len(members) if members else np.zeros(3))
             hidden = np.concatenate(parts) @ p['inner']['kernel']
@@ -68,35 +60,33 @@ def test_tokens(count):
     graphdef, params = make_tokens(features)
     items = np.random.default_rng(3).normal(size=(4, 6, D))
     codes = make_codes((4, 6))
-    used = {feature.key: codes[feature.key] for feature in features}
-    call = jax.jit(lambda p, x, codes: nnx.merge(graphdef, p)(x, codes))
+    used = {feature.column: codes[feature.column] for feature in features}
+    call = jax.jit(lambda p, x, codes: nnx.merge(graphdef, p)(x, {'features': codes}))
     got = call(params, items.astype(np.float32), used)
     np.testing.assert_allclose(got, slow_tokens(params, features, items, used), atol=2e-5)
     for number, feature in enumerate(features):
         assert params['tables'][number].shape == (feature.size + 2, 3)
-        assert codes[feature.key].max() == feature.size + 1  # the last row was looked up
+        assert codes[feature.column].max() == feature.size + 1  # the last row was looked up
 
 
 def test_missing_codes_teach_their_row_nothing():
     graphdef, params = make_tokens(FEATURES)
     items = jnp.ones((4, 6, D))
     codes = make_codes((4, 6))
-    loss = lambda p: (nnx.merge(graphdef, p)(items, codes) ** 2).sum()  # noqa: E731
+    loss = lambda p: (nnx.merge(graphdef, p)(items, {'features': codes}) ** 2).sum()  # noqa: E731
     grads = jax.jit(jax.grad(loss))(params)
     for number, feature in enumerate(FEATURES):
         learnt = (np.asarray(grads['tables'][number]) != 0).any(1)
-        found = np.isin(np.arange(feature.rows), codes[feature.key])
+        found = np.isin(np.arange(feature.rows), codes[feature.column])
         assert found[0] and not learnt[0]
         np.testing.assert_array_equal(learnt[1:], found[1:])
 
 
 def make_sasrec():
     config = sasrec.Config(dim=D, max_len=L, heads=2, features=FEATURES, feature_dim=3)
-    build = lambda: config.make(ITEMS, rngs=nnx.Rngs(0))  # noqa: E731
-    graphdef, shapes = nnx.split(nnx.eval_shape(build))
-    params = away_from_zero(shapes)
+    graphdef, params = make(config, ITEMS)
 
-    @jax.jit
+    @jit
     def encode(params, batch):
         model = nnx.merge(graphdef, params)
         return model.encode(batch, model.item_table())
@@ -110,15 +100,12 @@ def packed_batch(rows=3):
     segments = np.repeat([[1] * 6 + [2] * 3 + [0]], rows, 0).astype(np.int32)
     real = segments > 0
     positions = np.r_[L - 6 : L, L - 3 : L, 0].astype(np.int32)
-    codes = {
-        name: values * (real if values.ndim == 2 else real[..., None])
-        for name, values in make_codes((rows, L)).items()
-    }
+    of_events = lambda x: x * (real if x.ndim == 2 else real[..., None])  # noqa: E731
     return {
         'items': rng.integers(1, ITEMS + 1, (rows, L)).astype(np.int32) * real,
         'segments': segments,
         'positions': np.repeat(positions[None], rows, 0),
-        **codes,
+        'features': jax.tree.map(of_events, make_codes((rows, L))),
     }
 
 
@@ -128,11 +115,14 @@ def test_packing_and_padding_do_not_change_a_users_vectors():
     hidden = encode(params, batch)
     for number, length in ((1, 6), (2, 3)):
         for width in (length, L):
-            alone = {}
-            for name, values in batch.items():
-                alone[name] = np.zeros((3, width, *values.shape[2:]), np.int32)
+
+            def right_aligned(values, number=number, length=length, width=width):
                 own = values[batch['segments'] == number]
-                alone[name][:, width - length :] = own.reshape(3, length, *values.shape[2:])
+                alone = np.zeros((3, width, *values.shape[2:]), np.int32)
+                alone[:, width - length :] = own.reshape(3, length, *values.shape[2:])
+                return alone
+
+            alone = jax.tree.map(right_aligned, batch)
             alone['segments'] = np.minimum(alone['segments'], 1)
             np.testing.assert_allclose(
                 encode(params, alone)[:, -length:],
@@ -146,8 +136,9 @@ def test_features_reach_their_own_user_and_only_later_places():
     batch = packed_batch()
     before = encode(params, batch)
     for feature in FEATURES:
-        changed = batch[feature.key].copy()
-        changed[:, 3] = (changed[:, 3] + 1) % feature.rows
-        change = np.abs(encode(params, batch | {feature.key: changed}) - before).max(2)
+        codes = batch['features'][feature.column].copy()
+        codes[:, 3] = (codes[:, 3] + 1) % feature.rows
+        changed = batch | {'features': batch['features'] | {feature.column: codes}}
+        change = np.abs(encode(params, changed) - before).max(2)
         assert (change[:, 3:6] > 1e-4).all(), feature
         assert (change[:, :3] == 0).all() and (change[:, 6:] == 0).all()

@@ -77,7 +77,7 @@ def test_codes_of_events():
             'duration': h.item_features['duration'][item - 1],
         }
         for feature in FEATURES:
-            got = codes[feature.key][event]
+            got = codes[feature.column][event]
             if feature.kind == 'set':
                 want = [slow_code(feature, v, ()) for v in h.item_features['tags'][item - 1]]
                 assert got.tolist() == want
@@ -95,9 +95,9 @@ def test_codes_of_items_alone():
     events = encoder.events(np.arange(len(h.items)))
     codes = encoder.items(h.items)
     for name in ('duration', 'tags'):
-        np.testing.assert_array_equal(codes[f'feature.{name}'], events[f'feature.{name}'])
+        np.testing.assert_array_equal(codes[name], events[name])
     for name in ('action', 'play', 'gap'):
-        assert (codes[f'feature.{name}'] == 0).all()
+        assert (codes[name] == 0).all()
     assert not any(column.any() for column in encoder.items(np.zeros(4, np.int32)).values())
 
 
@@ -106,7 +106,7 @@ def test_bucket_edges():
     h = histories(lengths=(5,))
     h.features['s'] = np.array([0, 0.2999, 0.3, 299.99, 300.0])
     codes = Encoder(h, (Feature('s', 'uniform', 1000, 300.0),), h.offsets[1:]).events(np.arange(5))
-    assert codes['feature.s'].tolist() == [1, 1, 2, 1000, 1001]
+    assert codes['s'].tolist() == [1, 1, 2, 1000, 1001]
 
 
 @pytest.mark.parametrize(
@@ -115,15 +115,29 @@ def test_bucket_edges():
         (Feature('action', 'kind'), 'kind'),
         (Feature('action', size=0), 'size'),
         (Feature('play', 'uniform', 5), 'cap'),
+    ],
+)
+def test_a_feature_that_cannot_be_is_refused_by_name(feature, word):
+    """Before any data are read."""
+    refused(lambda: check_features((Feature('other'), feature)), feature, word)
+
+
+@pytest.mark.parametrize(
+    ('feature', 'word'),
+    [
         (Feature('nothing'), 'duration'),  # tells what there is
         (Feature('tags'), 'sets'),
         (Feature('play', 'set'), 'single'),
     ],
 )
-def test_refused_by_name(feature, word):
+def test_a_column_that_does_not_fit_is_refused_by_name(feature, word):
     h = histories()
+    refused(lambda: Encoder(h, (feature,), h.offsets[1:]), feature, word)
+
+
+def refused(call, feature, word):
     with pytest.raises(UserError, match=word) as error:
-        Encoder(h, (feature,), h.offsets[1:])
+        call()
     assert repr(feature.column) in str(error.value) and '\n' not in str(error.value)
 
 

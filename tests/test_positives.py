@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -29,17 +30,17 @@ def users_of(histories, ends, **options):
     return positives.Users(histories, ends, **settings)
 
 
-def segments_of(batch, prefix=''):
+def segments_of(batch):
     """Items of every segment, in order."""
     found = []
-    for row in range(len(batch[f'{prefix}items'])):
-        numbers = batch[f'{prefix}segments'][row]
+    for row in range(len(batch['items'])):
+        numbers = batch['segments'][row]
         for number in range(1, numbers.max() + 1):
             here = numbers == number
-            positions = batch[f'{prefix}positions'][row, here]
+            positions = batch['positions'][row, here]
             np.testing.assert_array_equal(positions, np.arange(L - here.sum(), L))
-            found.append(batch[f'{prefix}items'][row, here].tolist())
-        assert not batch[f'{prefix}items'][row][numbers == 0].any()
+            found.append(batch['items'][row, here].tolist())
+        assert not batch['items'][row][numbers == 0].any()
     return found
 
 
@@ -65,10 +66,10 @@ def test_packed_batches(histories, windows, multiple):
     known, others = prefixes(histories, ends), 0
     for step in range(2 * batches.steps_per_epoch):
         batch = batches(step)
-        segments, positive = segments_of(batch), segments_of(batch, 'positive.')
+        segments, positive = segments_of(batch), segments_of(batch['positive'])
         count = len(segments)
         assert len(batch['users']) % (64 * multiple) == 0
-        assert len(batch['positive.items']) % (8 * multiple) == 0
+        assert len(batch['positive']['items']) % (8 * multiple) == 0
         assert not batch['users'][count:].any() and len(positive) == count
         for n, (window, other) in enumerate(zip(segments, positive, strict=True)):
             user, target = batch['users'][n] - 1, batch['user_targets'][n]
@@ -129,11 +130,8 @@ def test_batches_of_cuts(histories):
             assert str(window)[1:-1] in str(history)
             assert batch['user_targets'][n] == batch['targets'][n][batch['targets'][n] > 0][-1]
         assert (batch['users'] > 0).sum() == len(segments)
-        parts = [half(step) for half in halves]
-        for name, value in batch.items():
-            joined = np.concatenate([part[name] for part in parts])
-            if name == 'users' or not name.startswith(('user', 'positive')):
-                np.testing.assert_array_equal(joined[: len(value)], value)
+        joined = jax.tree.map(lambda *x: np.concatenate(x), *(half(step) for half in halves))
+        jax.tree.map(np.testing.assert_array_equal, joined, batch)
 
 
 def test_similar_items_against_a_loop(histories):

@@ -1,24 +1,39 @@
 """Touched rows only: the gradients of the dense step, optimisers against dense numpy references."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from models import jit
 
-from jaxrec import config
-from jaxrec.devices.mesh import put_batch
+from jaxrec.config import Data, Optim
+from jaxrec.devices.mesh import TABLE, put_batch, table_rows
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
+from jaxrec.losses import weighted_mean
 from jaxrec.models import sasrec
+from jaxrec.nn.embeddings import Rows, dropped, lookup
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.problem import Model, ModelConfig
 from jaxrec.training import sparse
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import init_state, split_model, train_step
 
+KINDS = ('rowwise_adagrad', 'sparse_adam')
 ITEMS, L, B = 100, 6, 8
+SIZES = {'item': ITEMS}
 LOSSES = {
     'bce': {'loss': 'bce', 'negatives': 3},
     'row': {'loss': 'sampled_softmax', 'negatives': 7, 'negatives_per': 'row', 'logq': True},
-    'batch': {'loss': 'sampled_softmax', 'negatives': 9, 'negatives_per': 'batch'},
+    'batch': {
+        'loss': 'sampled_softmax',
+        'negatives': 9,
+        'negatives_per': 'batch',
+        'table_dropout': 0.3,
+    },
     'data': {'loss': 'gbce', 'negatives_per': 'data'},
 }
 
@@ -46,62 +61,185 @@ def data_negatives(batch):
     return {**batch, 'negatives': rng.integers(1, ITEMS + 1, (B, L, 2)).astype(np.int32)}
 
 
-def test_touched_lists_each_item_once_and_renumbers():
+def test_touched_lists_each_row_once():
     batch = {
         'items': jnp.array([[7, 0, 3], [3, 9, 0]]),
         'targets': jnp.array([[9, 0, 7], [1, 1, 0]]),
+        'weights': jnp.ones(2),
+        'positive': {'items': jnp.array([[12, 7]]), 'segments': jnp.array([[60, 61]])},
+        'features': {'size': {'items': jnp.array([33])}},
     }
-    ids, small = sparse.touched({**batch, 'weights': jnp.ones(2)}, rows=64)
+    ids = sparse.touched(batch, ('items', 'targets', 'sampled', 'similar'), rows=64)
     assert list(ids) == [0, 1, 3, 7, 9] + [64] * (13 - 5)
-    for name in ('items', 'targets'):
-        np.testing.assert_array_equal(ids[small[name]], batch[name])
-        assert small[name].dtype == jnp.int32
-    assert list(small['weights']) == [1, 1]
+    assert ids.dtype == jnp.int32
+    ids = sparse.touched(batch, ('items', 'positive/items', 'negatives/items'), rows=64)
+    assert list(ids) == [0, 3, 7, 9, 12] + [64] * (9 - 5)
+    assert list(sparse.touched(batch, ('features/size/items',), rows=64)) == [0, 33]
+    assert list(sparse.touched(batch, ('items/items', 'nothing'), rows=64)) == [0]
 
 
 def test_touched_never_lists_more_than_the_table():
-    ids, small = sparse.touched({'items': jnp.arange(64).reshape(8, 8) % 10}, rows=10)
+    ids = sparse.touched({'items': jnp.arange(64).reshape(8, 8) % 10}, ('items',), rows=10)
     assert list(ids) == list(range(10))
-    np.testing.assert_array_equal(small['items'], jnp.arange(64).reshape(8, 8) % 10)
 
 
 @pytest.mark.parametrize('shape', [None, (2, 4)])
-@pytest.mark.parametrize('name', LOSSES)
+def test_rows_stand_in_for_their_table(mesh, shape):
+    """Looked up by the table's numbers, with the bits of its dropout; NaN for any other number."""
+    table = np.random.default_rng(0).normal(size=(64, 5)).astype(np.float32)
+    ids = np.array([0, 3, 7, 40, 63, 64, 64], np.int32)  # the last two places are not used
+    named = np.array([[3, 0], [40, 3], [63, 7], [0, 0]], np.int32)
+    placed, there = table, named
+    if shape:
+        mesh(*shape)
+        placed = jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), TABLE))
+        there = put_batch({'ids': named})['ids']
+    key = jax.random.key(1)
+
+    @jax.jit
+    def both(table, ids, named, rate):
+        dense = dropped(table, rate, key)
+        rows = dropped(Rows(ids, sparse.gather(table, ids)), rate, key)
+        return lookup(dense, named), lookup(rows, named), lookup(rows[...], named + 1)
+
+    for rate in (0.0, 0.4):
+        found = both(placed, jnp.asarray(ids), there, jnp.float32(rate))
+        expected, got, other = jax.device_get(found)
+        np.testing.assert_array_equal(got, expected)
+        assert (expected == 0).any() == bool(rate)
+        known = np.isin(named + 1, ids)
+        assert known.sum() == 1 and np.isfinite(other[known]).all()
+        assert np.isnan(other[~known]).all()
+    np.testing.assert_array_equal(both(placed, jnp.asarray(ids), there, 0.0)[1], table[named])
+    with pytest.raises(TypeError, match='lookup'):
+        Rows(jnp.asarray(ids), jnp.zeros((7, 5)))[3]
+
+
+@pytest.mark.parametrize(
+    ('name', 'shape'), [('bce', None), *((name, (2, 4)) for name in LOSSES)], ids=str
+)
 def test_loss_and_gradients_equal_the_dense_ones(mesh, name, shape):
     if shape:
         mesh(*shape)
     model = model_of(**LOSSES[name])
-    graphdef, _ = split_model(model, ITEMS) if shape else (_graphdef(model), None)
-    params = jax.jit(
-        lambda: nnx.to_pure_dict(
-            nnx.state(model.make(ITEMS, rngs=nnx.Rngs(jax.random.key(0))), nnx.Param)
-        )
-    )()
+    graphdef, _ = split_model(model, SIZES) if shape else (_graphdef(model), None)
+    build = lambda: model.make(SIZES, rngs=nnx.Rngs(jax.random.key(0)))  # noqa: E731
+    params = jit(lambda: nnx.to_pure_dict(nnx.state(build(), nnx.Param)))()
     batch = data_negatives(batch_of()) if name == 'data' else batch_of()
     batch = put_batch(batch) if shape else batch
     key = jax.random.key(3)
 
-    @jax.jit
+    @jit
     def both(params, batch):
-        def loss(params, batch):
-            return nnx.merge(graphdef, params).loss(batch, key)
+        batch = nnx.merge(graphdef, params).sample(batch, key)
 
-        drawn = nnx.merge(graphdef, params).sample(batch, key)
-        dense = jax.value_and_grad(loss, has_aux=True)(params, batch)
-        (value, _), (ids, rows, rest) = sparse.value_and_grad(loss, params, drawn)
-        table = jnp.zeros_like(params['table'])
-        return dense, value, {**rest, 'table': sparse.scatter(table, ids, rows)}
+        def loss(params):
+            return nnx.merge(graphdef, params).loss(batch, {}, {}, key)
 
-    ((expected, _), dense), value, grads = jax.device_get(both(params, batch))
+        dense = jax.value_and_grad(loss, has_aux=True)(params)
+        found = sparse.value_and_grad(loss, params, batch, model.tables())
+        (value, (terms, _)), (tables, rest) = found
+        rows = tables['table']
+        table = sparse.scatter(jnp.zeros_like(params['table']), rows.ids, rows.values)
+        return dense, value, terms, {**rest, 'table': table}
+
+    ((expected, (wanted, _)), dense), value, terms, grads = jax.device_get(both(params, batch))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
+    assert terms.keys() == wanted.keys()
     assert dense.keys() == grads.keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), grads, dense)
     assert np.abs(dense['table']).max() > 1e-3
 
 
 def _graphdef(model):
-    build = lambda: model.make(ITEMS, rngs=nnx.Rngs(jax.random.key(0)))  # noqa: E731
+    build = lambda: model.make(SIZES, rngs=nnx.Rngs(jax.random.key(0)))  # noqa: E731
     return nnx.split(nnx.eval_shape(build))[0]
+
+
+@dataclasses.dataclass
+class Two(ModelConfig):
+    """Two tables, one of them named from three places of the batch, and a vector."""
+
+    forgotten: str = ''
+
+    def make(self, sizes, *, rngs):
+        return TwoTables(sizes, rngs=rngs)
+
+    def tables(self):
+        paths = {'people': ('users',), 'things': ('items', 'positive/items', 'sampled')}
+        return {
+            name: tuple(path for path in own if path != self.forgotten)
+            for name, own in paths.items()
+        }
+
+
+class TwoTables(Model):
+    def __init__(self, sizes, *, rngs):
+        placed = {'out_sharding': TABLE} if not jax.sharding.get_abstract_mesh().empty else {}
+        draw = lambda n: jax.random.normal(rngs.params(), (table_rows(n), 3), **placed)  # noqa: E731
+        self.people, self.things = nnx.Param(draw(sizes['user'])), nnx.Param(draw(sizes['item']))
+        self.scale = nnx.Param(jnp.ones(3))
+
+    def sample(self, batch, key):
+        return {**batch, 'sampled': jax.random.randint(key, (5,), 1, 101)}
+
+    def loss(self, batch, constants, carry, key):
+        user = lookup(self.people[...], batch['users']) * self.scale[...]
+        things = self.things[...]
+        apart = user - lookup(things, batch['items']) + lookup(things, batch['positive']['items'])
+        push = (lookup(things, batch['sampled']) ** 2).mean()
+        return weighted_mean((apart**2).sum(-1), batch['weights']) + push, ({'push': push}, carry)
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
+def test_a_step_with_several_tables_is_the_dense_one(mesh, shape):
+    """Adam's first step, clipped; rows that no path names stay as they are."""
+    mesh(*shape)
+    rng = np.random.default_rng(0)
+    items = rng.integers(0, 60, (2, 8)).astype(np.int32)
+    batch = {
+        'users': rng.integers(0, 40, 8).astype(np.int32),
+        'items': items[0],
+        'positive': {'items': items[1]},
+        'weights': np.ones(8, np.float32),
+    }
+    sizes, results = {'user': 70, 'item': 100}, {}
+    for table in ('dense', 'sparse_adam'):
+        model, optim = Two(), Optim(table=table, learning_rate=0.1, eps=0.1, clip_norm=0.3)
+        optimizer = make_optimizer(optim, model, steps=10)
+        assert optimizer.sparse == (table != 'dense')
+        graphdef, _ = split_model(model, sizes)
+        state = init_state(model, sizes, optimizer, seed=0)
+        before = jax.device_get(state['params'])
+        step = train_step(graphdef, optimizer, seed=0)
+        state, metrics = jax.device_get(step(state, put_batch(batch)))
+        results[table] = state['params'], metrics
+        if optimizer.sparse:
+            assert set(state['opt_state']['tables']) == {'people', 'things'}
+            named = state['opt_state']['tables']['people']['touched'] > 0
+            np.testing.assert_array_equal(np.flatnonzero(named), sorted({0, *batch['users']}))
+    assert results['dense'][1]['grad_norm'] > 0.3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *results.values())
+    after = results['sparse_adam'][0]
+    for name, few in (('people', {*batch['users']}), ('things', {*items.ravel()})):
+        moved = set(np.flatnonzero((after[name] != before[name]).any(1)))
+        assert few <= moved and len(moved) < len(before[name]) / 2
+
+
+def test_a_path_that_a_model_forgot_stops_its_first_step(mesh):
+    mesh(1, 1)
+    batch = {
+        'users': jnp.arange(8, dtype=jnp.int32),
+        'items': jnp.arange(8, dtype=jnp.int32) + 20,
+        'positive': {'items': jnp.arange(8, dtype=jnp.int32) + 40},
+        'weights': jnp.ones(8),
+    }
+    for forgotten in ('', 'positive/items', 'sampled'):
+        model, sizes = Two(forgotten), {'user': 70, 'item': 100}
+        optimizer = make_optimizer(Optim(table='rowwise_adagrad'), model, steps=10)
+        state = init_state(model, sizes, optimizer, seed=0)
+        _, metrics = train_step(split_model(model, sizes)[0], optimizer, 0)(state, put_batch(batch))
+        assert np.isnan(metrics['loss']) == bool(forgotten)
 
 
 def steps_of_gradients(seed=0, steps=12, rows=20, dim=4, per_step=5):
@@ -111,9 +249,9 @@ def steps_of_gradients(seed=0, steps=12, rows=20, dim=4, per_step=5):
         yield ids, rng.normal(size=(per_step, dim)).astype(np.float32)
 
 
-@pytest.mark.parametrize('kind', sparse.KINDS)
+@pytest.mark.parametrize('kind', KINDS)
 def test_row_optimisers_against_dense_numpy(kind):
-    optim = config.Optim(table=kind, b1=0.9, b2=0.95, eps=1e-6)
+    optim = Optim(table=kind, b1=0.9, b2=0.95, eps=1e-6)
     rows, dim, rate = 20, 4, 0.1
     start = np.random.default_rng(1).normal(size=(rows, dim)).astype(np.float32)
     table, state = jnp.asarray(start), sparse.init(jnp.asarray(start), kind)
@@ -138,17 +276,16 @@ def test_row_optimisers_against_dense_numpy(kind):
         np.testing.assert_allclose(table, dense, atol=1e-4)
 
 
-@pytest.mark.parametrize('kind', sparse.KINDS)
+@pytest.mark.parametrize('kind', KINDS)
 def test_training_step_touches_only_the_batchs_rows_and_learns(mesh, kind):
     results = []
     for shape in ((1, 1), (2, 4)):
         mesh(*shape)
         model = model_of(loss='sampled_softmax', negatives=4, negatives_per='batch')
-        optimizer = make_optimizer(
-            config.Optim(table=kind, learning_rate=0.01, clip_norm=1.0), steps=10
-        )
-        graphdef, _ = split_model(model, ITEMS)
-        state = init_state(model, ITEMS, optimizer, seed=0)
+        optim = Optim(table=kind, learning_rate=0.01, clip_norm=1.0)
+        optimizer = make_optimizer(optim, model, steps=10)
+        graphdef, _ = split_model(model, SIZES)
+        state = init_state(model, SIZES, optimizer, seed=0)
         before = np.asarray(state['params']['table'])
         step = train_step(graphdef, optimizer, seed=0)
         batch = put_batch(batch_of(low=1, high=20))
@@ -164,9 +301,11 @@ def test_training_step_touches_only_the_batchs_rows_and_learns(mesh, kind):
     np.testing.assert_allclose(results[0][:10], results[1][:10], rtol=1e-3)
 
 
-def test_exact_softmax_is_refused():
-    optimizer = make_optimizer(config.Optim(table='rowwise_adagrad'), steps=10)
-    model = model_of(loss='softmax')
-    step = train_step(_graphdef(model), optimizer, seed=0)
-    with pytest.raises(UserError, match='sampled loss'):
-        step(init_state(model, ITEMS, optimizer, 0), batch_of())
+def test_a_step_that_needs_the_whole_table_is_refused():
+    data, optim = Data(dataset='synthetic'), Optim(table='rowwise_adagrad')
+    check(Experiment(model=model_of(loss='bce'), data=data, optim=optim))
+    momentum = Contrast(momentum=0.9, queue=64)
+    for model in (model_of(loss='softmax'), model_of(loss='bce', contrast=(momentum,))):
+        assert not model.tables()
+        with pytest.raises(UserError, match='touched rows only need a sampled loss'):
+            check(Experiment(model=model, data=data, optim=optim))

@@ -1,20 +1,24 @@
-"""Streaming: periods by time, prediction before learning, going on after a kill."""
+"""Training in periods by time: each is predicted before it is learnt, and after a kill goes on."""
 
 import dataclasses
 import itertools
-import json
 
 import jax
 import numpy as np
 import pytest
+from runs import lines_of, params_of, same, small
 
-from jaxrec import config, stream, train
+import jaxrec
 from jaxrec.config import Feature
 from jaxrec.data import splits
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.errors import UserError
-from jaxrec.models import cl4srec, sasrec
+from jaxrec.experiment import applied, check
+from jaxrec.objectives.contrast import Contrast
+from jaxrec.tasks import next_item
+from jaxrec.training import loop
+from jaxrec.training.loop import fit
 
 
 def make_histories(seed=0, users=30):
@@ -61,102 +65,142 @@ def test_periods_need_times():
         splits.period_starts(histories, 3)
 
 
-def experiment(tmp_path):
-    return config.Experiment(
-        model=sasrec.Config(dim=8, max_len=6, blocks=1, loss='in_batch'),
-        data=config.Data(
-            dataset='synthetic:users=60,items=30,length=9,seed=1',
-            data_dir=str(tmp_path / 'data'),
-            windows='cuts',
-            cuts=2,
-        ),
-        train=config.Train(batch_rows=16, epochs=1, metric='HR@10'),
-        eval=config.Eval(cutoffs=(5, 10)),
-    )
+def experiment(folder, **changes):
+    changes = {
+        'model.loss': 'in_batch',
+        'model.max_len': 6,
+        'task.windows': 'cuts',
+        'task.cuts': 2,
+        'task.periods': 4,
+        'data.dataset': 'synthetic:users=60,items=30,length=9,seed=1',
+        'train.batch_rows': 16,
+        'train.epochs': 1,
+        'train.metric': 'HR@10',
+        **changes,
+    }
+    return small(folder, **changes)
 
 
-@pytest.fixture
-def spied(monkeypatch):
-    """What happened, in order: ('predict', targets) and ('learn', first, end)."""
-    happened = []
-    predict, learn = stream._predict, stream._learn
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+    """(experiment, folder, summary, what happened in order: ('predict', targets), ('learn',))."""
+    folder = tmp_path_factory.mktemp('stream')
+    given, happened = experiment(folder), []
+    predict, learn = loop._Run._predict, loop._Run._learn_period
 
-    def spy_predict(ranker, params):
-        happened.append(('predict', ranker.task.targets))
-        return predict(ranker, params)
+    def spy_predict(self, number, before):
+        happened.append(('predict', {name: one.targets for name, one in before.items()}))
+        return predict(self, number, before)
 
-    def spy_learn(experiment, histories, before, after, *rest):
-        happened.append(('learn', before, after))
-        return learn(experiment, histories, before, after, *rest)
+    def spy_learn(self, batches, stop):
+        happened.append(('learn', batches[0]))
+        return learn(self, batches, stop)
 
-    monkeypatch.setattr(stream, '_predict', spy_predict)
-    monkeypatch.setattr(stream, '_learn', spy_learn)
-    return happened
-
-
-def test_each_period_is_predicted_and_then_learnt(tmp_path, mesh, spied):
-    mesh(1, 1)
-    result = stream.stream(experiment(tmp_path), tmp_path / 'run', 4)
-    assert [kind for kind, *_ in spied] == ['learn', *['predict', 'learn'] * 3]
-    learnt = spied[0][2]
-    users = 0
-    for (_, targets), (_, before, after) in zip(spied[1::2], spied[2::2], strict=True):
-        np.testing.assert_array_equal(before, learnt)  # nothing in between, nothing twice
-        np.testing.assert_array_equal(targets.ends, before[targets.users])
-        assert (targets.ends < after[targets.users]).all()
-        learnt, users = after, users + len(targets)
-    assert result['users'] == users > 0
-    lines = [json.loads(line) for line in (tmp_path / 'run/metrics.jsonl').open()]
-    predicted = [line for line in lines if 'model/HR@10' in line]
-    mean = np.average(
-        [line['model/HR@10'] for line in predicted], weights=[line['users'] for line in predicted]
-    )
-    np.testing.assert_allclose(result['model']['HR@10'], mean)
-    assert len(predicted) == 3 and 0 < result['popularity']['HR@10'] < 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._Run, '_predict', spy_predict)
+        patch.setattr(loop._Run, '_learn_period', spy_learn)
+        summary = fit(given, folder / 'whole')
+    return given, folder / 'whole', summary, happened
 
 
-def test_a_killed_stream_goes_on_with_its_period(tmp_path, mesh, monkeypatch):
-    mesh(1, 1)
-    whole = stream.stream(experiment(tmp_path), tmp_path / 'whole', 4)
-    learn, calls = stream._learn, []
+def test_each_period_is_predicted_and_then_learnt(whole):
+    given, folder, result, happened = whole
+    assert [kind for kind, _ in happened] == ['predict', 'learn'] * 4
+    problem = given.task.open(given, lambda line: None)
+    starts = splits.period_starts(problem.source, 4)
+    first = problem.source.offsets[:-1]
+    users, learnt, predicts, learns = 0, 0, happened[::2], happened[1::2]
+    assert predicts[0][1] == {}  # nothing is known yet
+    for number, ((_, before), (_, batches)) in enumerate(zip(predicts, learns, strict=True)):
+        begin, end = starts[number : number + 2]
+        # everything from `begin` on is learnt now, once, but for the first events of all
+        events = (end - np.maximum(begin, first + 1)).clip(0).sum()
+        assert batches.targets_per_epoch == events > 0
+        learnt += events
+        if number:
+            (targets,) = before.values()
+            np.testing.assert_array_equal(targets.ends, begin[targets.users])
+            assert (targets.ends < end[targets.users]).all()
+            users += len(targets)
+    assert learnt == len(problem.source.items) - problem.source.num_users
+    assert result['examples'] == users > 0
+    predicted = [one for one in lines_of(folder) if 'model/HR@10' in one]
+    assert [one['period'] for one in predicted] == [2, 3, 4]
+    for who in ('model', 'popularity'):
+        values, weights = zip(
+            *((one[f'{who}/HR@10'], one['examples']) for one in predicted), strict=True
+        )
+        mean = np.average(values, weights=weights)
+        np.testing.assert_allclose(result['before'][who]['HR@10'], mean)
+        assert 0 < mean < 1
 
-    def dies(*args):
-        calls.append(1)
-        if len(calls) == 3:
+
+def test_what_is_served_is_the_newest(whole):
+    """There is no validation to choose by, and none to evaluate afterwards."""
+    given, folder, result, _ = whole
+    assert params_of(folder, 'best')[0] == params_of(folder, 'last')[0] == result['step']
+    assert same(params_of(folder, 'best')[1], params_of(folder, 'last')[1])
+    item = given.task.open(given, lambda line: None).source.raw_item(1)
+    assert len(jaxrec.load(folder).recommend([[item]], k=3)[0]) == 3
+    with pytest.raises(UserError, match='its periods were predicted in training'):
+        jaxrec.evaluate(folder)
+
+
+def test_a_killed_stream_goes_on_with_its_period(whole, tmp_path):
+    given, folder, result, happened = whole
+    first, second, third = (happened[n][1].steps_per_epoch for n in (1, 3, 5))
+    at, steps = first + second + third // 2, itertools.count(1)
+
+    def dies():
+        if next(steps) == at:
             raise KeyboardInterrupt
-        return learn(*args)
+        return False
 
-    monkeypatch.setattr(stream, '_learn', dies)
     with pytest.raises(KeyboardInterrupt):
-        stream.stream(experiment(tmp_path), tmp_path / 'killed', 4)
-    jax.clear_caches()
-    again = stream.stream(experiment(tmp_path), tmp_path / 'killed', 4)
-    assert len(calls) == 5
-    assert {**again, 'workdir': ''} == {**whole, 'workdir': ''}
-    with pytest.raises(UserError, match='another run'):
-        stream.stream(experiment(tmp_path), tmp_path / 'killed', 5)
-    with pytest.raises(UserError, match=r'a run of jaxrec.stream; use another --workdir'):
-        train.train(experiment(tmp_path), tmp_path / 'killed')
+        fit(given, tmp_path, stop=dies)
+    assert params_of(tmp_path)[0] == first + second < at
+    with pytest.raises(UserError, match=r'with task\.periods=4, this command has 5'):
+        fit(applied(given, {'task.periods': 5}), tmp_path)
+    steps = itertools.count(1)
+    stopped = fit(given, tmp_path, stop=lambda: next(steps) == third // 2)
+    assert stopped['stopped'] == 'signal' and stopped['step'] == at
+    again = fit(given, tmp_path)
+    assert {**again, 'workdir': ''} == {**result, 'workdir': ''}
+    assert same(params_of(tmp_path)[1], params_of(folder)[1])
+    logged = [
+        [{**one, 'seconds': 0} for one in lines_of(place) if 'period' in one]
+        for place in (tmp_path, folder)
+    ]
+    assert logged[0] == logged[1]
 
 
-def test_errors(tmp_path, mesh):
-    for change, message in (
-        ({'data.windows': 'last', 'model.loss': 'softmax'}, "data.windows='cuts'"),
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'task.windows': 'last', 'model.loss': 'softmax'}, "task.windows='cuts'"),
         ({'optim.schedule': 'cosine'}, 'no end to decay'),
         ({'model.features': (Feature('gap', 'quantile', size=3),)}, "take 'log' or 'uniform'"),
-    ):
-        wrong = experiment(tmp_path)
-        for name, value in change.items():
-            section, field = name.split('.')
-            setattr(getattr(wrong, section), field, value)
-        with pytest.raises(UserError, match=message):
-            stream.stream(wrong, tmp_path / 'run', 4)
-    wrong = experiment(tmp_path)
-    wrong.model = cl4srec.Config(dim=8, blocks=1, max_len=8, loss='in_batch')
-    with pytest.raises(UserError, match='set model.contrast.weight=0'):
-        stream.stream(wrong, tmp_path / 'run', 4)
-    with pytest.raises(UserError, match='at least 2'):
-        stream.stream(experiment(tmp_path), tmp_path / 'run', 1)
+        ({'model.contrast': (Contrast(weight=0.1),)}, r'set model.contrast=\(\)'),
+        ({'train.patience': 2}, 'no validation to be patient for'),
+        ({'task.split': 'temporal'}, 'time alone splits'),
+        ({'task.periods': 0}, 'must be at least 1'),
+    ],
+)
+def test_errors(tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        check(experiment(tmp_path, **changes))
+
+
+def test_codes_of_features_look_at_the_first_period_only(tmp_path):
+    """A stream's later events are not known when the buckets are made; with one period they are."""
+    assert experiment(tmp_path).task.protocol_fields()['data_split'] == 'periods'
+    given = experiment(tmp_path, **{'model.features': (Feature('gap', 'log', size=4, cap=1e6),)})
+    problem = given.task.open(given, lambda line: None)
+    assert isinstance(problem, next_item.NextItem) and problem.evaluations == {}
+    period = problem.periods[1]()
+    batch = period.batches(0)
+    assert set(batch['features']) == {'gap'}
+    assert jax.tree.all(jax.tree.map(lambda x: len(x) == 16, batch))
 
 
 def test_learning_leaves_out_what_was_before():

@@ -223,7 +223,7 @@ def test_progress():
 
 def test_same_losses_on_any_mesh(here, tmp_path):
     losses = []
-    for data, model in ((1, 1), (8, 1), (4, 2), (2, 4)):
+    for data, model in ((1, 1), (8, 1), (2, 4)):
         changes = {'mesh.data': data, 'mesh.model': model, 'train.steps': 6, 'train.log_every': 1}
         workdir = tmp_path / f'{data}{model}'
         fit(applied(here[0], changes), workdir)
@@ -293,7 +293,7 @@ def get_config(arg=''):
         (None, ['x.py']),
         # fields that were renamed
         (EXPERIMENT.format('data=Data(split="temporal")'), ['data.split is now task.split']),
-        (EXPERIMENT.format('eval=3'), ['eval is now task, e.g. task=next_item.Config(']),
+        (EXPERIMENT.format('eval=3'), ['eval is now task, e.g. task=tasks.Default(']),
         (EXPERIMENT.format('train=Train(eval_users=5)'), ['is now task.valid_users']),
     ],
 )

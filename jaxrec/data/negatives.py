@@ -16,7 +16,7 @@ class UnseenNegatives:
         self._lengths = train_ends - self._starts
         for user in np.flatnonzero(self._lengths >= self._num_items):
             if len(self._keys(np.array([user]))) >= self._num_items:
-                raise UserError('a user has seen every item: data.unseen_negatives must be 0')
+                raise UserError('a user has seen every item: task.unseen_negatives must be 0')
 
     def _keys(self, users: np.ndarray) -> np.ndarray:
         """Sorted n * (num_items + 1) + item of the items that users[n] has seen in training."""

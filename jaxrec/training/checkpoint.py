@@ -9,7 +9,6 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxrec.devices import cluster
@@ -97,7 +96,7 @@ class Checkpoints:
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':
-            tree = jax.tree.map(jnp.copy, tree)
+            tree = jax.device_put(tree, may_alias=False)
         with _one_line(self._folder):
             manager.save(
                 step,

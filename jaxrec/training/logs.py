@@ -17,16 +17,17 @@ class Logs:
       workdir: folder of the run; metrics go to workdir/metrics.jsonl and workdir/tensorboard.
       first_step: lines beyond this step, left by a killed run, are dropped.
       active: False makes every method do nothing.
+      periods: so are those of periods beyond as many.
     """
 
-    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool):
+    def __init__(self, workdir: pathlib.Path, first_step: int, active: bool, periods: int = 0):
         self._active, self._open_line = active, False
         self._started = time.monotonic()
         self._tensorboard = None
         if not active:
             return
         path = workdir / LOG
-        _drop_after(path, first_step)
+        _drop_after(path, first_step, periods)
         self._file = open(path, 'a', buffering=1)
         try:
             import tensorboardX
@@ -83,14 +84,15 @@ def duration(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
-    """Rewrites a JSONL file without lines of steps after `step` (or a torn last line)."""
+def _drop_after(path: pathlib.Path, step: int, periods: int) -> None:
+    """Rewrites a JSONL file without lines after `step` and `periods` (or a torn last line)."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines():
         try:
-            if json.loads(line)['step'] <= step:
+            values = json.loads(line)
+            if values['step'] <= step and values.get('period', 0) <= periods:
                 kept.append(line + '\n')
         except (ValueError, KeyError):
             continue

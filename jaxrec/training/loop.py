@@ -158,7 +158,8 @@ class _Run:
         ):
             place = folder / name
             workdir.record(place, experiment, problem, self.step)
-            logs = Logs(place, self.step, active=jax.process_index() == 0)
+            active, predicted = jax.process_index() == 0, self._host['predicted']
+            logs = Logs(place, self.step, active, predicted)
             closing.enter_context(contextlib.closing(logs))
             best = checkpoints
             if make is Runs:

@@ -1,0 +1,33 @@
+"""What tests of single models share: parameters that matter, and a compiler in a hurry."""
+
+import functools
+
+import jax
+import numpy as np
+from flax import nnx
+
+# Half the time to compile; the programs of these tests do not run for long.
+jit = functools.partial(
+    jax.jit,
+    compiler_options={
+        'xla_backend_optimization_level': 0,
+        'xla_llvm_disable_expensive_passes': True,
+    },
+)
+
+
+def made(build):
+    """(graphdef, parameters) of a model, away from initial values, so that every term matters."""
+    graphdef, shapes = nnx.split(nnx.eval_shape(build))
+    rng = np.random.default_rng(1)
+
+    def draw(path, shape):
+        values = 0.4 * rng.normal(size=shape.shape) + (path[-1].key == 'scale')
+        return values.astype(np.float32)
+
+    return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(shapes))
+
+
+def make(config, items):
+    """`made` of a model's Config for a catalogue."""
+    return made(lambda: config.make({'item': items}, rngs=nnx.Rngs(0)))
