@@ -14,59 +14,27 @@ import jax
 import numpy as np
 import pytest
 from pyarrow import parquet
+from runs import check_same_run, losses_of, metrics_of, small, started, write
 
-from jaxrec import evaluate, files, train
-from jaxrec.config import Mesh
+import jaxrec
+from jaxrec import files
 from jaxrec.devices import cluster
-from jaxrec.devices.mesh import batch_part, make_mesh
+from jaxrec.devices.mesh import batch_part
 from jaxrec.errors import UserError
-from jaxrec.evaluation.protocols import protocol_of
-from jaxrec.serving.recommender import Recommender
-from jaxrec.training.restore import load_trained
+from jaxrec.experiment import applied
+from jaxrec.training.loop import fit
 
 LOCAL = pathlib.Path(__file__).parent.parent / 'launch' / 'local.py'
-EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    return Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10),
-        data=Data(dataset='synthetic:users=200,items=60,length=12,seed=1', data_dir={data_dir!r}),
-        optim=Optim(learning_rate=1e-2, ema=0.9),
-        train=Train(batch_rows=8, epochs=3, log_every=2, eval_every=0.5),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
-    )
-"""
 
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-    """An experiment file, and an uninterrupted run of it by two processes."""
+    """An experiment, its file, and an uninterrupted run of it by two processes."""
     folder = tmp_path_factory.mktemp('cluster')
-    config = folder / 'experiment.py'
-    config.write_text(EXPERIMENT.format(data_dir=str(folder / 'data')))
+    experiment = small(folder, **{'mesh.data': 0, 'train.epochs': 2})
+    config = write(folder / 'experiment.py', experiment)
     run(together(config, folder / 'two'))
-    return config, folder / 'two'
-
-
-@pytest.fixture
-def here():
-    """Puts back the mesh and the signal handlers that a command in this process leaves."""
-    mesh = jax.sharding.get_mesh()
-    handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield
-    jax.set_mesh(mesh)
-    for number, handler in handlers:
-        signal.signal(number, handler)
-
-
-def train_here(config, workdir, data, model, steps=0):
-    """In this process, on a mesh of its eight devices."""
-    experiment = runpy.run_path(str(config))['get_config']()
-    experiment.mesh = Mesh(data, model)
-    experiment.train.steps = steps
-    return train.train(experiment, workdir)
+    return experiment, config, folder / 'two'
 
 
 def launch(*flags, command='jaxrec.train'):
@@ -83,10 +51,6 @@ def run(line, code=0):
     return done
 
 
-def started(line):
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 def process(launcher, number):
     """Pid of one of the processes that local.py started."""
     children = pathlib.Path(f'/proc/{launcher.pid}/task/{launcher.pid}/children').read_text()
@@ -96,74 +60,38 @@ def process(launcher, number):
     raise AssertionError('no such process')
 
 
-def lines_of(workdir):
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-
-
-def losses_of(workdir):
-    return {line['step']: line['loss'] for line in lines_of(workdir) if 'loss' in line}
-
-
-def metrics_of(workdir):
-    return [
-        {name: value for name, value in line.items() if name == 'step' or name.startswith('valid')}
-        for line in lines_of(workdir)
-        if 'valid/HR@10' in line
-    ]
-
-
-def params_of(workdir, which='last'):
-    trained = load_trained(workdir, which)
-    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
-    return trained.step, jax.device_get(trained.params)
-
-
-def same(a, b):
-    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
-
-
 def errors_of(output):
     return [line for line in output.splitlines() if line.startswith('error: ')]
 
 
-def test_the_same_run_on_1_2_and_8_devices_and_two_processes(setting, here, tmp_path):
-    config, two = setting
+def test_the_same_run_on_one_device_and_two_processes(setting, tmp_path):
+    """Other meshes: test_train."""
+    experiment, _, two = setting
     losses, metrics = losses_of(two), metrics_of(two)
-    assert len(losses) > 20 and len(metrics) == 6
-    for devices in (1, 2, 8):
-        train_here(config, tmp_path / str(devices), devices, 1)
-        others = losses_of(tmp_path / str(devices))
-        assert others.keys() == losses.keys()
-        np.testing.assert_allclose(list(others.values()), list(losses.values()), atol=1e-5)
-        assert metrics_of(tmp_path / str(devices)) == metrics
+    assert len(losses) > 20 and len(metrics) == 4
+    fit(applied(experiment, {'mesh.data': 1}), tmp_path)
+    others = losses_of(tmp_path)
+    assert others.keys() == losses.keys()
+    np.testing.assert_allclose(list(others.values()), list(losses.values()), atol=1e-5)
+    assert metrics_of(tmp_path) == metrics
     assert len(json.loads((two / 'run.json').read_text())['sessions']) == 1
 
 
-def test_other_commands_on_two_processes(setting, here, tmp_path):
-    """Evaluation and bulk lists: the counts and lists of 1 and of 8 devices, told once."""
-    _, workdir = setting
+def test_other_commands_on_two_processes(setting, tmp_path):
+    """Evaluation and bulk lists: the counts and lists of eight devices, told once."""
+    _, _, workdir = setting
     place = f'--workdir={workdir}'
     done = run(launch(place, '--json', command='jaxrec.evaluate'))
     (line,) = done.stdout.splitlines()
     assert done.stderr.count('protocol: ') == 1
-    trained = load_trained(workdir)
-    for devices in (1, 8):
-        mesh = make_mesh(Mesh(devices, 1))
-        jax.set_mesh(mesh)
-        trained.params = jax.tree.map(
-            lambda x, mesh=mesh: jax.device_put(
-                np.asarray(x), jax.NamedSharding(mesh, x.sharding.spec)
-            ),
-            trained.params,
-        )
-        result = evaluate.evaluate(trained, 'test', protocol_of(trained.experiment.eval))
-        assert json.loads(line) == json.loads(json.dumps(result))
+    assert json.loads(line)['metrics'] == jaxrec.evaluate(workdir).metrics
     output = tmp_path / 'lists.parquet'
     flags = (place, '--users=all', '--part_users=50', f'--output={output}')
     run(launch(*flags, command='jaxrec.recommend'))
     lists = parquet.read_table(output).to_pydict()
-    scores, items, _ = Recommender(trained, 10)(np.arange(200))
-    raw = [trained.histories.raw_item(item) for item in items.reshape(-1)]
+    recommender = jaxrec.load(workdir)
+    scores, items, _ = recommender(np.arange(200))
+    raw = [recommender.histories.raw_item(item) for item in items.reshape(-1)]
     assert lists['item'] == raw and len(raw) == 2000
     np.testing.assert_allclose(lists['score'], scores.reshape(-1), atol=1e-5)
 
@@ -184,26 +112,39 @@ def interrupted(config, workdir, number, signum, pause):
     return launcher.wait(), output, time.monotonic() - at
 
 
-def test_a_signal_to_one_process_stops_both_and_kills_lose_nothing(setting, tmp_path):
-    config, two = setting
-    workdir = tmp_path / 'run'
-    code, output, _ = interrupted(config, workdir, 1, signal.SIGTERM, 0)
+def test_a_signal_to_one_process_stops_both_and_a_kill_loses_nothing(setting, tmp_path):
+    """Process 1 is told to stop; process 0, which the other depends on, is killed."""
+    _, config, two = setting
+    code, output, _ = interrupted(config, tmp_path, 1, signal.SIGTERM, 0)
     assert code == cluster.AGAIN and not errors_of(output)
     assert output.count('stopped by a signal') == 1
     rng = random.Random(os.environ.get('JAXREC_TEST_SEED', '0'))
-    for number in (1, 0):
-        code, output, took = interrupted(config, workdir, number, signal.SIGKILL, rng.uniform(0, 1))
-        assert code == cluster.AGAIN and took < 30
-        assert f'process {number} of 2 was ended by SIGKILL' in errors_of(output)[-1]
-        assert 'going on from step' in output
-    done = run(together(config, workdir))
+    killed(config, tmp_path, 0, rng.uniform(0, 0.2))
+    done = run(together(config, tmp_path))
     assert 'going on from step' in done.stdout
-    check_whole(workdir, two)
+    check_same_run(tmp_path, two)
+
+
+@pytest.mark.slow  # as many kills of both processes as anyone likes: test_twenty_kills
+def test_a_kill_of_the_other_process_loses_nothing(setting, tmp_path):
+    _, config, two = setting
+    interrupted(config, tmp_path, 1, signal.SIGTERM, 0)
+    killed(config, tmp_path, 1, 0.1)
+    run(together(config, tmp_path))
+    check_same_run(tmp_path, two)
+
+
+def killed(config, workdir, number, pause):
+    """A run that goes on and loses a process."""
+    code, output, took = interrupted(config, workdir, number, signal.SIGKILL, pause)
+    assert code == cluster.AGAIN and took < 30
+    assert f'process {number} of 2 was ended by SIGKILL' in errors_of(output)[-1]
+    assert 'going on from step' in output
 
 
 @pytest.mark.slow
 def test_twenty_kills_lose_nothing(setting, tmp_path):
-    config, _ = setting
+    _, config, _ = setting
     flags = ('--config.train.epochs=40', '--config.train.patience=0')
     run(together(config, tmp_path / 'whole', *flags))
     rng = random.Random(os.environ.get('JAXREC_TEST_SEED', '0'))
@@ -227,25 +168,17 @@ def test_twenty_kills_lose_nothing(setting, tmp_path):
             assert begun >= at, output  # a checkpoint is never lost
             at = begun
     run(together(config, tmp_path / 'run', *flags))
-    check_whole(tmp_path / 'run', tmp_path / 'whole')
+    check_same_run(tmp_path / 'run', tmp_path / 'whole')
 
 
-def check_whole(workdir, expected):
-    for which in ('last', 'best'):
-        step, params = params_of(workdir, which)
-        expected_step, expected_params = params_of(expected, which)
-        assert step == expected_step and same(params, expected_params)
-    assert metrics_of(workdir) == metrics_of(expected)
-    assert not list(workdir.rglob('*tmp*'))
-
-
-def test_a_checkpoint_goes_on_on_another_mesh(setting, here, tmp_path):
-    config, two = setting
-    workdir, expected = tmp_path / 'run', losses_of(two)
-    for stop, data, model in ((8, 4, 2), (16, 2, 4), (24, 1, 1)):
-        assert train_here(config, workdir, data, model, stop)['step'] == stop
-    losses = losses_of(workdir)
-    assert list(losses) == [step for step in expected if step <= 24]
+def test_a_checkpoint_goes_on_on_another_mesh(setting, tmp_path):
+    experiment, _, two = setting
+    expected = losses_of(two)
+    for stop, data, model in ((4, 4, 2), (8, 2, 4), (12, 1, 1)):
+        changes = {'mesh.data': data, 'mesh.model': model, 'train.steps': stop}
+        assert fit(applied(experiment, changes), tmp_path)['step'] == stop
+    losses = losses_of(tmp_path)
+    assert list(losses) == [step for step in expected if step <= 12]
     straight = [expected[step] for step in losses]
     np.testing.assert_allclose(list(losses.values()), straight, atol=1e-5)
 
@@ -259,7 +192,7 @@ def test_a_checkpoint_goes_on_on_another_mesh(setting, here, tmp_path):
 )
 def test_a_mistake_on_one_process_ends_both_with_one_line(setting, tmp_path, flag, words):
     """Process 1 alone is given `flag`."""
-    config, _ = setting
+    _, config, _ = setting
     port = runpy.run_path(str(LOCAL))['free_port']()
     line = [sys.executable, '-m', 'jaxrec.train', f'--config={config}', f'--workdir={tmp_path}']
     line += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
@@ -271,7 +204,7 @@ def test_a_mistake_on_one_process_ends_both_with_one_line(setting, tmp_path, fla
 
 
 def test_two_runs_in_one_workdir(setting, tmp_path):
-    config, _ = setting
+    _, config, _ = setting
     with files.lock(tmp_path / '.lock'):
         (error,) = errors_of(run(together(config, tmp_path), code=2).stderr)
     assert 'another process is training' in error

@@ -23,6 +23,7 @@ from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, split_model, train_step
 
 ITEMS, DIM, B, L = 60_000, 8, 16, 6
+SIZES = {'item': ITEMS}
 MESHES = ((8, 1), (4, 2), (2, 4))
 SAMPLED = {'loss': 'sampled_softmax', 'negatives': 5}
 IN_BATCH = sasrec.InBatch(logq='streaming', uniform=7)
@@ -81,8 +82,8 @@ def cases(names, always=()):
 def test_a_training_step_moves_no_table(mesh, name, shape):
     mesh(*shape)
     options, table = STEPS[name]
-    optimizer = make_optimizer(config.Optim(table=table, clip_norm=1.0), 10)
-    graphdef, params = split_model(model_of(**options), ITEMS)
+    optimizer = make_optimizer(config.Optim(table=table, clip_norm=1.0), model_of(**options), 10)
+    graphdef, params = split_model(model_of(**options), SIZES)
     state = abstract_state(graphdef, params, optimizer)
     step = train_step(graphdef, optimizer, 0)
     compiled = step.lower(state, training_batch(options['loss'])).compile()
@@ -112,7 +113,7 @@ def shard_bytes(x):
 @pytest.mark.parametrize(('what', 'shape'), cases(('ranking', 'candidates', 'lists')))
 def test_evaluation_and_lists_move_no_table_and_no_scores(mesh, what, shape):
     mesh(*shape)
-    graphdef, params = split_model(model_of(blocks=1), ITEMS)
+    graphdef, params = split_model(model_of(blocks=1), SIZES)
     ids = ((B, L), np.int32)
     batch = placed(
         **dict.fromkeys(('items', 'segments', 'positions', 'seen'), ids),
@@ -134,7 +135,7 @@ def test_evaluation_and_lists_move_no_table_and_no_scores(mesh, what, shape):
 
 def test_a_gathered_table_would_be_found(mesh):
     mesh(4, 2)
-    _, params = split_model(model_of(), ITEMS)
+    _, params = split_model(model_of(), SIZES)
 
     def gathers(params, x):
         table = jax.reshard(params['table'], jax.P())
@@ -172,8 +173,8 @@ def test_no_new_kind_of_collective_is_overlooked(mesh):
     """Every line that names a channel is one of the kinds that `hlo` knows."""
     mesh(2, 4)
     options, table = STEPS['softmax']
-    optimizer = make_optimizer(config.Optim(table=table), 10)
-    graphdef, params = split_model(model_of(**options), ITEMS)
+    optimizer = make_optimizer(config.Optim(table=table), model_of(**options), 10)
+    graphdef, params = split_model(model_of(**options), SIZES)
     state = abstract_state(graphdef, params, optimizer)
     step = train_step(graphdef, optimizer, 0)
     text = step.lower(state, training_batch('softmax')).compile().as_text()

@@ -15,7 +15,8 @@ import pytest
 
 from jaxrec import datasets
 from jaxrec.config import Data
-from jaxrec.data.histories import FORMAT, Histories
+from jaxrec.data.histories import Histories
+from jaxrec.data.stored import FORMAT
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import movielens, public, s3rec, store, synthetic
 from jaxrec.errors import UserError
@@ -68,6 +69,8 @@ def test_error_lines_of_load(tmp_path):
     fails(load(dataset='beauty', source=str(tmp_path / 'no')), 'no such file or folder')
     fails(load(dataset='beauty', source=str(tmp_path)), 'holds no Beauty.txt')
     fails(load(dataset='beauty', min_user=-1), 'negative')
+    graph = 'block-model:nodes=60,valid=5,test=5,train=3'
+    fails(load(dataset=graph), f'{graph} holds graph, and this wants histories')
     fails(load(dataset='beauty', features='x'), '--config.data.features', 'goes with')
     (tmp_path / 'Beauty.txt').write_text('1 2 3\n')
     fails(load(dataset='beauty', source=str(tmp_path)), 'not the published Beauty.txt', 'sha256')
@@ -126,29 +129,29 @@ def test_tfds_examples_equal_the_columns(load, tmp_path):
 
 
 def test_a_prepared_set_opens_without_tfds_or_its_source(tmp_path):
-    log = tmp_path / 'log.csv'
+    log, data_dir = tmp_path / 'log.csv', str(tmp_path / 'data')
     log.write_text(CSV)
-    code = (
-        'import sys; from jaxrec import datasets; from jaxrec.config import Data\n'
-        'h, meta = datasets.load(Data(**dict(a.split("=", 1) for a in sys.argv[1:])), say=None)\n'
-        'print(meta["data_hash"], "tensorflow_datasets" in sys.modules, type(h.items).__name__)'
+    options = [{'log': str(log)}, {'dataset': 'synthetic:users=5'}]
+    (h, meta), (generated, _) = (
+        datasets.load(Data(**o, data_dir=data_dir), quiet) for o in options
     )
-
-    def load(**options):
-        args = [f'{k}={v}' for k, v in {'data_dir': tmp_path / 'data', **options}.items()]
-        done = subprocess.run([sys.executable, '-c', code, *args], capture_output=True, text=True)
-        return done.stdout.split() or done.stderr
-
-    options = {'log': str(log), 'data_dir': str(tmp_path / 'data')}
-    h, meta = datasets.load(Data(**options), say=quiet)
-    expected = [h.content_hash(), 'False', 'memmap']
-    assert load(log=log) == expected
-    log.unlink()
-    assert load(log=meta['path']) == load(log=meta['path'] + '/columns') == expected
-    assert datasets.load(Data(log=str(pathlib.Path(meta['path']).parent)))[1] == meta
-    generated = {'dataset': 'synthetic:users=5', 'data_dir': options['data_dir']}
-    h, _ = datasets.load(Data(**generated), say=quiet)
-    assert load(**generated) == [h.content_hash(), 'False', 'memmap']
+    log_hash, path = h.content_hash(), meta['path']
+    options += [{'log': path}, {'log': f'{path}/columns'}]
+    code = f"""if True:
+        import os, sys
+        from jaxrec import datasets
+        from jaxrec.config import Data
+        for options in {options}:
+            h, meta = datasets.load(Data(**options, data_dir={data_dir!r}), say=None)
+            print(meta['data_hash'], 'tensorflow_datasets' in sys.modules, type(h.items).__name__)
+            if 'dataset' in options:
+                os.unlink({str(log)!r})  # from here on without its source
+    """
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    hashes = [log_hash, generated.content_hash(), log_hash, log_hash]
+    assert done.stdout.splitlines() == [f'{content} False memmap' for content in hashes]
+    assert datasets.load(Data(log=str(pathlib.Path(path).parent)))[1] == meta
 
 
 def test_second_call_does_not_read_and_a_changed_log_or_option_does(tmp_path):
@@ -243,10 +246,11 @@ def test_a_killed_build_is_never_taken_for_finished(tmp_path, monkeypatch):
 def test_several_processes_build_once(tmp_path):
     code = (
         'import sys; from jaxrec import datasets; from jaxrec.config import Data\n'
-        'print(datasets.load(Data(dataset="synthetic", data_dir=sys.argv[1]))[1]["data_hash"])'
+        'data = Data(dataset="synthetic:users=20", data_dir=sys.argv[1])\n'
+        'print(datasets.load(data)[1]["data_hash"])'
     )
     command = [sys.executable, '-c', code, str(tmp_path)]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     out = [p.communicate()[0].split('\n') for p in running]
     assert sum(line.startswith('writing') for lines in out for line in lines) == 1
     assert len({lines[-2] for lines in out}) == 1
@@ -404,7 +408,7 @@ def test_movielens_falls_back_to_the_wheel_and_says_so(tmp_path, monkeypatch):
 def test_every_known_set_is_described(name):
     module, attribute, summary = datasets.KNOWN[name]
     data_set = getattr(datasets.importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
-    assert data_set.name == name and summary
+    assert data_set.name == name and summary and data_set.description
     assert data_set.citation and data_set.licence and data_set.homepage.startswith('https://')
 
 

@@ -1,15 +1,10 @@
 """Plans of meshes that are not here, against sizes and operations counted by hand."""
 
-import json
-import subprocess
-import sys
-
-import jax
 import pytest
+from runs import inside, process, small
 
 from jaxrec import config
 from jaxrec.errors import UserError
-from jaxrec.models import sasrec
 from jaxrec.training import plan
 
 LARGE = (  # 10 million items, dim 128, 2 blocks, window 100
@@ -20,15 +15,9 @@ LARGE = (  # 10 million items, dim 128, 2 blocks, window 100
 )
 
 
-def command(*flags):
-    words = [sys.executable, '-m', 'jaxrec.train', '--dry_run', *flags]
-    return subprocess.run(words, capture_output=True, text=True)
-
-
 def planned(*flags):
-    done = command(*flags, '--json')
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr
+    done = process('train', '--dry_run', *flags, '--json')
+    return done.result, done.stderr
 
 
 def layers_of(dim, blocks, max_len):
@@ -72,21 +61,10 @@ def test_ten_million_items_on_64_devices():
     assert 2 * touched * dim * 4 < moved < 6 * touched * dim * 4
 
 
-@pytest.fixture
-def no_mesh():
-    before = jax.sharding.get_mesh()
-    yield
-    jax.set_mesh(before)
-
-
-def test_of_a_data_set_and_of_microbatches(tmp_path, no_mesh):
+def test_of_a_data_set_and_of_microbatches(tmp_path):
     """Eight devices are here: the same in this process, with the epochs of real data."""
-    experiment = config.Experiment(
-        model=sasrec.Config(dim=8, blocks=0, max_len=10),
-        data=config.Data(dataset='synthetic:users=300,items=60', data_dir=str(tmp_path)),
-        train=config.Train(batch_rows=6, microbatches=2),
-    )
-    found = plan.plan(experiment, config.Mesh(4, 2))
+    changes = {'model.blocks': 0, 'optim.ema': 0.0, 'train.batch_rows': 6, 'train.microbatches': 2}
+    found = plan.plan(small(tmp_path, **changes), config.Mesh(4, 2))
     assert found['batch_rows'] == 8  # 2 turns on 4 devices
     assert found['parameters'] == 64 * 8 + 10 * 8 + 2 * 8
     assert found['memory']['parameters'] == 4 * (32 * 8 + 10 * 8 + 2 * 8)
@@ -104,9 +82,10 @@ def test_mistakes_end_in_one_line():
             '--items has no features',
         ),
     ):
-        done = command(*flags)
-        assert done.returncode == 2 and phrase in done.stderr, done.stderr
-        assert done.stderr.count('\n') == 1
+        assert phrase in inside('train', '--dry_run', *flags).error
+    for flag in ('--mesh=2,1', '--items=5'):
+        error = inside('train', '--config=experiments/quickstart.py', '--workdir=x', flag).error
+        assert 'go with --dry_run' in error
 
 
 def test_mesh_as_text():

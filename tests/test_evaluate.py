@@ -1,140 +1,115 @@
-"""The evaluate command on a small trained run, as a user starts it."""
+"""The evaluate command on a small trained run, as a user starts it, and as a function."""
 
 import json
-import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
+from runs import inside, process, small
 
-from jaxrec import config, evaluate
-from jaxrec.evaluation import protocols, ranking
-from jaxrec.evaluation.report import _kind, report, write
+import jaxrec
+from jaxrec import evaluate
+from jaxrec.errors import UserError
+from jaxrec.evaluation import report
+from jaxrec.tasks import next_item
+from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
 
-EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    return Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10),
-        data=Data(dataset='synthetic:users=200,items=60,length=8', data_dir={data_dir!r}),
-        optim=Optim(learning_rate=1e-2),
-        train=Train(batch_rows=8, steps=10),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
-    )
-"""
-
-
-def command(name, *flags):
-    line = [sys.executable, '-m', f'jaxrec.{name}', *flags]
-    return subprocess.run(line, capture_output=True, text=True)
+TASK = next_item.Config(cutoffs=(5, 10))
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-    """Work directory of a run."""
+    """Work directory of a run on eight devices."""
     folder = tmp_path_factory.mktemp('evaluate')
-    experiment = folder / 'experiment.py'
-    experiment.write_text(EXPERIMENT.format(data_dir=str(folder / 'data')))
-    done = command('train', f'--config={experiment}', f'--workdir={folder / "run"}')
-    assert done.returncode == 0, done.stderr
+    changes = {'train.steps': 6, 'mesh.data': 0, 'optim.ema': 0.0}
+    fit(small(folder, **changes), folder / 'run')
     return folder / 'run'
 
 
-def test_command(run, mesh):
-    done = command('evaluate', f'--workdir={run}', '--json')
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 1  # text for people is on standard error
-    result = json.loads(lines[0])
-    assert result == json.loads((run / 'evaluation_test_full.json').read_text())
-    assert (run / 'metric_at_k_test_full.png').exists()
-    assert result['split'] == 'test' and result['users'] == 200
-    assert result['protocol'] == protocols.asdict(
-        protocols.protocol_of(config.Eval(cutoffs=(5, 10)))
-    )
-    assert list(result['baselines']) == ['popularity', 'last_week_popularity', 'markov']
+@pytest.fixture(scope='module')
+def done(run):
+    """The command as a process, on one device."""
+    return process('evaluate', f'--workdir={run}', f'--kept={run / "kept.npz"}', '--json')
+
+
+def test_command(run, done):
+    result = done.result
+    assert len(done.stdout.splitlines()) == 1  # text for people is on standard error
+    assert result == json.loads((run / 'evaluation_test.json').read_text())
+    assert (run / 'metric_at_k_test.png').exists()
+    assert result['split'] == 'test' and result['examples'] == 200 and result['unit'] == 'user'
+    assert result['protocol'] == json.loads(json.dumps(TASK.protocol_fields()))
+    assert result['main_metric'] == 'NDCG@10'
+    assert list(result['references']) == ['popularity', 'last_week_popularity', 'markov']
     assert {'HR@10', 'NDCG@10', 'MRR', 'Coverage@10'} <= result['metrics'].keys()
-    assert result['unreachable'] == 0  # nobody meets an item twice in this data set
+    assert result['details']['unreachable'] == 0  # nobody meets an item twice in this data set
+    buckets = result['groups']['popularity']
+    assert sum(bucket['examples'] for bucket in buckets.values()) == 200
     for text in ('popularity', 'NDCG@10', result['data_hash'], 'filter_seen=True', 'unreachable'):
         assert text in done.stderr
 
-    # One device there, eight here: the same numbers, from Python.
-    mesh(1, 1)  # put back afterwards; load_trained sets the run's own
+
+def test_the_same_numbers_from_python_on_eight_devices(run, done):
+    """And from what is kept of single users."""
+    measured = jaxrec.evaluate(run)
+    for name, value in measured.metrics.items():
+        np.testing.assert_allclose(done.result['metrics'][name], value, atol=1e-12)
     trained = load_trained(run)
-    assert jax.sharding.get_mesh().size == 8
-    assert result['step'] == trained.step
-    ranker = ranking.Ranker(
-        trained.graphdef,
-        trained.histories,
-        trained.split,
-        'test',
-        protocols.protocol_of(config.Eval(cutoffs=(5, 10))),
-        max_len=10,
-    )
-    for name, value in ranker(trained.params).metrics.items():
-        np.testing.assert_allclose(result['metrics'][name], value, atol=1e-12)
+    assert trained.mesh.size == 8 and trained.step == done.result['step']
+    with np.load(run / 'kept.npz') as kept:
+        assert set(kept) == {'greater', 'ties'}
+        for name in ('HR@10', 'NDCG@5', 'MRR'):
+            values, weights = TASK.values(kept, name, done.result['protocol'])
+            np.testing.assert_array_equal(values, measured.values[name])
+            np.testing.assert_allclose(np.average(values, None, weights), measured.metrics[name])
 
 
-def test_other_protocol_without_matplotlib(run, mesh, capsys, monkeypatch):
+def test_other_protocol_without_matplotlib(run, monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib', None)
-    mesh(1, 1)
-    trained = load_trained(run, 'last')
-    protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=20))
-    result = evaluate.evaluate(trained, 'valid', protocol, 'last')
-    write(result, trained.workdir)
-    written = json.loads((run / 'evaluation_valid_uniform_20-negatives_last.json').read_text())
+    flags = ('--task.protocol=uniform', '--task.negatives=20', '--checkpoint=last')
+    done = inside('evaluate', f'--workdir={run}', '--split=valid', *flags)
+    assert done.returncode == 0, done.stderr
+    name = 'valid_protocol-uniform_negatives-20_last'
+    written = json.loads((run / f'evaluation_{name}.json').read_text())
     assert written['protocol']['negatives'] == 20 and written['checkpoint'] == 'last'
-    assert not any(name.startswith('Coverage') for name in written['metrics'])
-    text = report(result)
-    assert 'negatives=20' in text and 'last checkpoint' in text and 'warning' not in text
-    assert 'matplotlib is not installed' in capsys.readouterr().out
-    assert not (run / 'metric_at_k_valid_uniform_20-negatives_last.png').exists()
+    assert not any(metric.startswith('Coverage') for metric in written['metrics'])
+    assert 'negatives=20' in done.stdout and 'last checkpoint' in done.stdout
+    assert 'too few candidates: 0' in done.stdout
+    assert 'matplotlib is not installed' in done.stdout
+    assert not (run / f'metric_at_k_{name}.png').exists()
 
 
-def test_names_of_files():
-    def kind(which='test', checkpoint='best', **settings):
-        protocol = protocols.asdict(protocols.protocol_of(config.Eval(**settings)))
-        return _kind({'split': which, 'protocol': protocol, 'checkpoint': checkpoint})
-
-    assert kind() == 'test_full'
-    assert kind(filter_seen=False, checkpoint='last') == 'test_full_keep-seen_last'
-    assert kind('valid', protocol='uniform') == 'valid_uniform'
-    assert kind(protocol='popularity', negatives=7) == 'test_popularity_7-negatives'
-    assert kind(protocol='s3rec-99', negatives=7) == 'test_s3rec-99'
-
-
-def test_too_few_candidates(run, mesh):
-    mesh(1, 1)
-    trained = load_trained(run)
-    protocol = protocols.protocol_of(config.Eval(protocol='uniform', negatives=500))
-    result = evaluate.evaluate(trained, 'test', protocol)
-    assert result['too_few_candidates'] == 200
-    assert 'warning: for 200 users the catalogue has fewer than 500' in report(result)
-
-
-def test_options_that_a_protocol_ignores_are_errors(run):
-    for flags, text in (
-        (('--negatives=20',), '--negatives goes with --protocol=uniform or popularity, not full'),
-        (('--protocol=uniform', '--nofilter_seen'), '--filter_seen goes with --protocol=full'),
-        (('--protocol=uniform', '--negatives=0'), 'must be at least 1'),
-    ):
-        done = command('evaluate', f'--workdir={run}', *flags)
-        assert done.returncode == 2
-        assert text in done.stderr and len(done.stderr.splitlines()) == 1
+def test_too_few_candidates(run):
+    trained = load_trained(run, task={'protocol': 'uniform', 'negatives': 500})
+    found = evaluate.evaluate(trained, 'test')
+    result = evaluate.as_json(trained, 'test', *found)
+    assert result['details']['too_few_candidates'] == 200
+    assert 'too few candidates: 200' in report.text(result)
 
 
 @pytest.mark.parametrize(
-    'flags, text',
+    ('flags', 'text'),
     [
+        ((), 'give --workdir=DIR'),
         (('--workdir=nowhere',), 'nowhere holds no run'),
-        (('--workdir=x', '--protocol=fancy'), 'full, sasrec-2018, s3rec-99, uniform, popularity'),
+        (('--checkpoint=newest',), "use 'best' or 'last'"),
+        (('--split=train',), "unknown split 'train'; this run has valid or test"),
+        (('--task.protocol=fancy',), 'full, sasrec-2018, s3rec-99, uniform, popularity'),
+        (('--task.protocol=uniform', '--task.negatives=0'), 'must be at least 1'),
+        (('--task.nothing=1',), 'no field task.nothing'),
+        (('--task.protocol',), 'is not FIELD=VALUE'),
+        # what the run has learnt cannot differ
+        (('--task.split=temporal',), r'task.split is part of what'),
+        (('--task.windows=all',), r'task.windows is part of what'),
+        (('--protocol=full',), 'protocol'),  # its name before there were tasks
     ],
 )
-def test_errors(flags, text):
-    done = command('evaluate', *flags)
-    assert done.returncode == 2
-    assert text in done.stderr and len(done.stderr.splitlines()) == 1
+def test_errors(run, flags, text):
+    where = () if not flags or flags[0].startswith('--workdir') else (f'--workdir={run}',)
+    assert text in inside('evaluate', *where, *flags).error
+
+
+def test_errors_of_the_function(run):
+    with pytest.raises(UserError, match=r'task\.windows is part of what'):
+        jaxrec.evaluate(run, protocol='uniform', windows='all')

@@ -133,9 +133,9 @@ def test_features_of_videos(read):
     assert dtypes == {'duration': np.float32, 'author': np.float32, 'tags': np.int32}
     features = (Feature('author', size=4), Feature('tags', 'set', size=69), Feature('is_like'))
     codes = Encoder(h, features, h.offsets[1:]).events(np.arange(5))
-    assert codes['feature.author'].tolist() == [3, 1, 3, 4, 4]
-    assert codes['feature.tags'].tolist() == [tags[i] for i in (3, 1, 3, 0, 2)]
-    assert codes['feature.is_like'].tolist() == [0, 0, 0, 1, 2]
+    assert codes['author'].tolist() == [3, 1, 3, 4, 4]
+    assert codes['tags'].tolist() == [tags[i] for i in (3, 1, 3, 0, 2)]
+    assert codes['is_like'].tolist() == [0, 0, 0, 1, 2]
 
 
 def test_prepared(read, tmp_path):
@@ -183,11 +183,11 @@ def test_gap():
     h = make([NO_TIME, NO_TIME, 50, 53] + [60, 61] + [NO_TIME] + [5, 9], [4, 2, 1, 2])
     encoder = Encoder(h, (Feature('gap', 'uniform', size=10, cap=10.0),), h.offsets[1:])
     gaps = [0, 0, 0, 4, 0, 2, 0, 0, 5]  # codes: 1 + the gap, 0 where there is none
-    assert encoder.events(np.arange(9))['feature.gap'].tolist() == gaps
+    assert encoder.events(np.arange(9))['gap'].tolist() == gaps
     # Only the gaps 3, 1 and 4 make the edges of quantiles.
     encoder = Encoder(h, (Feature('gap', 'quantile', size=2),), h.offsets[1:])
     wanted = [0, 0, 0, 2, 0, 1, 0, 0, 2]
-    assert encoder.events(np.arange(9))['feature.gap'].tolist() == wanted
+    assert encoder.events(np.arange(9))['gap'].tolist() == wanted
 
 
 def test_temporal_split():

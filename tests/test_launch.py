@@ -60,19 +60,6 @@ def test_manifests_agree_with_each_other():
         assert each['spec']['completions'] == each['spec']['parallelism']
 
 
-def test_a_submitted_sweep(tmp_path):
-    """Each row is one command: the words given, then the flags of its training."""
-    (tmp_path / 'x.py').write_text('def sweep():\n    return {"a/1": ("", {"model.dim": 4})}\n')
-    line = [sys.executable, str(LAUNCH / 'sweep.py'), f'--experiment={tmp_path / "x.py"}']
-    line += [f'--workdir={tmp_path}', '--seeds=0,1', "--submit=echo 'two words'"]
-    done = subprocess.run([*line, '--', '--more'], capture_output=True, text=True)
-    assert done.stdout.splitlines() == [
-        f'two words --config={tmp_path / "x.py"} --workdir={tmp_path / "a_1" / seed}'
-        f' --config.model.dim=4 --config.train.seed={seed[-1]} --more'
-        for seed in ('seed0', 'seed1')
-    ]
-
-
 @pytest.fixture
 def tpu(tmp_path):
     """launch/tpu_vm.sh with a gcloud that notes its options and runs the command here."""
@@ -98,7 +85,7 @@ def tpu(tmp_path):
 
 
 def test_tpu_vm(tpu, tmp_path):
-    done = tpu('train', '--config=x.py', '--config.eval.cutoffs=(5, 10)')
+    done = tpu('train', '--config=x.py', '--config.task.cutoffs=(5, 10)')
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / 'calls').read_text()
     assert calls.startswith('compute tpus tpu-vm ssh slice --zone=zone --worker=all --command=')
@@ -114,6 +101,6 @@ def test_tpu_vm(tpu, tmp_path):
         time.sleep(0.05)
     assert not pathlib.Path(f'/proc/{pid}').exists()
     log = (tmp_path / 'jaxrec' / 'train.log').read_text()
-    assert log == '-u|-m|jaxrec.train|--config=x.py|--config.eval.cutoffs=(5, 10)|'
+    assert log == '-u|-m|jaxrec.train|--config=x.py|--config.task.cutoffs=(5, 10)|'
     done = tpu()
     assert done.returncode == 2 and 'launch/tpu_vm.sh setup' in done.stdout

@@ -12,7 +12,7 @@ from jaxrec.paper import locks
 
 HOLD = """
 import pathlib, sys, time
-from jaxrec.tables import locks
+from jaxrec.paper import locks
 lock = locks.claim(pathlib.Path(sys.argv[1]), 60)
 print('held' if lock else 'refused', flush=True)
 time.sleep(100)

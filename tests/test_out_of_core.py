@@ -1,15 +1,14 @@
 """Logs larger than memory: the same results in pieces, and no copy of the events anywhere."""
 
-import json
-import subprocess
-import sys
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
+import runs
 
 from jaxrec.benchmarks import data as data_suite
-from jaxrec.config import Data, Experiment, Feature, Train
+from jaxrec.config import Feature, Train
 from jaxrec.data import features, ragged, splits
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import GAP, Encoder, _spread
@@ -19,9 +18,10 @@ from jaxrec.data.packed import TrainBatches
 from jaxrec.data.ragged import blocks, distinct
 from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, protocols
-from jaxrec.evaluation.ranking import Task
+from jaxrec.evaluation.ranking import Ranking
+from jaxrec.experiment import Experiment, check
 from jaxrec.models import sasrec
-from jaxrec.tasks.next_item import train_batches
+from jaxrec.tasks import next_item
 
 
 def some_histories(users=60, items=30, longest=20, seed=0):
@@ -57,17 +57,21 @@ def test_blocks_cover_all_users_once(size):
 def everything(h):
     """What is computed over all events, as a flat dict of arrays."""
     loo, temporal = splits.leave_one_out(h), splits.temporal(h, 0.2, 0.2)
+    users = splits.users(h, 0.2, 0.2, 0.7, 0)
     encoder = Encoder(h, (Feature(GAP, 'quantile', size=4),), loo.train_ends)
-    task = Task(h, loo, 'test', protocols.Protocol('full', filter_seen=True))
+    protocol = protocols.Protocol('full', filter_seen=True)
+    one, several = (Ranking(h, s, 'test', protocol) for s in (loo, temporal))
     cuts = CutBatches(h, loo.train_ends, max_len=6, rows=8, seed=1, cuts=2, windows=2)
     draw = UnseenNegatives(h, loo.train_ends, 5)
     batches = TrainBatches(h, loo.train_ends, max_len=7, rows=4, seed=2, unseen_negatives=3)
     found = {
         'statistics': [repr(h.statistics())],
         'counts': protocols.training_counts(h, loo),
-        'unreachable': task.unreachable,
+        'unreachable': one.unreachable,
+        'targets': np.stack([several.owner, several.items, several.unreachable]),
+        'of users': np.concatenate([users.train_ends, protocols.training_counts(h, users)]),
         'valid_ends': temporal.train_ends,
-        'test': np.stack([temporal.test.users, temporal.test.ends]),
+        'test': np.stack([temporal.test.users, temporal.test.ends, temporal.test.stops]),
         'periods': np.concatenate(splits.period_starts(h, 4)),
         'last week': baselines.last_week_counts(h, loo),
         'negatives': draw(np.random.default_rng(3), np.repeat(np.arange(60), 2)),
@@ -76,8 +80,9 @@ def everything(h):
     found |= {f'transitions {n}': x for n, x in enumerate(baselines.transitions(h, loo))}
     found |= {f'codes {n}': x for n, x in encoder.events(np.arange(len(h.items))).items()}
     for step in (0, 1, 5):
-        found |= {f'cuts {step} {k}': v for k, v in cuts(step).items()}
-        found |= {f'rows {step} {k}': v for k, v in batches(step).items()}
+        for name, made in (('cuts', cuts), ('rows', batches)):
+            leaves, _ = jax.tree_util.tree_flatten_with_path(made(step))
+            found |= {f'{name} {step} {jax.tree_util.keystr(k)}': v for k, v in leaves}
     return found
 
 
@@ -135,20 +140,21 @@ def test_training_holds_no_copy_of_the_events(monkeypatch, tmp_path, windows):
     h = Histories(items, offsets, np.arange(5000), np.arange(2000), times)
     monkeypatch.setattr(ragged, 'EVENTS_AT_ONCE', 1 << 16)
     monkeypatch.setattr(splits, 'EVENTS_AT_ONCE', 1 << 16)
-    loss = 'in_batch' if windows == 'cuts' else 'softmax'
-    experiment = Experiment(
-        model=sasrec.Config(dim=8, max_len=500, loss=loss),
-        data=Data(windows=windows, cuts=100 if windows == 'cuts' else 1),
-        train=Train(batch_rows=4),
-    )
-    if windows != 'cuts':
-        experiment.data.unseen_negatives = 1
+    model = sasrec.Config(dim=8, max_len=500, loss='in_batch')
+    task = next_item.Config(windows=windows)
+    if windows == 'cuts':
+        task.cuts = 100
+    else:
+        model.loss, model.negatives_per, task.unseen_negatives = 'bce', 'data', 1
+    experiment = Experiment(model=model, task=task, train=Train(batch_rows=4))
+    check(experiment)
     tracemalloc.start()
-    for split in (splits.leave_one_out(h), splits.temporal(h, 0.1, 0.1)):
-        batches = train_batches(experiment, h, split)
+    for split in (splits.leave_one_out(h), splits.split(h, 'temporal', 0.1, 0.1)):
+        problem = next_item.NextItem(experiment, h, {'data_hash': '', 'path': ''}, split=split)
+        batches = problem.periods[0]().batches
         for step in (0, batches.steps_per_epoch):
             batches(step)
-        Task(h, split, 'valid', protocols.Protocol('full', filter_seen=True))
+        problem.evaluations['valid']()
     h.statistics()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -168,25 +174,12 @@ def test_the_generated_log_of_the_data_suite(tmp_path):
         data_suite.measure_data(Experiment(), ['5'], repeats=1, steps=1)
 
 
-EXPERIMENT = """
-from jaxrec.config import Data, Experiment, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    model = sasrec.Config(dim=8, blocks=1, max_len=10, loss='bce', negatives=1)
-    return Experiment(model=model, data=Data(data_dir={!r}), train=Train(batch_rows=8))
-"""
-
-
 @pytest.mark.slow
 def test_the_data_suite(tmp_path):
-    config = tmp_path / 'experiment.py'
-    config.write_text(EXPERIMENT.format(str(tmp_path / 'data')))
-    words = [sys.executable, '-m', 'jaxrec.benchmark', '--suite=data', f'--config={config}']
-    words += ['--cases=3000,6000', '--repeats=2', '--steps=2', '--json']
-    done = subprocess.run(words, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    changes = {'model.loss': 'bce', 'model.negatives': 1, 'optim.ema': 0.0}
+    config = runs.write(tmp_path / 'experiment.py', runs.small(tmp_path, **changes))
+    words = [f'--config={config}', '--cases=3000,6000', '--repeats=2', '--steps=2', '--json']
+    found = runs.process('benchmark', '--suite=data', *words).result
     assert found['events'] == [3000, 6000] and len(found['turns']) == 2
     assert all(50 < mib < 4000 for mib in found['vm_hwm_mib'])
     assert found['ratio'] > 0 and found['cpu_ratio'] > 0

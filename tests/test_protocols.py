@@ -5,11 +5,13 @@ import json
 import numpy as np
 import pytest
 
-from jaxrec import config
 from jaxrec.data.histories import Histories
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.evaluation import protocols
+from jaxrec.experiment import Experiment, check
+from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 
 def make_histories(users=30, items=60, seed=0, longest=20):
@@ -25,24 +27,26 @@ def make_histories(users=30, items=60, seed=0, longest=20):
 
 
 def draw(name, histories, users=None, negatives=20):
-    protocol = protocols.protocol_of(config.Eval(protocol=name, negatives=negatives))
+    protocol = protocols.protocol_of(next_item.Config(protocol=name, negatives=negatives))
     sampler = protocols.Negatives(protocol, histories, leave_one_out(histories))
     return sampler(np.arange(histories.num_users) if users is None else users)
 
 
 def test_presets():
-    full = protocols.protocol_of(config.Eval())
+    full = protocols.protocol_of(next_item.Config())
     assert (full.candidates, full.filter_seen, full.negatives) == ('all', True, 0)
-    assert not protocols.protocol_of(config.Eval(filter_seen=False)).filter_seen
-    sasrec = protocols.protocol_of(config.Eval(protocol='sasrec-2018', negatives=7))
+    assert not protocols.protocol_of(next_item.Config(filter_seen=False)).filter_seen
+    sasrec = protocols.protocol_of(next_item.Config(protocol='sasrec-2018', negatives=7))
     assert (sasrec.negatives, sasrec.exclude, sasrec.duplicates) == (100, 'train', True)
     assert sasrec.max_users == 10_000
-    s3rec = protocols.protocol_of(config.Eval(protocol='s3rec-99'))
+    s3rec = protocols.protocol_of(next_item.Config(protocol='s3rec-99'))
     assert (s3rec.negatives, s3rec.exclude, s3rec.duplicates) == (99, 'history', False)
-    assert protocols.protocol_of(config.Eval(protocol='popularity', negatives=7)).negatives == 7
-    assert protocols.protocol_of(config.Eval(cutoffs=(10, 1, 10))).cutoffs == (1, 10)
+    assert (
+        protocols.protocol_of(next_item.Config(protocol='popularity', negatives=7)).negatives == 7
+    )
+    assert protocols.protocol_of(next_item.Config(cutoffs=(10, 1, 10))).cutoffs == (1, 10)
     for name in protocols.NAMES:
-        recorded = protocols.asdict(protocols.protocol_of(config.Eval(protocol=name)))
+        recorded = protocols.asdict(protocols.protocol_of(next_item.Config(protocol=name)))
         assert json.loads(json.dumps(recorded)) == recorded
         assert recorded['name'] == name and recorded['ties'] == 'shared'
 
@@ -50,16 +54,48 @@ def test_presets():
 @pytest.mark.parametrize(
     'settings, text',
     [
-        (config.Eval(protocol='sasrec'), 'full, sasrec-2018, s3rec-99, uniform, popularity'),
-        (config.Eval(protocol='uniform', negatives=0), 'eval.negatives'),
-        (config.Eval(negatives=-4), 'eval.negatives=-4 must be at least 1'),
-        (config.Eval(cutoffs=()), 'eval.cutoffs'),
-        (config.Eval(cutoffs=(0, 5)), 'eval.cutoffs'),
+        ({'protocol': 'sasrec'}, 'one of full, sasrec-2018, s3rec-99, uniform, popularity'),
+        ({'protocol': 'uniform', 'negatives': 0}, 'task.negatives=0 must be at least 1'),
+        ({'negatives': -4}, 'task.negatives=-4 must be at least 1'),
+        ({'cutoffs': ()}, 'task.cutoffs'),
+        ({'cutoffs': (0, 5)}, 'task.cutoffs'),
+        ({'targets': 'all'}, 'has one target: set task.targets'),
+        ({'targets': 'all', 'split': 'users', 'protocol': 'uniform'}, "needs task.protocol='full'"),
     ],
 )
 def test_errors(settings, text):
     with pytest.raises(UserError, match=text):
-        protocols.protocol_of(settings)
+        check(Experiment(model=sasrec.Config(), task=next_item.Config(**settings)))
+
+
+def test_numbers_that_cannot_be_compared_are_told_apart():
+    """Whatever changes an evaluation is in its protocol; what does not, is not."""
+
+    def told(**settings):
+        return next_item.Config(**settings).protocol_fields()
+
+    plain = told()
+    assert plain == {
+        **protocols.asdict(protocols.protocol_of(next_item.Config())),
+        'data_split': 'leave-one-out',
+    }
+    assert told(batch_users=3, valid_users=9, windows='all') == plain
+    users = {'split': 'users'}
+    different = [
+        {},
+        {'protocol': 'uniform'},
+        {'filter_seen': False},
+        {'split': 'temporal'},
+        {'split': 'temporal', 'test_share': 0.2},
+        {'split': 'temporal', 'targets': 'all'},
+        users,
+        {**users, 'prefix_share': 0.5},
+        {**users, 'targets': 'all'},
+        {'periods': 3},
+        {'periods': 3, 'targets': 'all'},
+    ]
+    found = [json.dumps(told(**settings), sort_keys=True) for settings in different]
+    assert len(set(found)) == len(found)
 
 
 def test_choose_users():
@@ -143,8 +179,16 @@ def test_uniform_distribution():
     assert chi_square(counts[4:], np.full(17, 4000 * 5 / 17)) < 40  # 16 dof: p = 0.0008
 
 
+@pytest.fixture(scope='module')
+def successive():
+    """How often each of ten weighted items is among three drawn without replacement."""
+    rng, weights = np.random.default_rng(0), np.arange(10, 0, -1) / 55
+    drawn = [rng.choice(10, 3, replace=False, p=weights) for _ in range(20000)]
+    return np.bincount(np.concatenate(drawn), minlength=10) / 20000
+
+
 @pytest.mark.parametrize('rounds', [0, 4])
-def test_popularity_distribution(monkeypatch, rounds):
+def test_popularity_distribution(monkeypatch, rounds, successive):
     """First draws follow the counts; both ways to draw agree with numpy's successive sampling."""
     monkeypatch.setattr(protocols.Negatives, '_ROUNDS', rounds)
     histories = crowd()
@@ -152,11 +196,8 @@ def test_popularity_distribution(monkeypatch, rounds):
     weights = np.arange(10, 0, -1) / 55
     first = np.bincount(drawn[:, 0], minlength=21)[10:20]
     assert chi_square(first, 4000 * weights) < 28  # 9 dof: p = 0.001
-    rng = np.random.default_rng(0)
-    other = [rng.choice(10, 3, replace=False, p=weights) for _ in range(20000)]
-    share = np.bincount(np.concatenate(other), minlength=10) / 20000
     got = np.bincount(drawn.reshape(-1), minlength=21)[10:20] / 4000
-    np.testing.assert_allclose(got, share, atol=0.035)
+    np.testing.assert_allclose(got, successive, atol=0.035)
 
 
 def test_training_counts():
@@ -171,7 +212,7 @@ def test_training_counts():
 def test_too_few_is_the_number_of_short_lists(name, monkeypatch):
     monkeypatch.setattr(protocols, '_USERS_AT_ONCE', 7)
     histories = make_histories()
-    protocol = protocols.protocol_of(config.Eval(protocol=name, negatives=48))
+    protocol = protocols.protocol_of(next_item.Config(protocol=name, negatives=48))
     sampler = protocols.Negatives(protocol, histories, leave_one_out(histories))
     users = np.arange(histories.num_users)
     short = int((sampler(users) == 0).any(1).sum())

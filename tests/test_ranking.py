@@ -1,17 +1,23 @@
-"""The ranker against a loop over users, with a model whose scores are easy to follow."""
+"""The ranking against a loop over users, with a model whose scores are easy to follow."""
 
 import jax
 import numpy as np
 import pytest
 from flax import nnx
+from test_metrics import of_list
 
-from jaxrec import config
+from jaxrec.config import Data
 from jaxrec.data.histories import Histories
 from jaxrec.data.splits import leave_one_out
 from jaxrec.devices.mesh import TABLE, lookup, table_rows
 from jaxrec.devices.top_k import UNREACHABLE
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics, ranking
+from jaxrec.evaluation import baselines, protocols, rank_metrics, ranking
+from jaxrec.evaluation.ranking import Ranking
+from jaxrec.evaluation.run import Pass
+from jaxrec.experiment import Experiment, check
+from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 ITEMS, USERS, MAX_LEN = 50, 37, 6
 
@@ -21,137 +27,250 @@ class MeanModel(nnx.Module):
 
     def __init__(self, table):
         self.table = nnx.Param(table)
-        self.max_len = MAX_LEN
 
-    def queries(self, history):
-        rows = lookup(self.item_table(), history['items'])
-        real = (history['segments'] > 0)[..., None]
+    def catalogue(self, constants):
+        del constants
+        return {'items': self.table[...]}
+
+    def queries(self, batch, catalogue):
+        rows = lookup(catalogue['items'], batch['items'])
+        real = (batch['segments'] > 0)[..., None]
         mean = (rows * real).sum(1) / jax.numpy.maximum(real.sum(1), 1)
         return jax.numpy.stack([mean, rows[:, -1]], axis=1)
 
-    def item_table(self):
-        return self.table[...]
+
+def make(lengths, seed=0):
+    """Histories of these lengths with repeats, a day between any two events of the log."""
+    rng = np.random.default_rng(seed)
+    return Histories(
+        items=rng.integers(1, ITEMS + 1, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        user_ids=np.arange(len(lengths)),
+        item_ids=np.arange(ITEMS),
+        times=1_500_000_000
+        + 86_400 * np.concatenate([np.sort(rng.integers(0, 99, n)) for n in lengths]),
+    )
 
 
 @pytest.fixture(scope='module')
 def histories():
+    """Short ones and long ones, as two shapes are compiled faster; some have no targets."""
     rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 30, USERS)  # repeats happen, some users have no targets
-    return Histories(
-        items=rng.integers(1, ITEMS + 1, lengths.sum()).astype(np.int32),
-        offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        user_ids=np.arange(USERS),
-        item_ids=np.arange(ITEMS),
-    )
+    return make(rng.choice(np.r_[1:6, 19:31], USERS))
 
 
-def make_table(kind='random'):
-    """Multiples of 60, so that means of up to six rows are exact."""
+def make_table():
+    """Multiples of 60, so that means of up to six rows are exact, and many scores tie."""
     rng = np.random.default_rng(1)
-    table = 60 * rng.integers(-2, 3, (table_rows(ITEMS), 4)).astype(np.float32)
-    return np.zeros_like(table) if kind == 'constant' else table
+    return 60 * rng.integers(-2, 3, (table_rows(ITEMS), 4)).astype(np.float32)
 
 
 def build(table):
     spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
-    model = MeanModel(jax.device_put(table, spec))
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(MeanModel(jax.device_put(table, spec)))
     return graphdef, nnx.to_pure_dict(state)
 
 
-def slow(histories, table, which, filter_seen):
-    """(user, greater, ties) of every target, one user at a time in float64."""
+def problem_of(histories, **task):
+    """The task's problem on these histories; it is another's model that is evaluated."""
+    task = next_item.Config(**{'cutoffs': (1, 10), **task})
+    experiment = Experiment(model=sasrec.Config(max_len=MAX_LEN), task=task, data=Data())
+    check(experiment)
+    return next_item.NextItem(experiment, histories, {'data_hash': '', 'path': ''})
+
+
+def evaluator(problem, table):
+    """(evaluation, full=False) -> Measured, compiled once."""
+    graphdef, params = build(table)
+    run = Pass(graphdef, problem, {})
+    return lambda evaluation, **options: run(params, evaluation, **options)
+
+
+def check_kept(problem, evaluation, measured):
+    """What a table's cell keeps gives the values again."""
+    task = problem._task
+    for name, values in measured.values.items():
+        got, weights = task.values(measured.to_keep(), name, evaluation.protocol)
+        np.testing.assert_array_equal(got, values)
+        assert np.average(got, weights=weights) == pytest.approx(measured.metrics[name])
+    with pytest.raises(KeyError):
+        task.values(measured.to_keep(), 'Coverage@10', evaluation.protocol)
+
+
+def slow_scores(table, histories, start, end):
+    """[2, rows] float64 of a history's two vectors."""
+    newest = histories.items[max(end - MAX_LEN, start) : end]
+    rows = table.astype(np.float64)[newest]
+    return np.stack([table.astype(np.float64) @ rows.mean(0), table @ rows[-1]])
+
+
+def slow(histories, targets, table, filter_seen):
+    """[(user, item, greater, ties)] of every distinct target, one at a time in float64."""
     out = []
-    table = table.astype(np.float64)
-    for user in range(USERS):
-        history = histories.history(user)
-        if len(history) < 3:
-            continue
-        cut = len(history) - (1 if which == 'test' else 2)
-        target, seen = history[cut], set(history[:cut])
-        newest = table[history[max(cut - MAX_LEN, 0) : cut]]
-        scores = np.maximum(table @ newest.mean(0), table @ newest[-1])
-        others = [
-            scores[i]
-            for i in range(1, ITEMS + 1)
-            if i != target and not (filter_seen and i in seen)
-        ]
-        if filter_seen and target in seen:
-            out.append((user, UNREACHABLE, 0))
-        else:
-            beat = sum(s > scores[target] for s in others)
-            out.append((user, beat, sum(s == scores[target] for s in others)))
+    for user, end, stop in zip(targets.users, targets.ends, targets.stops, strict=True):
+        start = histories.offsets[user]
+        seen = set(histories.items[start:end].tolist()) if filter_seen else set()
+        scores = slow_scores(table, histories, start, end).max(0)
+        for target in sorted(set(histories.items[end:stop].tolist())):
+            others = [scores[i] for i in range(1, ITEMS + 1) if i != target and i not in seen]
+            if target in seen:
+                out.append((user, target, UNREACHABLE, 0))
+            else:
+                beat = sum(s > scores[target] for s in others)
+                same = sum(s == scores[target] for s in others)
+                out.append((user, target, beat, same))
     return np.array(out)
 
 
 @pytest.mark.parametrize('filter_seen', [True, False])
-@pytest.mark.parametrize('which', ['valid', 'test'])
-@pytest.mark.parametrize('shape, batch_users', [((1, 1), 64), ((4, 2), 6), ((2, 4), 16)])
-def test_full(histories, mesh, shape, batch_users, which, filter_seen):
+@pytest.mark.parametrize('shape, batch_users', [((1, 1), 64), ((4, 2), 6)])
+def test_full(histories, mesh, shape, batch_users, filter_seen):
     mesh(*shape)
-    graphdef, params = build(make_table())
-    protocol = protocols.protocol_of(config.Eval(filter_seen=filter_seen, cutoffs=(1, 10)))
-    ranker = ranking.Ranker(
-        graphdef,
-        histories,
-        leave_one_out(histories),
-        which,
-        protocol,
-        max_len=MAX_LEN,
-        batch_users=batch_users,
-    )
-    result = ranker(params)
-    want = slow(histories, make_table(), which, filter_seen)
-    np.testing.assert_array_equal(result.targets.users, want[:, 0])
-    np.testing.assert_array_equal(result.greater, want[:, 1])
-    np.testing.assert_array_equal(result.ties, want[:, 2])
-    values = rank_metrics.per_example(want[:, 1], want[:, 2], (1, 10))
-    assert result.metrics == rank_metrics.mean(values)
-    assert result.users == len(want) == sum(b['users'] for b in result.buckets.values())
-    assert result.unreachable == np.mean(want[:, 1] == UNREACHABLE)
-    assert (result.unreachable > 0) == filter_seen
-    assert result.protocol == protocols.asdict(protocol)
+    problem = problem_of(histories, filter_seen=filter_seen, batch_users=batch_users)
+    evaluate, table = evaluator(problem, make_table()), make_table()
+    for which in ('valid', 'test'):
+        evaluation = problem.evaluations[which]()
+        measured = evaluate(evaluation)
+        want = slow(histories, problem.split.targets(which), table, filter_seen)
+        np.testing.assert_array_equal(evaluation.targets.users, want[:, 0])
+        np.testing.assert_array_equal(evaluation.items, want[:, 1])
+        np.testing.assert_array_equal(measured.kept['greater'], want[:, 2])
+        np.testing.assert_array_equal(measured.kept['ties'], want[:, 3])
+        assert want[:, 3].any()
+        values = rank_metrics.per_example(want[:, 2], want[:, 3], (1, 10))
+        assert measured.metrics == rank_metrics.mean(values) and measured.unit == 'user'
+        jax.tree.map(np.testing.assert_array_equal, measured.values, values)
+        buckets = measured.groups['popularity']
+        assert evaluation.examples == len(want) == sum(b['examples'] for b in buckets.values())
+        unreachable = measured.details['unreachable']
+        assert unreachable == np.mean(want[:, 2] == UNREACHABLE)
+        assert (unreachable > 0) == filter_seen
+        assert evaluation.protocol['filter_seen'] == filter_seen
+        assert evaluation.protocol['data_split'] == 'leave-one-out'
+        check_kept(problem, evaluation, measured)
 
 
-def test_coverage(histories, mesh):
+# ---- several targets of a user
+
+
+@pytest.fixture(scope='module')
+def long_histories():
+    """Half the events of some users are more targets than fit into a row; many are repeats."""
+    rng = np.random.default_rng(3)
+    return make(np.r_[rng.integers(1, 9, 15), 64, 70, 60], seed=4)
+
+
+SEVERAL = {
+    'temporal': {'split': 'temporal', 'valid_share': 0.2, 'test_share': 0.5},
+    'users': {'split': 'users', 'valid_share': 0.4, 'test_share': 0.5, 'prefix_share': 0.4},
+}
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
+@pytest.mark.parametrize('kind', SEVERAL)
+def test_several_targets_of_a_user(long_histories, mesh, kind, shape):
+    """Counts, metrics and baselines against the ranking of every user by itself."""
+    mesh(*shape)
+    h, most, hidden = long_histories, 0, 0
+    for filter_seen in (True, False):
+        problem = problem_of(
+            h, targets='all', filter_seen=filter_seen, batch_users=8, **SEVERAL[kind]
+        )
+        evaluate, table = evaluator(problem, make_table()), make_table()
+        for which in ('valid', 'test'):
+            evaluation, targets = problem.evaluations[which](), problem.split.targets(which)
+            measured = evaluate(evaluation)
+            want = slow(h, targets, table, filter_seen)
+            assert len(want) < (targets.stops - targets.ends).sum()  # an item counts once
+            np.testing.assert_array_equal(targets.users[evaluation.owner], want[:, 0])
+            np.testing.assert_array_equal(evaluation.items, want[:, 1])
+            np.testing.assert_array_equal(measured.kept['greater'], want[:, 2])
+            np.testing.assert_array_equal(measured.kept['ties'], want[:, 3])
+            np.testing.assert_array_equal(measured.kept['owner'], evaluation.owner)
+            values = rank_metrics.per_user(want[:, 2], want[:, 3], evaluation.owner, (1, 10))
+            jax.tree.map(np.testing.assert_array_equal, measured.values, values)
+            assert measured.metrics == rank_metrics.mean(values)
+            assert set(measured.metrics) == {
+                name for name in problem._task.metrics() if 'Coverage' not in name
+            }
+            assert measured.details['targets'] == len(want)
+            assert evaluation.examples == len(targets) == len(measured.values['MAP@10'])
+            assert evaluation.protocol['targets'] == 'all'
+            most = max(most, np.bincount(evaluation.owner).max())
+            hidden += (want[:, 2] == UNREACHABLE).sum() * filter_seen
+            assert filter_seen or measured.details['unreachable'] == 0
+            check_kept(problem, evaluation, measured)
+    assert most > ranking._TARGETS and hidden
+
+
+@pytest.mark.parametrize('filter_seen', [True, False])
+def test_metrics_of_several_targets_are_those_of_the_sorted_catalogue(
+    long_histories, mesh, filter_seen
+):
+    """No ties: every user's list is sorted whole, and measured by the definitions."""
     mesh(2, 2)
-    graphdef, params = build(make_table())
-    protocol = protocols.protocol_of(config.Eval(cutoffs=(1, 60)))
-    run = ranking.Ranker(
-        graphdef,
-        histories,
-        leave_one_out(histories),
-        'test',
-        protocol,
-        max_len=MAX_LEN,
-        coverage=True,
-    )
-    result = run(params)
-    assert result.metrics['Coverage@60'] == 1.0  # every user's list is the whole catalogue
-    assert 0 < result.metrics['Coverage@1'] < 0.7
+    h = long_histories
+    table = np.random.default_rng(5).normal(size=(table_rows(ITEMS), 4)).astype(np.float32)
+    problem = problem_of(h, targets='all', filter_seen=filter_seen, **SEVERAL['users'])
+    measured = evaluator(problem, table)(problem.evaluations['test'](), full=True)
+    parts, shown = problem.split.test, set()
+    for n, (user, end, stop) in enumerate(zip(parts.users, parts.ends, parts.stops, strict=True)):
+        start = h.offsets[user]
+        scores = slow_scores(table, h, start, end).max(0)[1 : ITEMS + 1]
+        seen = set(h.items[start:end].tolist()) if filter_seen else set()
+        ranked = [i for i in (1 + np.argsort(-scores)).tolist() if i not in seen]
+        targets = set(h.items[end:stop].tolist())
+        for name, value in of_list([i in targets for i in ranked], len(targets), (1, 10)).items():
+            np.testing.assert_allclose(measured.values[name][n], value, rtol=1e-12, err_msg=name)
+        shown |= set(ranked[:10])
+    assert measured.metrics['Coverage@10'] == len(shown) / ITEMS
+    for name, values in measured.values.items():
+        assert measured.metrics[name] == np.average(values)
 
 
-def test_interests(histories, mesh):
+def test_all_targets_are_measured_as_such_where_nobody_has_two(mesh):
+    """Which metrics there are is the task's choice, not the data's."""
+    mesh(1, 1)
+    h = make(np.full(30, 2))
+    problem = problem_of(h, targets='all', filter_seen=False, **SEVERAL['users'])
+    table = make_table()
+    measured = evaluator(problem, table)(problem.evaluations['test']())
+    want = slow(h, problem.split.test, table, False)
+    one = rank_metrics.per_example(want[:, 2], want[:, 3], (1, 10))
+    for name, values in one.items():
+        np.testing.assert_array_equal(measured.values[name], values)
+    np.testing.assert_array_equal(measured.values['Recall@10'], one['HR@10'])
+    check_kept(problem, problem.evaluations['test'](), measured)
+
+
+# ---- lists and interests
+
+
+@pytest.mark.parametrize('several', [False, True])
+def test_interests(histories, long_histories, mesh, several):
     """Shares of wins and cosines of the two vectors, user by user in float64."""
     mesh(2, 2)
     table = make_table() + np.random.default_rng(5).normal(size=make_table().shape)
-    graphdef, params = build(table.astype(np.float32))
-    protocol = protocols.protocol_of(config.Eval(cutoffs=(1, 60), filter_seen=False))
-    split = leave_one_out(histories)
-    run = ranking.Ranker(
-        graphdef, histories, split, 'test', protocol, max_len=MAX_LEN, coverage=True
+    table = table.astype(np.float32)
+    h, task = (
+        (long_histories, SEVERAL['users'] | {'targets': 'all'}) if several else (histories, {})
     )
-    interests = run(params).interests
+    problem = problem_of(h, cutoffs=(1, 60), filter_seen=False, **task)
+    evaluation = problem.evaluations['test']()
+    measured = evaluator(problem, table)(evaluation, full=True)
+    interests = measured.details['interests']
+    assert measured.metrics['Coverage@60'] == 1  # every list is the whole catalogue
     wins, listed, cosines = np.zeros(2), np.zeros(2), []
-    for user, end in zip(split.test.users, split.test.ends, strict=True):
-        history = histories.items[histories.offsets[user] : end]
-        newest = table[history[-MAX_LEN:]]
-        vectors = np.stack([newest.mean(0), newest[-1]])
+    for n, (user, end) in enumerate(
+        zip(evaluation.targets.users, evaluation.targets.ends, strict=True)
+    ):
+        newest = table[h.items[max(end - MAX_LEN, h.offsets[user]) : end]]
+        a, b = vectors = np.stack([newest.mean(0), newest[-1]])
         scores = table[: ITEMS + 1] @ vectors.T
-        wins[scores[histories.items[end]].argmax()] += 1
+        for target in evaluation.items[evaluation.owner == n]:
+            wins[scores[target].argmax()] += 1
         for item in 1 + np.argsort(-scores[1:].max(1))[: ranking.LISTED]:
-            listed[scores[item].argmax()] += 1
-        a, b = vectors
+            listed[scores[item].argmax()] += 1  # once a user, however many targets
         cosines.append(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
     assert min(wins) > 0 and min(listed) > 0
     np.testing.assert_allclose(interests['target_wins'], wins / wins.sum(), atol=1e-6)
@@ -159,16 +278,35 @@ def test_interests(histories, mesh):
     np.testing.assert_allclose(interests['similarity'], np.mean(cosines), rtol=1e-4)
 
 
-def test_of_another_split_shares_what_is_compiled(histories, mesh):
+# ---- the pass
+
+
+def test_a_pass_compiles_once_for_all_its_evaluations(histories, mesh):
     mesh(1, 1)
-    graphdef, params = build(make_table())
-    protocol = protocols.protocol_of(config.Eval(cutoffs=(1, 10)))
-    split = leave_one_out(histories)
-    valid = ranking.Ranker(graphdef, histories, split, 'valid', protocol, max_len=MAX_LEN)
-    test = ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN)
-    assert valid.of(split, 'test')(params).metrics == test(params).metrics
-    assert valid(params).metrics != test(params).metrics
-    assert valid.of(split, 'test')._score is valid._score
+    problem, table = problem_of(histories), make_table()
+    graphdef, params = build(table)
+    run = Pass(graphdef, problem, {})
+    shapes, found = set(), {}
+    for _ in range(2):
+        for which in ('valid', 'test'):
+            evaluation = problem.evaluations[which]()
+            shapes |= {batch['seen'].shape for _, batch in evaluation.batches()}
+            measured = run(params, evaluation)
+            assert found.setdefault(which, measured.metrics) == measured.metrics
+    assert found['valid'] != found['test']
+    assert run._predict[False]._cache_size() == len(shapes) <= 4
+
+
+def test_of_some_users(histories, mesh):
+    mesh(1, 1)
+    problem = problem_of(histories, valid_users=9)
+    evaluate = evaluator(problem, make_table())
+    some, everyone = problem.evaluations['valid'](), problem.ranking('valid')
+    assert some.examples == 9 < everyone.examples == len(problem.split.valid)
+    where = np.searchsorted(everyone.targets.users, some.targets.users)
+    whole = evaluate(everyone).kept['greater']
+    np.testing.assert_array_equal(whole[where], evaluate(some).kept['greater'])
+    assert problem.evaluations['test']().examples == len(problem.split.test)  # of all, always
 
 
 @pytest.mark.parametrize('name', protocols.NAMES)
@@ -184,89 +322,67 @@ def test_constant_scorer_is_at_chance(mesh, name):
         np.arange(users),
         np.arange(items),
     )
-    spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
+    problem = problem_of(histories, protocol=name, negatives=30)
     table = np.zeros((table_rows(items), 4), np.float32)
-    graphdef, state = nnx.split(MeanModel(jax.device_put(table, spec)))
-    protocol = protocols.protocol_of(config.Eval(protocol=name, negatives=30))
-    run = ranking.Ranker(
-        graphdef, histories, leave_one_out(histories), 'test', protocol, max_len=MAX_LEN
-    )
-    result = run(nnx.to_pure_dict(state))
-    candidates = items - 11 if name == 'full' else protocol.negatives + 1
-    np.testing.assert_allclose(result.metrics['HR@10'], 10 / candidates, rtol=1e-12)
-    np.testing.assert_allclose(result.metrics['HR@1'], 1 / candidates, rtol=1e-12)
-    assert result.unreachable == 0
+    evaluation = problem.evaluations['test']()
+    measured = evaluator(problem, table)(evaluation)
+    candidates = items - 11 if name == 'full' else evaluation.how.negatives + 1
+    np.testing.assert_allclose(measured.metrics['HR@10'], 10 / candidates, rtol=1e-12)
+    np.testing.assert_allclose(measured.metrics['HR@1'], 1 / candidates, rtol=1e-12)
+    assert measured.details['unreachable'] == measured.details['too_few_candidates'] == 0
 
 
 def test_sampled_counts(histories, mesh):
     """Against the task's own candidates, the same on two meshes and batch sizes."""
-    table = make_table()
-    split = leave_one_out(histories)
-    protocol = protocols.protocol_of(config.Eval(protocol='sasrec-2018'))
-    found = []
+    table, found = make_table(), []
     for shape, batch_users in (((1, 1), 64), ((4, 2), 8)):
         mesh(*shape)
-        graphdef, params = build(table)
-        run = ranking.Ranker(
-            graphdef,
-            histories,
-            split,
-            'test',
-            protocol,
-            max_len=MAX_LEN,
-            batch_users=batch_users,
-        )
-        found.append(run(params))
-    for i, (user, end) in enumerate(zip(split.test.users, split.test.ends, strict=True)):
-        target = histories.items[end]
-        newest = table[histories.items[max(end - MAX_LEN, histories.offsets[user]) : end]]
-        scores = np.maximum(table @ newest.mean(0), table @ newest[-1])
-        candidates = run.task.candidates(np.array([i]))[0]
-        for result in found:
-            assert result.greater[i] == (scores[candidates] > scores[target]).sum()
-            assert result.ties[i] == (scores[candidates] == scores[target]).sum()
-
-
-def test_max_users_and_reuse(histories, mesh):
-    mesh(1, 1)
-    graphdef, params = build(make_table())
-    split = leave_one_out(histories)
-    protocol = protocols.protocol_of(config.Eval())
-    everyone = ranking.Ranker(graphdef, histories, split, 'valid', protocol, max_len=MAX_LEN)
-    some = ranking.Ranker(
-        graphdef, histories, split, 'valid', protocol, max_len=MAX_LEN, max_users=9
-    )
-    all_of_them, subset = everyone(params), some(params)
-    assert subset.users == 9
-    where = np.searchsorted(all_of_them.targets.users, subset.targets.users)
-    np.testing.assert_array_equal(all_of_them.greater[where], subset.greater)
-    compiled = some._score._cache_size()
-    some(params)
-    assert some._score._cache_size() == compiled  # compiled once per shape
+        problem = problem_of(histories, protocol='sasrec-2018', batch_users=batch_users)
+        evaluation = problem.evaluations['test']()
+        found.append(evaluator(problem, table)(evaluation).kept)
+    targets = problem.split.test
+    for i, (user, end) in enumerate(zip(targets.users, targets.ends, strict=True)):
+        scores = slow_scores(table, histories, histories.offsets[user], end).max(0)
+        target, candidates = histories.items[end], evaluation.candidates(np.array([i]))[0]
+        for kept in found:
+            assert kept['greater'][i] == (scores[candidates] > scores[target]).sum()
+            assert kept['ties'][i] == (scores[candidates] == scores[target]).sum()
 
 
 def test_cold_targets(mesh):
     mesh(1, 1)
     items = np.array([1, 2, 3, 4, 1, 2, 1, 2], np.int32)  # item 4 is nobody's training item
     histories = Histories(items, np.array([0, 4, 8]), np.arange(2), np.arange(4))
-    protocol = protocols.protocol_of(config.Eval(filter_seen=False))
-    task = ranking.Task(histories, leave_one_out(histories), 'test', protocol)
-    result = task.result(np.zeros(2, int), np.zeros(2, int))
-    assert result.cold == 0.5 and result.unreachable == 0
-    assert result.buckets['tail']['users'] == 1
+    evaluation = problem_of(histories, filter_seen=False).evaluations['test']()
+    measured = evaluation.result(np.zeros(2, int), np.zeros(2, int))
+    assert measured.details['cold'] == 0.5 and measured.details['unreachable'] == 0
+    assert measured.groups['popularity']['tail']['examples'] == 1
+
+
+def test_references_are_the_baselines_that_are_asked_for(histories):
+    problem = problem_of(histories)
+    counts = baselines.counts(problem.ranking('test'))
+    assert tuple(counts) == baselines.NAMES
+    for names in (baselines.NAMES, ('popularity',), ()):
+        evaluation = problem.ranking('test', references=names)
+        found = evaluation.references()
+        assert tuple(found) == names
+        for name, measured in found.items():
+            np.testing.assert_array_equal(measured.kept['greater'], counts[name][0])
+            assert measured.metrics == evaluation.result(*counts[name]).metrics
 
 
 def test_errors(histories, mesh):
     mesh(1, 1)
-    split, protocol = leave_one_out(histories), protocols.protocol_of(config.Eval())
-    graphdef, params = build(np.full_like(make_table(), np.nan))
-    run = ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN)
-    with pytest.raises(UserError, match='not finite'):
-        run(params)
-    with pytest.raises(UserError, match='eval.batch_users=0 must be at least 1'):
-        ranking.Ranker(graphdef, histories, split, 'test', protocol, max_len=MAX_LEN, batch_users=0)
+    problem = problem_of(histories)
+    evaluate = evaluator(problem, np.full_like(make_table(), np.nan))
+    with pytest.raises(UserError, match=r'not finite for \d\d users'):
+        evaluate(problem.evaluations['test']())
+    with pytest.raises(UserError, match='task.batch_users=0 must be at least 1'):
+        problem_of(histories, batch_users=0)
     short = Histories(np.array([1, 2], np.int32), np.array([0, 2]), np.arange(1), np.arange(2))
+    protocol = protocols.protocol_of(next_item.Config())
     with pytest.raises(UserError, match='no targets'):
-        ranking.Task(short, leave_one_out(short), 'test', protocol)
+        Ranking(short, leave_one_out(short), 'test', protocol)
     with pytest.raises(UserError, match='unknown split'):
-        ranking.Task(histories, split, 'train', protocol)
+        problem.ranking('train')

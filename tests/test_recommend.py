@@ -12,29 +12,35 @@ from flax import nnx
 from pyarrow import parquet
 
 from jaxrec import files, recommend
-from jaxrec.config import Experiment
 from jaxrec.data.histories import Histories
-from jaxrec.data.splits import leave_one_out
 from jaxrec.devices.mesh import TABLE, lookup, table_rows
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment
+from jaxrec.problem import Inputs, Model, ModelConfig
 from jaxrec.serving import bulk
 from jaxrec.serving.recommender import Recommender
+from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.restore import Trained
 
 ITEMS, USERS = 40, 33
 
 
-class LastModel(nnx.Module):
+class LastConfig(ModelConfig):
+    def inputs(self):
+        return Inputs(max_len=6)
+
+
+class LastModel(Model):
     """The query is the newest item's row."""
 
     def __init__(self, table):
         self.table = nnx.Param(table)
 
-    def queries(self, history):
-        return lookup(self.item_table(), history['items'][:, -1:])
+    def catalogue(self, constants):
+        return {'items': self.table[...]}
 
-    def item_table(self):
-        return self.table[...]
+    def queries(self, history, catalogue):
+        return lookup(catalogue['items'], history['items'][:, -1:])
 
 
 def make_table():
@@ -59,15 +65,17 @@ def make_trained(folder, text_ids=False, titles=True, table=None):
     spec = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
     table = make_table() if table is None else table
     graphdef, state = nnx.split(LastModel(jax.device_put(table, spec)))
+    experiment = Experiment(model=LastConfig())
     return Trained(
-        experiment=Experiment(model=types.SimpleNamespace(max_len=6)),
-        histories=histories,
-        split=leave_one_out(histories),
+        experiment=experiment,
+        problem=NextItem(experiment, histories, {'data_hash': 'abc', 'path': ''}),
+        mesh=jax.sharding.get_mesh(),
         graphdef=graphdef,
         params=nnx.to_pure_dict(state),
+        constants={},
         step=12,
-        data_hash='abc',
         workdir=pathlib.Path(folder),
+        checkpoint='best',
     )
 
 
@@ -89,7 +97,7 @@ def test_lists(tmp_path, mesh, shape, keep_seen):
     users = np.array([3, 30, 3, 0, *range(10, 25)])
     scores, items, _ = recommender(users)
     for row, user in enumerate(users):
-        want, want_scores = slow_list(trained.histories.history(user), 35, keep_seen)
+        want, want_scores = slow_list(trained.problem.source.history(user), 35, keep_seen)
         left = [0] * (35 - len(want))
         assert items[row].tolist() == want + left
         np.testing.assert_array_equal(scores[row, : len(want)], want_scores)
@@ -138,15 +146,34 @@ def test_history(tmp_path, mesh, monkeypatch, capsys):
     assert lines[1].split()[:2] == ['1', str(want[0] * 3 + 2)]
 
 
+def test_histories_of_raw_ids(tmp_path, mesh):
+    """The function behind `jaxrec.load(..).recommend`: several at once, each as if alone."""
+    mesh(2, 2)
+    recommender = Recommender(make_trained(tmp_path), 3)
+    lists = recommender.recommend([[5, 8, 11], ['119', 5], [5]], k=4)
+    for history, rows in zip(([1, 2, 3], [39, 1], [1]), lists, strict=True):
+        want, scores = slow_list(history, 4, False)
+        assert [row['item'] for row in rows] == [i * 3 + 2 for i in want]
+        assert [row['score'] for row in rows] == scores
+    assert [len(rows) for rows in recommender.recommend([[], [5]])] == [3, 3]
+    assert recommender.recommend([]) == []
+    with pytest.raises(UserError, match='item 6 is not in the data'):
+        recommender.recommend([[5, 6]])
+    with pytest.raises(UserError, match='at least 1'):
+        recommender.recommend([[5]], k=0)
+
+
 @pytest.mark.parametrize('text_ids', [False, True])
 def test_user(tmp_path, mesh, monkeypatch, text_ids):
     mesh(2, 1)
     trained = make_trained(tmp_path, text_ids, titles=False)
-    raw = trained.histories.raw_user(8)
+    raw = trained.problem.source.raw_user(8)
     result = command(monkeypatch, trained, user=str(raw), k=100)
-    want, _ = slow_list(trained.histories.history(8), 100, False)
+    want, _ = slow_list(trained.problem.source.history(8), 100, False)
     assert result['user'] == raw
-    assert [row['item'] for row in result['items']] == [trained.histories.raw_item(i) for i in want]
+    assert [row['item'] for row in result['items']] == [
+        trained.problem.source.raw_item(i) for i in want
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +199,7 @@ def test_errors(tmp_path, mesh, monkeypatch, given, text):
 @pytest.mark.parametrize('text', ['0_5', '1_1', '+5', '٥', '05', '-0', '5.0', '1' * 40])
 def test_only_plain_integers_are_integer_ids(tmp_path, mesh, text):
     mesh(1, 1)
-    histories = make_trained(tmp_path).histories
+    histories = make_trained(tmp_path).problem.source
     assert histories.find_item(text) is None
     assert histories.find_item('5') == histories.find_item(5) == 1
     assert histories.find_item(np.int64(5)) == 1
@@ -180,13 +207,13 @@ def test_only_plain_integers_are_integer_ids(tmp_path, mesh, text):
 
 def test_an_id_that_is_not_utf8_is_unknown(tmp_path, mesh):
     mesh(1, 1)
-    assert make_trained(tmp_path, text_ids=True).histories.find_item('i\udcff') is None
+    assert make_trained(tmp_path, text_ids=True).problem.source.find_item('i\udcff') is None
 
 
 def test_nothing_left_to_recommend(tmp_path, mesh, monkeypatch, capsys):
     mesh(1, 1)
     trained = make_trained(tmp_path)
-    everything = ','.join(str(trained.histories.raw_item(i + 1)) for i in range(ITEMS))
+    everything = ','.join(str(trained.problem.source.raw_item(i + 1)) for i in range(ITEMS))
     assert command(monkeypatch, trained, history=everything)['items'] == []
     text = capsys.readouterr().out
     assert len(text.splitlines()) == 1 and 'holds every item (see --keep_seen)' in text
@@ -204,12 +231,12 @@ def test_scores_that_are_not_numbers(tmp_path, mesh):
     mesh(1, 1)
     trained = make_trained(tmp_path, table=np.full_like(make_table(), np.nan))
     with pytest.raises(UserError, match='not numbers'):
-        Recommender(trained, 3).one(np.array([1]))
+        Recommender(trained, 3).after([[1]])
 
 
 def test_read_users(tmp_path, mesh, capsys):
     mesh(1, 1)
-    histories = make_trained(tmp_path).histories
+    histories = make_trained(tmp_path).problem.source
     file = tmp_path / 'users.txt'
     file.write_text('107\n\n 100 \n107\n')
     assert recommend.read_users(histories, str(file), False).tolist() == [1, 0, 1]
@@ -239,7 +266,7 @@ def test_bulk(tmp_path, mesh, monkeypatch, text_ids, capsys):
     table = parquet.read_table(output)
     rows = table.to_pylist()
     assert str(table.schema.field('item').type) == ('string' if text_ids else 'int64')
-    known = trained.histories
+    known = trained.problem.source
     at = 0
     for user in range(USERS):
         want, scores = slow_list(known.history(user), 30, False)
@@ -268,6 +295,7 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
 
     class Dies:
         trained, k, keep_seen, explain = recommender.trained, 5, False, False
+        histories = recommender.histories
 
         def __call__(self, chosen):
             if len(calls) == 2:

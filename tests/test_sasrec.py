@@ -1,5 +1,6 @@
 """SASRec against an independent numpy forward pass; packing, padding, meshes and pmap."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,13 +9,18 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from models import jit
 
+from jaxrec.config import Data
 from jaxrec.devices.mesh import put_batch
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
 from jaxrec.models import sasrec
 from jaxrec.nn import embeddings
 from jaxrec.objectives import next_item
+from jaxrec.objectives.in_batch import InBatch
 from jaxrec.objectives.next_item import negative_scores
+from jaxrec.tasks import next_item as next_item_task
 
 ITEMS, L, B = 37, 10, 8
 CONFIGS = {
@@ -32,13 +38,29 @@ CONFIGS = {
 
 
 def make(**options):
+    """graphdef, and parameters at their initial values, placed."""
     config = sasrec.Config(**({'dim': 16, 'max_len': L} | options))
-    build = lambda key: config.make(ITEMS, rngs=nnx.Rngs(key))  # noqa: E731
+    build = lambda key: config.make({'item': ITEMS}, rngs=nnx.Rngs(key))  # noqa: E731
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
-    params = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)))(
-        jax.random.key(0)
-    )
+    params = jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)))(jax.random.key(0))
     return graphdef, params
+
+
+def loss_of(graphdef, params, batch, key):
+    """The scalar of a step: the batch with its draws, and its loss."""
+    model = nnx.merge(graphdef, params)
+    return model.loss(model.sample(batch, key), {}, {}, key)[0]
+
+
+def queries_of(graphdef):
+    """Jitted (params, history) -> [B, 1, D]."""
+
+    @jit
+    def queries(params, history):
+        model = nnx.merge(graphdef, params)
+        return model.queries(history, model.catalogue({}))
+
+    return queries
 
 
 NO_DROPOUT = {'dropout': 0.0, 'embedding_dropout': 0.0, 'table_dropout': 0.0}
@@ -47,7 +69,7 @@ NO_DROPOUT = {'dropout': 0.0, 'embedding_dropout': 0.0, 'table_dropout': 0.0}
 def encoder(graphdef, params):
     """Jitted batch -> hidden vectors."""
 
-    @jax.jit
+    @jit
     def encode(batch):
         model = nnx.merge(graphdef, params)
         return model.encode(batch, model.item_table())
@@ -117,6 +139,7 @@ def test_variant_2018_is_the_authors_computation(heads):
     params = jax.tree.map(
         lambda x: jnp.asarray(x + 0.3 * rng.normal(size=x.shape), x.dtype), params
     )
+    encode, queries = encoder(graphdef, params), queries_of(graphdef)
     for length in (1, 4, L):
         items = np.zeros(L, np.int32)
         items[L - length :] = rng.integers(1, ITEMS + 1, length)
@@ -126,11 +149,10 @@ def test_variant_2018_is_the_authors_computation(heads):
             'segments': segments[None],
             'positions': (np.arange(L, dtype=np.int32) * segments)[None],
         }
-        hidden = encoder(graphdef, params)(history)[0]
+        hidden = encode(history)[0]
         expected = forward_2018(params, items, heads, blocks=2)
         np.testing.assert_allclose(hidden[-length:], expected[-length:], atol=2e-4)
-        queries = jax.jit(lambda h: nnx.merge(graphdef, params).queries(h))(history)
-        np.testing.assert_allclose(queries[0, 0], expected[-1], atol=2e-4)
+        np.testing.assert_allclose(queries(params, history)[0, 0], expected[-1], atol=2e-4)
 
 
 @pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
@@ -165,7 +187,7 @@ def test_queries_are_the_last_places_vectors(variant, blocks):
     segments = (items > 0).astype(np.int32)
     positions = np.arange(L, dtype=np.int32) * segments
     history = {'items': items, 'segments': segments, 'positions': positions}
-    queries = jax.jit(lambda p, h: nnx.merge(graphdef, p).queries(h))(params, history)
+    queries = queries_of(graphdef)(params, history)
     assert queries.shape == (B, 1, 16)
     np.testing.assert_allclose(queries, encoder(graphdef, params)(history)[:, -1:], atol=1e-5)
 
@@ -192,9 +214,9 @@ def test_same_loss_and_gradients_on_any_mesh(mesh, name):
         batch = put_batch(packed_batch(name))
 
         def loss(params, batch, graphdef=graphdef):
-            return nnx.merge(graphdef, params).loss(batch, jax.random.key(5))[0]
+            return loss_of(graphdef, params, batch, jax.random.key(5))
 
-        results.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(params, batch)))
+        results.append(jax.device_get(jit(jax.value_and_grad(loss))(params, batch)))
     for value, grads in results[1:]:
         assert round(float(value), 5) == round(float(results[0][0]), 5)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, results[0][1])
@@ -205,8 +227,8 @@ def test_data_parallel_step_equals_pmap(mesh):
     mesh(8, 1)
     graphdef, params = make(**NO_DROPOUT)
     host = packed_batch()
-    loss = lambda params, batch: nnx.merge(graphdef, params).loss(batch, jax.random.key(0))[0]  # noqa: E731
-    value, grads = jax.device_get(jax.jit(jax.value_and_grad(loss))(params, put_batch(host)))
+    loss = lambda params, batch: loss_of(graphdef, params, batch, jax.random.key(0))  # noqa: E731
+    value, grads = jax.device_get(jit(jax.value_and_grad(loss))(params, put_batch(host)))
     params = jax.device_get(params)
     jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
@@ -228,12 +250,9 @@ def test_overfits_one_batch(name):
         batch['negatives'] = batch['targets'][..., None] % ITEMS + 1
     tx = optax.adam(1e-2)
 
-    @jax.jit
+    @jit
     def step(params, opt, key):
-        def loss(p):
-            return nnx.merge(graphdef, p).loss(batch, key)[0]
-
-        value, grads = jax.value_and_grad(loss)(params)
+        value, grads = jax.value_and_grad(lambda p: loss_of(graphdef, p, batch, key))(params)
         updates, opt = tx.update(grads, opt)
         return optax.apply_updates(params, updates), opt, value
 
@@ -273,8 +292,8 @@ def test_bf16_stays_close():
     for bf16 in (False, True):
         graphdef, params = make(bf16=bf16, **NO_DROPOUT)
         assert params['table'].dtype == jnp.float32
-        step = jax.jit(lambda p, b, g=graphdef: nnx.merge(g, p).loss(b, jax.random.key(0)))
-        value, _ = step(params, packed_batch())
+        step = jit(functools.partial(loss_of, graphdef))
+        value = step(params, packed_batch(), jax.random.key(0))
         assert value.dtype == jnp.float32
         losses[bf16] = float(value)
     assert losses[True] != losses[False]
@@ -288,22 +307,62 @@ def test_bf16_stays_close():
         ({'loss': 'hinge'}, 'model.loss'),
         ({'heads': 3}, 'not a multiple of model.heads=3'),
         ({'dropout': 1.0}, 'model.dropout=1.0 is not in'),
-        ({'dim': 0}, 'model.dim=0 is too small'),
+        ({'dim': 0}, 'model.dim=0 must be at least 1'),
+        ({'in_batch': InBatch(rate=0.0)}, r'model.in_batch.rate=0.0 is not in \(0, 1\)'),
     ],
 )
 def test_bad_settings(options, message):
+    experiment = Experiment(model=sasrec.Config(), data=Data(dataset='synthetic'))
+    check(experiment)
+    experiment.model = dataclasses.replace(experiment.model, **options)
     with pytest.raises(UserError, match=message):
-        make(**options)
+        check(experiment)
 
 
 def test_missing_and_unused_negatives():
-    graphdef, params = make(loss='bce', negatives_per='data')
-    with pytest.raises(UserError, match='needs data.unseen_negatives'):
-        nnx.merge(graphdef, params).loss(packed_batch(), jax.random.key(0))
-    for options in ({}, {'loss': 'bce', 'negatives_per': 'row'}):
-        graphdef, params = make(**options)
-        with pytest.raises(UserError, match='goes with a sampled loss'):
-            nnx.merge(graphdef, params).loss(packed_batch('2018-bce'), jax.random.key(0))
+    """Those of the data go with a loss that takes them, and the other way round."""
+    drawn = {'loss': 'bce', 'negatives_per': 'data'}
+    for options, unseen in (
+        (drawn, 0),
+        ({}, 2),
+        ({'loss': 'bce', 'negatives_per': 'row'}, 2),
+        ({'negatives_per': 'data'}, 2),  # softmax
+    ):
+        task = next_item_task.Config(unseen_negatives=unseen)
+        model, data = sasrec.Config(**options), Data(dataset='synthetic')
+        with pytest.raises(UserError, match='task.unseen_negatives goes with a sampled loss'):
+            check(Experiment(model=model, task=task, data=data))
+    for options, unseen in ((drawn, 2), ({'loss': 'bce', 'negatives_per': 'row'}, 0)):
+        task = next_item_task.Config(unseen_negatives=unseen)
+        model = sasrec.Config(**options)
+        assert model.inputs().negatives == bool(unseen)
+        check(Experiment(model=model, task=task, data=Data(dataset='synthetic')))
+
+
+def test_what_the_model_samples_is_what_its_loss_reads():
+    """Shapes of the draws, a function of the key; the batch's own negatives; nothing for softmax."""
+    batch, key = packed_batch('2018-bce'), jax.random.key(0)
+    for options, shape in (
+        ({'negatives_per': 'batch'}, (1, 1, 7)),
+        ({'negatives_per': 'row'}, (B, 1, 7)),
+        ({'negatives_per': 'position'}, (B, L, 7)),
+        ({'negatives_per': 'data'}, (B, L, 2)),
+    ):
+        graphdef, params = make(loss='gbce', negatives=7, blocks=0, **options)
+        model = nnx.merge(graphdef, params)
+        drawn = model.sample(batch, key)['sampled']
+        assert drawn.shape == shape
+        assert 1 <= drawn.min() and drawn.max() <= ITEMS
+        again, other = (model.sample(batch, k)['sampled'] for k in (key, jax.random.key(1)))
+        np.testing.assert_array_equal(drawn, again)
+        if options['negatives_per'] == 'data':
+            np.testing.assert_array_equal(drawn, batch['negatives'])
+        else:
+            assert (drawn != other).any()
+        value = model.loss({**batch, 'sampled': drawn}, {}, {}, key)[0]
+        assert value != model.loss({**batch, 'sampled': drawn % ITEMS + 1}, {}, {}, key)[0]
+    graphdef, params = make(blocks=0)
+    assert nnx.merge(graphdef, params).sample(batch, key) is batch
 
 
 @pytest.mark.parametrize('init', ['xavier_normal', 'xavier_uniform'])
@@ -314,7 +373,7 @@ def test_a_large_table_is_drawn_in_parts(mesh, monkeypatch, init):
     for shape in ((1, 1), (2, 4)):
         mesh(*shape)
         model = sasrec.Config(dim=16, init=init)
-        build = lambda key, model=model: model.make(300, rngs=nnx.Rngs(key)).item_table()  # noqa: E731
+        build = lambda key, model=model: model.make({'item': 300}, rngs=nnx.Rngs(key)).item_table()  # noqa: E731
         tables.append(np.asarray(jax.jit(build)(jax.random.key(0))))
     table = tables[0]
     assert table.shape == (320, 16)

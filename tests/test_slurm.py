@@ -9,28 +9,10 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
 import pytest
-
-from jaxrec.training.restore import load_trained
+from runs import check_same_run, small, write
 
 ROOT = pathlib.Path(__file__).parent.parent
-EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    return Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10),
-        data=Data(dataset='synthetic:users=200,items=60,length=12,seed=1', data_dir={data_dir!r}),
-        optim=Optim(learning_rate=1e-2, ema=0.9),
-        train=Train(batch_rows=8, epochs=6, log_every=5),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
-    )
-"""
-
-
 @pytest.fixture(scope='module')
 def slurm(tmp_path_factory):
     """Calls of Slurm's commands: slurm('squeue', '-h') -> its output."""
@@ -66,16 +48,11 @@ def until(true, seconds, what):
     raise AssertionError(what())
 
 
-def params_of(workdir):
-    trained = load_trained(workdir, 'last')
-    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
-    return trained.step, jax.device_get(trained.params)
-
-
 @pytest.mark.slow
 def test_preempted_and_killed_the_job_ends_with_the_parameters_of_one_that_was_not(slurm, tmp_path):
-    (tmp_path / 'x.py').write_text(EXPERIMENT.format(data_dir=str(tmp_path / 'data')))
-    config = f'--config={tmp_path / "x.py"}'
+    changes = {'train.epochs': 6, 'train.eval_every': 1.0, 'train.log_every': 5}
+    experiment = small(tmp_path, **changes, **{'mesh.data': 0})
+    config = f'--config={write(tmp_path / "x.py", experiment)}'
     local = [sys.executable, str(ROOT / 'launch' / 'local.py'), '--processes=2', '--']
     whole = subprocess.run([*local, config, f'--workdir={tmp_path / "whole"}'])
     assert whole.returncode == 0
@@ -105,11 +82,8 @@ def test_preempted_and_killed_the_job_ends_with_the_parameters_of_one_that_was_n
     until(lambda: text().count('going on from step') == 2, 300, text)
     until(lambda: state() == 'COMPLETED', 120, text)
     assert 'training ended with exit code 0' in text()
-    assert (workdir / 'evaluation_test_full.json').exists()
+    assert (workdir / 'evaluation_test.json').exists()
 
-    step, params = params_of(workdir)
-    expected_step, expected = params_of(tmp_path / 'whole')
-    assert step == expected_step
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, expected))
+    check_same_run(workdir, tmp_path / 'whole')
     sessions = json.loads((workdir / 'run.json').read_text())['sessions']
     assert len(sessions) == 3 and sessions[0]['from_step'] < sessions[1]['from_step']

@@ -12,7 +12,8 @@ from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import init_state, split_model, train_step
 
 ITEMS, ROWS, L = 37, 16, 10
-MODEL = sasrec.Config(dim=8, max_len=L, dropout=0.0, embedding_dropout=0.0)
+SIZES = {'item': ITEMS}
+MODEL = sasrec.Config(dim=8, blocks=1, max_len=L, dropout=0.0, embedding_dropout=0.0)
 
 
 def batch(seed=0):
@@ -34,9 +35,9 @@ def steps(model, microbatches, count=3):
     """Parameters and metrics after `count` steps on the current mesh."""
     # with so large an eps Adam is as good as linear, and rounding is not blown up to a step
     settings = config.Optim(learning_rate=0.1, eps=1.0, clip_norm=0.5)
-    optimizer = make_optimizer(settings, 10)
-    graphdef, _ = split_model(model, ITEMS)
-    state = init_state(model, ITEMS, optimizer, 0)
+    optimizer = make_optimizer(settings, model, 10)
+    graphdef, _ = split_model(model, SIZES)
+    state = init_state(model, SIZES, optimizer, 0)
     step = train_step(graphdef, optimizer, 0, microbatches)
     for number in range(count):
         state, metrics = step(state, put_batch(batch(number)))

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from runs import inside, metrics_of, small, write
 
-import jaxrec
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied
 from jaxrec.models import sasrec
@@ -63,7 +62,6 @@ def test_a_run_of_the_program_is_evaluated_like_any_other(setting):
     done = inside('evaluate', f'--workdir={setting[1] / "seed2"}')
     assert done.returncode == 0, done.stderr
     assert 'training seed 2' in done.stdout
-    assert 0 < jaxrec.evaluate(setting[1] / 'seed0').metrics['HR@10'] < 1
 
 
 def test_other_runs_in_the_folder_are_refused(setting):

@@ -155,7 +155,8 @@ def users(
         raise UserError(f'task.prefix_share={prefix_share} is not in (0, 1)')
     lengths = np.diff(histories.offsets)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(lengths >= 2))
-    bounds = (np.array([1 - valid_share - test_share, 1 - test_share]) * len(order)).astype(int)
+    shares = np.array([1 - valid_share - test_share, 1 - test_share])
+    bounds = np.floor(shares * len(order) + 1e-6).astype(int)  # 0.7 * 90 is 62.99..
     _, valid, test = (np.sort(part) for part in np.split(order, bounds))
     starts, train_ends = histories.offsets[:-1], np.array(histories.offsets[1:])
     train_ends[valid], train_ends[test] = starts[valid], starts[test]

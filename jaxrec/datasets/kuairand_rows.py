@@ -63,6 +63,7 @@ _OF_VIDEO = {
 class RowsOf:
     """A data set of rows, as `datasets` asks for it; see `public.DataSet`."""
 
+    name: str = NAME
     description: str = DESCRIPTION
     citation: str = CITATION
     homepage: str = HOMEPAGE

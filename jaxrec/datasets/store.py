@@ -71,7 +71,7 @@ def find(folder: pathlib.Path) -> tuple[Stored, dict] | None:
         if meta['format'] != FORMAT:
             return None
         return kind.load(columns), {**meta, 'path': str(folder)}
-    except (FileNotFoundError, EOFError, KeyError, TypeError, ValueError) as e:
+    except (FileNotFoundError, EOFError, AttributeError, KeyError, TypeError, ValueError) as e:
         raise UserError(
             f'the prepared data set {folder} is damaged ({e}): delete that folder and prepare again'
         ) from e

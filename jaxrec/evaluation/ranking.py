@@ -40,6 +40,8 @@ class Ranking(Evaluation):
       codes: of the features that the model reads.
       max_users: evaluate at most this many users (a subset fixed by protocol.user_seed), besides
         the protocol's own limit; 0 = no further limit.
+      several: a user may have several targets, which are measured by more metrics (always so
+        where somebody has).
       references: of `baselines.NAMES`, those that `references` measures; None = all that the data
         allow.
 
@@ -59,6 +61,7 @@ class Ranking(Evaluation):
         batch_users: int = 256,
         codes: Codes | None = None,
         max_users: int = 0,
+        several: bool = False,
         references: tuple[str, ...] | None = None,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
@@ -73,6 +76,7 @@ class Ranking(Evaluation):
         self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
         self._references = references
         self.owner, self.items = self._pairs()
+        self._several = several or len(self.items) > self.examples
         self.training_counts = protocols.training_counts(histories, split)
         self.unreachable = self._in_input_history() & self.filter_seen  # by the seen filter
         self._negatives = None
@@ -127,6 +131,9 @@ class Ranking(Evaluation):
                 covered = rank_metrics.coverage(shown, self.histories.num_items)
                 measured.metrics[f'Coverage@{k}'] = covered
         if 'similarity' in columns:
+            once = np.unique(self._row_example, return_index=True)[1]  # a row of every user
+            for name in ('list_wins', 'similarity'):
+                columns[name] = columns[name][once]
             measured.details['interests'] = _interests(columns)
         return measured
 
@@ -138,12 +145,12 @@ class Ranking(Evaluation):
     def result(self, greater: np.ndarray, ties: np.ndarray) -> Measured:
         """Metrics from the counts of all targets, int [len(items)]."""
         cutoffs = self.how.cutoffs
-        if self._width == 1:
-            values = rank_metrics.per_example(greater, ties, cutoffs)
-            kept = {'greater': greater, 'ties': ties}
-        else:
+        if self._several:
             values = rank_metrics.per_user(greater, ties, self.owner, cutoffs)
             kept = {'greater': greater, 'ties': ties, 'owner': self.owner}
+        else:
+            values = rank_metrics.per_example(greater, ties, cutoffs)
+            kept = {'greater': greater, 'ties': ties}
         buckets = rank_metrics.popularity_buckets(self.training_counts)[self.items]
         by_target = rank_metrics.per_example(greater, ties, cutoffs)
         return Measured(

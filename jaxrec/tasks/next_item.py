@@ -255,6 +255,7 @@ class NextItem(Problem):
             max_len=self._experiment.model.inputs().max_len,
             batch_users=self._task.batch_users,
             codes=self.codes,
+            several=self._task.targets == 'all',
             **options,
         )
 

@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from jaxrec.devices import cluster
@@ -96,7 +97,10 @@ class Checkpoints:
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':
-            tree = jax.device_put(tree, may_alias=False)
+            if jax.process_count() > 1:
+                tree = jax.tree.map(jnp.copy, tree)
+            else:  # which may be on other devices than the current mesh (`parallel_runs`)
+                tree = jax.device_put(tree, may_alias=False)
         with _one_line(self._folder):
             manager.save(
                 step,
