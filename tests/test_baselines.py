@@ -5,12 +5,13 @@ import collections
 import numpy as np
 import pytest
 
-from jaxrec import config
+from jaxrec.data import splits
 from jaxrec.data.histories import Histories
-from jaxrec.data.splits import leave_one_out, temporal
+from jaxrec.data.splits import leave_one_out
 from jaxrec.devices.top_k import UNREACHABLE
 from jaxrec.evaluation import baselines, protocols
-from jaxrec.evaluation.ranking import Task
+from jaxrec.evaluation.ranking import Ranking
+from jaxrec.tasks import next_item
 
 ITEMS, USERS, DAY = 25, 60, 86_400
 
@@ -55,36 +56,50 @@ def slow_scores(histories, split, name, last):
     return {j: popular[j] for j in range(1, ITEMS + 1)}
 
 
-@pytest.mark.parametrize('group', [1, 1 << 23])
-@pytest.mark.parametrize('name', ['popularity', 'last_week_popularity', 'markov'])
-@pytest.mark.parametrize(
-    'protocol, filter_seen', [('full', True), ('full', False), ('uniform', True)]
-)
-@pytest.mark.parametrize('kind', ['leave-one-out', 'temporal'])
-def test_against_a_loop(name, protocol, filter_seen, kind, group, monkeypatch):
-    monkeypatch.setattr(baselines, '_PAIRS_AT_ONCE', group)
+SPLITS = {
+    'leave-one-out': {},
+    'temporal, first': {'targets': 'first'},
+    'temporal, all': {'targets': 'all'},
+    'users, all': {'targets': 'all', 'prefix_share': 0.3},
+}
+CASES = [(kind, 'full', filter_seen) for kind in SPLITS for filter_seen in (True, False)]
+# several targets are ranked among the whole catalogue only
+CASES += [(kind, 'uniform', True) for kind in SPLITS if not kind.endswith('all')]
+
+
+@pytest.mark.parametrize('kind, protocol, filter_seen', CASES)
+def test_against_a_loop(kind, protocol, filter_seen, monkeypatch):
+    """All users at once, or in groups of one: the counts of every target of every user."""
     histories = make_histories()
-    split = leave_one_out(histories) if kind == 'leave-one-out' else temporal(histories, 0.2, 0.2)
-    settings = config.Eval(protocol=protocol, filter_seen=filter_seen, negatives=9)
-    task = Task(histories, split, 'test', protocols.protocol_of(settings))
-    result = baselines.evaluate(task)[name]
-    for i, (user, end) in enumerate(zip(task.targets.users, task.targets.ends, strict=True)):
+    split = splits.split(histories, kind.partition(',')[0], 0.2, 0.4, **SPLITS[kind])
+    settings = next_item.Config(protocol=protocol, filter_seen=filter_seen, negatives=9)
+    ranking = Ranking(histories, split, 'test', protocols.protocol_of(settings))
+    found = [baselines.counts(ranking)]
+    monkeypatch.setattr(baselines, '_PAIRS_AT_ONCE', 1)
+    found.append(baselines.counts(ranking))
+    assert [tuple(counts) for counts in found] == [baselines.NAMES] * 2
+    want = {name: [] for name in baselines.NAMES}
+    parts = split.test
+    for i, (user, end, stop) in enumerate(zip(parts.users, parts.ends, parts.stops, strict=True)):
         history = histories.items[histories.offsets[user] : end]
-        target = int(histories.items[end])
-        scores = slow_scores(histories, split, name, int(history[-1]))
-        if protocol == 'full':
-            others = set(range(1, ITEMS + 1)) - {target}
-            if filter_seen:
-                others -= set(history.tolist())
-        else:
-            others = set(task.candidates(np.array([i]))[0].tolist()) - {0}
-        if task.filter_seen and target in history:
-            want = (UNREACHABLE, 0)
-        else:
-            beat = sum(scores[j] > scores[target] for j in others)
-            want = (beat, sum(scores[j] == scores[target] for j in others))
-        assert (result.greater[i], result.ties[i]) == want
-    assert result.users == len(task.targets)
+        allowed = set(range(1, ITEMS + 1))
+        if protocol == 'uniform':
+            allowed = set(ranking.candidates(np.array([i]))[0].tolist()) - {0}
+        if ranking.filter_seen:
+            allowed -= set(history.tolist())
+        for name, counts in want.items():
+            scores = slow_scores(histories, split, name, int(history[-1]))
+            for target in sorted(set(histories.items[end:stop].tolist())):
+                others = allowed - {target}
+                beat = sum(scores[j] > scores[target] for j in others)
+                same = sum(scores[j] == scores[target] for j in others)
+                hidden = ranking.filter_seen and target in history
+                counts.append((UNREACHABLE, 0) if hidden else (beat, same))
+    for name, counts in want.items():
+        for of in found:
+            np.testing.assert_array_equal(np.stack(of[name], -1), counts, err_msg=name)
+    assert len(counts) == len(ranking.items)
+    assert (len(counts) > len(parts)) == kind.endswith('all')
 
 
 @pytest.mark.parametrize('unit', [1, 10**3, 10**6, 10**9])
@@ -102,8 +117,8 @@ def test_no_last_week_without_times():
     histories.times = histories.times - 1_500_000_000  # small numbers: no unit to tell
     assert baselines.last_week_counts(histories, split) is None
     histories.times = None
-    task = Task(histories, split, 'valid', protocols.protocol_of(config.Eval()))
-    assert list(baselines.evaluate(task)) == ['popularity', 'markov']
+    ranking = Ranking(histories, split, 'valid', protocols.protocol_of(next_item.Config()))
+    assert list(ranking.references()) == ['popularity', 'markov']
 
 
 def test_ticks_per_day():

@@ -1,29 +1,20 @@
 """The benchmark command: its yardsticks by hand, every suite end to end, and the peer's turns."""
 
+import dataclasses
 import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
+import runs
 
 from jaxrec.benchmarks import flops, peer, report, training
-from jaxrec.config import Experiment
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
-from jaxrec.models import sasrec
+from jaxrec.experiment import Experiment
+from jaxrec.models import comirec, sasrec
+from jaxrec.tasks import next_item
 
-EXPERIMENT = """
-from jaxrec.config import Data, Experiment, Train
-from jaxrec.models import sasrec
-
-def get_config(arg=''):
-    return Experiment(
-        model=sasrec.Config(dim=8, blocks=1, max_len=10),
-        data=Data(dataset='synthetic:users=300,items=60,length=12', data_dir={data_dir!r}),
-        train=Train(batch_rows=8),
-    )
-"""
 KEYS = {
     'suite',
     'config',
@@ -48,22 +39,12 @@ while sys.stdin.readline():
 @pytest.fixture(scope='module')
 def experiment(tmp_path_factory):
     folder = tmp_path_factory.mktemp('benchmark')
-    path = folder / 'experiment.py'
-    path.write_text(EXPERIMENT.format(data_dir=str(folder / 'data')))
-    return path
+    return runs.write(folder / 'experiment.py', runs.small(folder))
 
 
-def command(*flags):
-    return subprocess.run(
-        [sys.executable, '-m', 'jaxrec.benchmark', *flags], capture_output=True, text=True
-    )
-
-
-def one_error_line(done, *words):
-    assert done.returncode == 2, (done.stdout, done.stderr)
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith('error: ') and 'Traceback' not in done.stderr
-    assert all(word in last for word in words), last
+def one_error_line(words, *shown):
+    error = runs.inside('benchmark', *words).error
+    assert all(word in error for word in shown), error
 
 
 SEGMENTS = np.array([[1, 1, 1, 2, 0, 0], [1, 0, 0, 0, 0, 0]])  # windows of 3, 1 and 1 tokens
@@ -88,12 +69,23 @@ def test_flops_by_hand(variant, loss, per_token, candidates):
     attention = 8 * (4 + 4)  # multiply-adds of q k^T and of the weighted sum, 8 pairs
     encoder = 2 * (5 * per_token + attention)
     forward = 2 * (encoder + 5 * candidates * 4)
-    counted = flops.train_flops(model, 10, 7, {'segments': SEGMENTS})
+    experiment = Experiment(model=dataclasses.replace(model, negatives=7))
+    counted = flops.train_flops(experiment, 10, {'segments': SEGMENTS})
     assert counted == 3 * forward
 
 
+def test_flops_of_negatives_from_the_data():
+    """As many as the task draws, whatever the model's own number is."""
+    model = sasrec.Config(loss='bce', negatives_per='data', negatives=99)
+    experiment = Experiment(model=model, task=next_item.Config(unseen_negatives=7))
+    own = Experiment(model=dataclasses.replace(model, negatives_per='token', negatives=7))
+    batch = {'segments': SEGMENTS}
+    assert flops.train_flops(experiment, 10, batch) == flops.train_flops(own, 10, batch)
+
+
 def test_unknown_models_have_no_flops():
-    assert np.isnan(flops.train_flops(object(), 10, 7, {'segments': SEGMENTS}))
+    for model in (comirec.Config(), sasrec.Config(loss='in_batch'), object()):
+        assert np.isnan(flops.train_flops(Experiment(model=model), 10, {'segments': SEGMENTS}))
     ours = {'seconds': 2.0, 'targets': 40, 'tokens': 60, 'steps': 4, 'flops': float('nan')}
     turn = training.turn(ours, 100.0, {'seconds': 4.0, 'count': 20})
     assert turn['ours'] == 20 and turn['peer'] == 5 and turn['ratio'] == 4
@@ -103,56 +95,87 @@ def test_unknown_models_have_no_flops():
     assert turn['against_ms'] == 2000 and turn['of_against'] == 0.25
 
 
-@pytest.mark.parametrize(
-    ('suite', 'flags'),
-    [
-        ('train', ['--steps=2', '--against=model.blocks=0']),
-        ('eval', []),
-        ('loss', ['--cases=32x100x8']),
-        ('catalogue', ['--cases=1000', '--steps=1']),
-    ],
-)
-def test_suites(experiment, tmp_path, suite, flags):
-    given = [] if suite == 'loss' else [f'--config={experiment}']
-    done = command(
-        f'--suite={suite}',
-        *given,
-        *flags,
-        '--repeats=2',
-        '--matmul_size=64',
-        '--json',
-        f'--output={tmp_path}',
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)  # nothing else is on standard output
+def check_files(suite, result, folder):
+    """Of a result there are JSON, a table and a picture."""
     assert KEYS <= result.keys()
     assert result['ours'] > 0 and result['ratio'] is None and result['peer'] is None
-    assert result == json.loads((tmp_path / f'benchmark_{suite}.json').read_text())
-    assert '| ---' in (tmp_path / f'benchmark_{suite}.md').read_text()
-    assert (tmp_path / f'benchmark_{suite}.png').read_bytes()[:4] == b'\x89PNG'
-    if suite == 'train':
-        assert len(result['turns']) == 2 and 0 < result['of_matmul']
-        assert result['batch_rows'] == 8 and result['steps_per_turn'] == 2
-        assert result['against'] == {'model.blocks': 0}
-        ratio, (first, *_) = result['of_against'], result['turns']
-        assert ratio > 0 and first['of_against'] == pytest.approx(
-            first['step_ms'] / first['against_ms']
-        )
-    if suite == 'catalogue':  # table, two moments, positions, one block, and counters
-        assert result['cases'][0]['state_mib'] > 3 * 1024 * 8 * 4 / 2**20
+    assert result == json.loads((folder / f'benchmark_{suite}.json').read_text())
+    assert '| ---' in (folder / f'benchmark_{suite}.md').read_text()
+    assert (folder / f'benchmark_{suite}.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def run(suite, config, folder, *flags):
+    words = [f'--suite={suite}', *([f'--config={config}'] if config else []), *flags]
+    words += ['--repeats=2', '--matmul_size=64', '--json', f'--output={folder}']
+    done = runs.inside('benchmark', *words)
+    assert len(done.stdout.splitlines()) == 1  # nothing else is on standard output
+    check_files(suite, done.result, folder)
+    return done.result
+
+
+def test_suite_train(experiment, tmp_path):
+    result = run('train', experiment, tmp_path, '--steps=2', '--against=model.blocks=0')
+    assert len(result['turns']) == 2 and 0 < result['of_matmul']
+    assert result['batch_rows'] == 8 and result['steps_per_turn'] == 2
+    assert result['against'] == {'model.blocks': 0}
+    ratio, (first, *_) = result['of_against'], result['turns']
+    assert ratio > 0 and first['of_against'] == pytest.approx(
+        first['step_ms'] / first['against_ms']
+    )
+    assert 8 < result['users_per_batch'] < 30  # rows of 10 places for histories of 12
+
+
+def test_suite_train_of_what_has_no_flops(tmp_path):
+    changes = {'task.windows': 'cuts', 'model.loss': 'in_batch', 'model.blocks': 0}
+    config = runs.write(tmp_path / 'e.py', runs.small(tmp_path, **changes))
+    result = run('train', config, tmp_path, '--steps=2')
+    assert result['gflops'] is result['of_matmul'] is result['mfu'] is None
+
+
+def test_suite_eval(experiment, tmp_path):
+    result = run('eval', experiment, tmp_path)
+    assert result['users'] == 200 and result['seconds'] > 0 and len(result['turns']) == 2
+
+
+@pytest.mark.parametrize('suite', ['loss', 'catalogue'])
+def test_suites_of_sizes(experiment, tmp_path, suite):
+    """A process a size, so that each has its own peak of memory."""
+    if suite == 'loss':
+        result = run('loss', None, tmp_path, '--cases=32x100x8')
+    else:  # table, two moments, averages, and then positions and counters
+        words = ['--cases=1000', '--steps=1', '--config.model.blocks=0']
+        result = run('catalogue', experiment, tmp_path, *words)
+        assert result['cases'][0]['state_mib'] > 4 * 1024 * 8 * 4 / 2**20
+    assert [case['case'] for case in result['cases']] == ['32x100x8' if suite == 'loss' else '1000']
 
 
 def test_error_lines(experiment):
-    one_error_line(command('--suite=nope'), '--suite=nope', 'catalogue')
-    one_error_line(command('--suite=eval'), '--config')
+    one_error_line(['--suite=nope'], '--suite=nope', 'catalogue')
+    one_error_line(['--suite=eval'], '--config')
     given = f'--config={experiment}'
-    one_error_line(command('--suite=train', given, '--against=model.layers=1'), 'model.layers')
-    one_error_line(command('--suite=train', given, '--against=model.blocks=x'), 'model.blocks')
-    one_error_line(command('--suite=eval', given, '--against=model.blocks=1'), '--against')
-    one_error_line(command('--suite=train', given, '--against=data.split=temporal'), '--against')
+    train = ['--suite=train', given]
+    one_error_line([*train, '--against=model.layers=1'], 'model.layers')
+    one_error_line([*train, '--against=model.blocks=x'], 'model.blocks')
+    one_error_line([*train, '--against=data.dataset=beauty'], '--against')
+    one_error_line([*train, '--against=data.split=temporal'], 'data.split is now task.split')
+    one_error_line([*train, '--config.task.windows=cuts'], 'task.windows')  # it is checked
+    one_error_line(['--suite=eval', given, '--against=model.blocks=1'], '--against')
     missing = ['--peer=rectools', '--peer_python=/no/such/python']
-    one_error_line(command('--suite=train', given, *missing), '/no/such/python')
-    one_error_line(command('--suite=loss', '--cases=10x'), '10x', 'TOKENSxITEMSxDIM')
+    one_error_line([*train, *missing], '/no/such/python')
+    one_error_line(['--suite=loss', '--cases=10x'], '10x', 'TOKENSxITEMSxDIM')
+
+
+def test_suites_of_histories_are_for_their_task(tmp_path):
+    (tmp_path / 'e.py').write_text(
+        'from jaxrec.experiment import Experiment\n'
+        'from jaxrec.models import gcn\n'
+        'from jaxrec.tasks import nodes\n'
+        'def get_config():\n'
+        '    return Experiment(model=gcn.Config(), task=nodes.Config())\n'
+    )
+    for suite in ('eval', 'catalogue', 'data'):
+        words = [f'--suite={suite}', f'--config={tmp_path / "e.py"}']
+        one_error_line(words, f'--suite={suite} is for the next-item task')
 
 
 def test_peer_flags():
@@ -207,8 +230,15 @@ def test_peer_gets_the_same_model_and_data():
     spec = peer.train_spec(Experiment(model=model), 5)
     assert spec['model']['loss'] == 'BCE' and spec['model']['n_negatives'] == 3
     assert spec['model']['n_factors'] == 32 and spec['model']['n_heads'] == 2
+    from_data = dataclasses.replace(model, negatives_per='data')
+    drawn = Experiment(model=from_data, task=next_item.Config(unseen_negatives=9))
+    assert peer.eval_spec(drawn)['model']['n_negatives'] == 9
     with pytest.raises(UserError, match='ffn'):
         peer.eval_spec(Experiment(model=sasrec.Config(ffn=4)))
+    with pytest.raises(UserError, match='--config.task.windows=last'):
+        peer.train_spec(Experiment(model=model, task=next_item.Config(windows='all')), 5)
+    with pytest.raises(UserError, match='no counterpart of jaxrec.models.comirec'):
+        peer.eval_spec(Experiment(model=comirec.Config()))
 
 
 def test_report_shows_every_turn():

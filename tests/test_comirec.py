@@ -3,14 +3,18 @@
 import math
 
 import jax
+import models
 import numpy as np
 import pytest
 from flax import nnx
+from models import jit
 
 from jaxrec.config import Data, Feature
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
 from jaxrec.models import comirec
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.tasks import next_item
 
 ITEMS, W, D, K = 30, 7, 8, 3
 FEATURES = (Feature('action', size=2), Feature('tags', 'set', size=4))
@@ -20,12 +24,7 @@ LENGTHS = (W, 4, 1, 0, 2)  # of the histories in `make_batch`
 def make(**options):
     defaults = {'dim': D, 'interests': K, 'hidden': 2, 'max_len': W, 'embedding_dropout': 0.0}
     config = comirec.Config(feature_dim=3, **(defaults | options))
-    build = lambda: config.make(ITEMS, rngs=nnx.Rngs(0))  # noqa: E731
-    graphdef, shapes = nnx.split(nnx.eval_shape(build))
-    rng = np.random.default_rng(1)  # parameters large enough that every term matters
-    draw = lambda shape: (0.4 * rng.normal(size=shape.shape)).astype(np.float32)  # noqa: E731
-    params = jax.tree.map(draw, nnx.to_pure_dict(shapes))
-    return graphdef, params
+    return models.make(config, ITEMS)
 
 
 def make_batch(lengths=LENGTHS, width=W, seed=0):
@@ -36,10 +35,12 @@ def make_batch(lengths=LENGTHS, width=W, seed=0):
         'items': rng.integers(1, ITEMS + 1, real.shape) * real,
         'segments': real,
         'positions': np.arange(W) * real,
-        'feature.action': rng.integers(0, 4, real.shape) * real,
-        'feature.tags': rng.integers(0, 6, (*real.shape, 2)) * real[..., None],
+        'features': {
+            'action': rng.integers(0, 4, real.shape) * real,
+            'tags': rng.integers(0, 6, (*real.shape, 2)) * real[..., None],
+        },
     }
-    return {name: value[:, W - width :].astype(np.int32) for name, value in batch.items()}
+    return jax.tree.map(lambda x: x[:, W - width :].astype(np.int32), batch)
 
 
 def slow_interests(params, batch, row, end, features):
@@ -53,7 +54,7 @@ def slow_interests(params, batch, row, end, features):
         if features:
             parts = [x]
             for number, feature in enumerate(features):
-                codes = np.atleast_1d(batch[feature.key][row, place])
+                codes = np.atleast_1d(batch['features'][feature.column][row, place])
                 members = [p['tokens']['tables'][number][c] for c in codes if c]
                 parts.append(sum(members) / len(members) if members else np.zeros(3))
             hidden = np.concatenate(parts) @ p['tokens']['inner']['kernel']
@@ -68,12 +69,21 @@ def slow_interests(params, batch, row, end, features):
 
 
 def encoder(graphdef, cuts):
-    @jax.jit
+    @jit
     def encode(params, batch):
         model = nnx.merge(graphdef, params)
         return model.encode(batch, model.item_table(), cuts=cuts)
 
     return encode
+
+
+def queries_of(graphdef):
+    @jit
+    def queries(params, batch):
+        model = nnx.merge(graphdef, params)
+        return model.queries(batch, model.catalogue({}))
+
+    return queries
 
 
 @pytest.mark.parametrize('features', [(), FEATURES])
@@ -89,7 +99,7 @@ def test_interests(features):
             expected = slow_interests(params, batch, row, W - (cuts - 1 - g), features)
             np.testing.assert_allclose(got[row, g], expected, atol=2e-5)
     assert (got[3] == 0).all()  # no history
-    queries = jax.jit(lambda p, b: nnx.merge(graphdef, p).queries(b))(params, batch)
+    queries = queries_of(graphdef)(params, batch)
     assert queries.shape == (len(LENGTHS), K, D)
     np.testing.assert_allclose(queries, got[:, -1], atol=1e-6)
 
@@ -110,7 +120,7 @@ def test_padding_and_company_change_nothing():
     whole = encode(params, make_batch(lengths))
     for width in (4, 6):
         np.testing.assert_allclose(encode(params, make_batch(lengths, width)), whole, atol=1e-5)
-    alone = {name: value[1:2] for name, value in make_batch(lengths).items()}
+    alone = jax.tree.map(lambda x: x[1:2], make_batch(lengths))
     np.testing.assert_allclose(encode(params, alone), whole[1:2], atol=1e-5)
 
 
@@ -161,8 +171,9 @@ def test_loss_and_accuracy_of_the_nearest_interest():
         others = [score(item, share) for item, share in candidates if item not in own]
         losses.append(math.log(sum(math.exp(s) for s in (positive, *others))) - positive)
         right.append(positive > max(others))
-    loss = jax.jit(lambda p, b: nnx.merge(graphdef, p).loss(b, jax.random.key(0)))
-    value, terms = loss(params, batch)
+    loss = jit(lambda p, b: nnx.merge(graphdef, p).loss(b, {}, {}, jax.random.key(0)))
+    value, (terms, carry) = loss(params, batch)
+    assert carry == {}
     np.testing.assert_allclose(value, np.mean(losses), rtol=1e-5)
     np.testing.assert_allclose(terms['accuracy'], np.mean(right), rtol=1e-5)
     assert 0 < np.mean(right) < 1
@@ -173,7 +184,8 @@ def test_only_the_nearest_interest_learns():
     """Column k of the outer layer makes interest k, and nothing else."""
     graphdef, params = make(in_batch=InBatch(uniform=6))
     whole = make_cuts()
-    gradient = jax.jit(jax.grad(lambda p, b: nnx.merge(graphdef, p).loss(b, jax.random.key(0))[0]))
+    loss = lambda p, b: nnx.merge(graphdef, p).loss(b, {}, {}, jax.random.key(0))[0]  # noqa: E731
+    gradient = jit(jax.grad(loss))
     winners = set()
     for (row, cut), (number, _) in nearest_interests(params, whole).items():
         if not whole['segments'][row, : W - 1 + cut].sum() > 1:
@@ -187,23 +199,30 @@ def test_only_the_nearest_interest_learns():
     assert len(winners) > 1
 
 
+def experiment(task=None, **options):
+    task = task or next_item.Config(windows='cuts', cuts=3)
+    return Experiment(model=comirec.Config(**options), task=task, data=Data(dataset='synthetic'))
+
+
 def test_packed_windows_are_refused():
-    comirec.Config().check_data(Data(windows='cuts', cuts=3))
-    with pytest.raises(UserError, match="ComiRec trains on data.windows='cuts', not 'all'"):
-        comirec.Config().check_data(Data(windows='all'))
+    check(experiment())
+    with pytest.raises(UserError, match="this model trains on task.windows='cuts', not 'all'"):
+        check(experiment(next_item.Config(windows='all')))
+    with pytest.raises(UserError, match='task.cuts=51 is more than the 50 newest events'):
+        check(experiment(next_item.Config(windows='cuts', cuts=51)))
 
 
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'interests': 0}, 'model.interests=0 is too small'),
-        ({'hidden': 0}, 'model.hidden=0 is too small'),
+        ({'interests': 0}, 'model.interests=0 must be at least 1'),
+        ({'hidden': 0}, 'model.hidden=0 must be at least 1'),
         ({'embedding_dropout': 1.0}, r'model.embedding_dropout=1.0 is not in \[0, 1\)'),
         ({'init': 'zeros'}, "model.init='zeros' is not one of xavier_uniform"),
-        ({'in_batch': InBatch(rate=0.0)}, 'in_batch.rate=0.0 is not between 0 and 1'),
+        ({'in_batch': InBatch(rate=0.0)}, r'in_batch.rate=0.0 is not in \(0, 1\)'),
         ({'features': (Feature('a', 'kind'),)}, "feature 'a': kind='kind' is not one of"),
     ],
 )
 def test_bad_settings(options, message):
     with pytest.raises(UserError, match=message):
-        make(**options)
+        check(experiment(**options))

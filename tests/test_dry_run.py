@@ -78,12 +78,12 @@ def test_mistakes_end_in_one_line():
     for flags, phrase in (
         (('--config=experiments/quickstart.py',), '--mesh=64,8'),
         (
-            ('--config=experiments/kuaiformer_ml1m.py', '--mesh=2,1', '--items=5'),
+            ('--config=experiments/kuaiformer_ml1m.py', '--mesh=4,2', '--items=5'),
             '--items has no features',
         ),
     ):
         assert phrase in inside('train', '--dry_run', *flags).error
-    for flag in ('--mesh=2,1', '--items=5'):
+    for flag in ('--mesh=4,2', '--items=5'):
         error = inside('train', '--config=experiments/quickstart.py', '--workdir=x', flag).error
         assert 'go with --dry_run' in error
 

@@ -1,7 +1,5 @@
-"""Every experiment file loads, says how to run it, and trains two steps of its own model."""
+"""Every experiment file loads, says how to run it, and can be recorded; models take two steps."""
 
-import dataclasses
-import functools
 import importlib.util
 import pathlib
 
@@ -9,16 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrec.config import Experiment
 from jaxrec.data.histories import Histories
-from jaxrec.data.splits import leave_one_out
 from jaxrec.datasets import KNOWN
-from jaxrec.devices.mesh import put_batch
-from jaxrec.evaluation.protocols import protocol_of
-from jaxrec.experiment import check, from_record, to_record
-from jaxrec.tasks.next_item import train_batches
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import init_state, split_model, train_step
+from jaxrec.experiment import Experiment, applied, check, from_record, to_record
+from jaxrec.tasks import next_item
+from jaxrec.training.state import Program
 
 FILES = sorted((pathlib.Path(__file__).parent.parent / 'experiments').glob('*.py'))
 
@@ -30,28 +23,25 @@ def load(path):
     return module
 
 
-def tiny_histories():
+def tiny_histories(features):
+    """Sixty users with random values of the features, events and items alike."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 12, 60)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    return Histories(
+    histories = Histories(
         items=rng.integers(1, 31, offsets[-1]).astype(np.int32),
         offsets=offsets,
         user_ids=np.arange(60),
         item_ids=np.arange(1, 31),
+        times=np.arange(offsets[-1]),
     )
-
-
-def with_columns(histories, features):
-    """The histories with random values of the features, events and items alike."""
-    rng = np.random.default_rng(0)
     for feature in features:
         if feature.kind == 'set':
             sets = rng.integers(0, feature.size + 1, (histories.num_items, 3))
             histories.item_features[feature.column] = sets.astype(np.int32)
         elif feature.column != 'gap':
             histories.features[feature.column] = rng.uniform(0, 9, len(histories.items))
-    return dataclasses.replace(histories, times=np.arange(len(histories.items)))
+    return histories
 
 
 def test_there_are_experiments():
@@ -61,7 +51,7 @@ def test_there_are_experiments():
 
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
-def test_loads_and_trains(path, mesh):
+def test_loads_and_says_how_to_run_it(path):
     module = load(path)
     assert f'--config=experiments/{path.name}' in module.__doc__
     assert 'python -m jaxrec.train' in module.__doc__
@@ -69,40 +59,26 @@ def test_loads_and_trains(path, mesh):
     assert isinstance(experiment, Experiment)
     assert experiment.data.dataset in ('', *KNOWN)
     assert from_record(to_record(experiment)) == experiment
-    protocol_of(experiment.eval)
+    check(experiment)
 
+
+def is_next_item(path):
+    return isinstance(load(path).get_config().task, next_item.Config)
+
+
+@pytest.mark.parametrize('path', filter(is_next_item, FILES), ids=lambda p: p.stem)
+def test_takes_two_steps(path, mesh):
+    """With its own model, on histories that have what it reads."""
     mesh(1, 1)
-    histories = with_columns(tiny_histories(), getattr(experiment.model, 'features', ()))
-    experiment.train.batch_rows = 8
-    batches = train_batches(experiment, histories, leave_one_out(histories))
-    optimizer = make_optimizer(experiment.optim, 10)
-    graphdef, _ = split_model(experiment.model, histories.num_items)
-    state = init_state(experiment.model, histories.num_items, optimizer, 0)
-    step = train_step(graphdef, optimizer, seed=0)
+    experiment = applied(load(path).get_config(), {'train.batch_rows': 8})
+    histories = tiny_histories(experiment.model.inputs().features)
+    meta = {'data_hash': '', 'path': ''}
+    problem = next_item.NextItem(experiment, histories, meta)
+    batches = problem.periods[0]().batches
+    program = Program(experiment, problem, 10)
+    program.start(0)
+    state = program.init()
     for i in range(2):
-        state, metrics = step(state, put_batch(batches(i)))
+        state, metrics = program.step(state, program.put([batches(i)]))
         assert np.isfinite(metrics['loss']) and metrics['grad_norm'] > 0
     assert int(jax.device_get(state['step'])) == 2
-
-
-SWEEPS = [path for path in FILES if 'def sweep(' in path.read_text()]
-
-
-@pytest.mark.parametrize('path', SWEEPS, ids=lambda p: p.stem)
-def test_every_row_of_a_sweep_is_an_experiment(path, mesh):
-    """Its overrides name fields, with values of the right type, and the model can be built."""
-    mesh(1, 1)
-    module = load(path)
-    assert 'launch/sweep.py' in module.__doc__
-    seen = []
-    for arg, overrides in module.sweep().values():
-        experiment = module.get_config(arg)
-        for name, value in overrides.items():
-            *sections, field = name.split('.')
-            section = functools.reduce(getattr, sections, experiment)
-            assert hasattr(section, field), name
-            setattr(section, field, value)
-        check(experiment)
-        split_model(experiment.model, 30)
-        seen.append(to_record(experiment))
-    assert len(seen) > 3

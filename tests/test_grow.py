@@ -1,4 +1,4 @@
-"""Going on from another run: old rows bit by bit under their new numbers, new ones drawn."""
+"""Going on from another run: old rows bit for bit under their new numbers, new ones drawn."""
 
 import json
 

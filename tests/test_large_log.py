@@ -1,4 +1,4 @@
-"""A Parquet log in pieces: bit by bit what reading it at once gives, whatever the pieces."""
+"""A Parquet log in pieces: bit for bit what reading it at once gives, whatever the pieces."""
 
 import dataclasses
 import types

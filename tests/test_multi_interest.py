@@ -1,61 +1,58 @@
 """A KuaiFormer with features through train, evaluate and recommend, as a user starts them."""
 
-import json
-import subprocess
-import sys
+import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 from pyarrow import parquet
+from runs import inside, lines_of, small
 
+from jaxrec.config import Feature
 from jaxrec.data.features import Encoder
 from jaxrec.data.history_batches import history_batch
+from jaxrec.models import kuaiformer
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
 
-EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
-from jaxrec.features import Feature
-from jaxrec.in_batch import InBatch
-from jaxrec.models import kuaiformer
-
-def get_config(arg=''):
-    return Experiment(
-        model=kuaiformer.Config(
-            dim=8, blocks=1, interests=3, max_len=16, compress=(4, 4), newest=8,
-            features=(Feature('gap', 'log', size=5, cap=1e6),),
-            in_batch=InBatch(logq='streaming', smoothing=0.1, uniform=8),
-        ),
-        data=Data(
-            dataset='synthetic:users=150,items=60,length=8', data_dir={data_dir!r},
-            windows='cuts', cuts=2,
-        ),
-        optim=Optim(learning_rate=1e-2),
-        train=Train(batch_rows=16, steps=12, log_every=4),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
-    )
-"""
+MODEL = kuaiformer.Config(
+    dim=8,
+    blocks=1,
+    interests=3,
+    max_len=16,
+    compress=(4, 4),
+    newest=8,
+    features=(Feature('gap', 'log', size=5, cap=1e6),),
+    in_batch=InBatch(logq='streaming', smoothing=0.1, uniform=8),
+)
 
 
 def command(name, *flags):
-    line = [sys.executable, '-m', f'jaxrec.{name}', *flags, '--json']
-    done = subprocess.run(line, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout), done.stderr
+    done = inside(name, *flags, '--json')
+    return done.result, done.stderr
 
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp('multi')
-    experiment = folder / 'experiment.py'
-    experiment.write_text(EXPERIMENT.format(data_dir=str(folder / 'data')))
-    command('train', f'--config={experiment}', f'--workdir={folder / "run"}')
+    changes = {
+        'task.windows': 'cuts',
+        'task.cuts': 2,
+        'data.dataset': 'synthetic:users=150,items=60,length=8',
+        'optim.ema': 0.0,
+        'train.batch_rows': 16,
+        'train.steps': 12,
+        'train.log_every': 4,
+        'train.eval_every': 9.0,
+    }
+    fit(dataclasses.replace(small(folder, **changes), model=MODEL), folder / 'run')
     return folder / 'run'
 
 
 def test_training_logs_accuracy_and_wins(run):
-    lines = [json.loads(line) for line in (run / 'metrics.jsonl').open()]
-    steps = [line for line in lines if 'loss' in line]
+    steps = [line for line in lines_of(run) if 'loss' in line]
     assert [line['step'] for line in steps] == [4, 8, 12]
     for line in steps:
         assert 0 <= line['accuracy'] <= 1 and 1 / 3 <= line['largest_win'] <= 1
@@ -63,24 +60,27 @@ def test_training_logs_accuracy_and_wins(run):
 
 def test_evaluate_reports_the_interests(run):
     result, text = command('evaluate', f'--workdir={run}')
-    interests = result['interests']
+    interests = result['details']['interests']
     for shares in (interests['target_wins'], interests['list_wins']):
         assert len(shares) == 3 and abs(sum(shares) - 1) < 1e-5
     assert -1 <= interests['similarity'] <= 1
-    assert 'wins of targets' in text and 'mean cosine' in text
+    assert 'interests target wins: ' in text and 'interests similarity: ' in text
 
 
-def test_recommend_explains(run, mesh):
+def test_recommend_explains(run):
     result, text = command('recommend', f'--workdir={run}', '--user=7', '--explain', '--k=8')
     assert 'interest' in text
-    mesh(1, 1)
     trained = load_trained(run)
-    known, model = trained.histories, nnx.merge(trained.graphdef, trained.params)
+    known, model = trained.problem.source, nnx.merge(trained.graphdef, trained.params)
     user = known.find_user(7)
-    codes = Encoder(known, trained.experiment.model.features, trained.split.train_ends).events
+    train_ends = trained.problem.split.train_ends
+    codes = Encoder(known, trained.experiment.model.features, train_ends).events
     ends = known.offsets[user : user + 1], known.offsets[user + 1 : user + 2]
-    vectors = model.queries(history_batch(known.items, *ends, 16, 16, codes))
-    scores = np.asarray(vectors)[0].astype(np.float64) @ np.asarray(model.item_table()).T
+    with jax.set_mesh(trained.mesh):
+        catalogue = model.catalogue({})
+        vectors = model.queries(history_batch(known.items, *ends, 16, 16, codes), catalogue)
+    items = np.asarray(catalogue['items'])
+    scores = np.asarray(vectors)[0].astype(np.float64) @ items.T
     for row in result['items']:
         item = known.find_item(row['item'])
         assert item not in known.history(user)

@@ -1,12 +1,12 @@
 """The command itself, as a user runs it."""
 
 import json
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import runs
 
 from jaxrec import datasets
 from jaxrec.data.histories import Histories
@@ -25,9 +25,8 @@ FIELDS = [
 ]
 
 
-def prepare(*args, **options):
-    command = [sys.executable, '-m', 'jaxrec.prepare', *args]
-    return subprocess.run(command, capture_output=True, text=True, **options)
+def prepare(*args):
+    return runs.inside('prepare', *args)
 
 
 def test_prints_for_people_and_for_machines(tmp_path):
@@ -57,9 +56,9 @@ def test_json_stays_alone_on_stdout_while_building(tmp_path):
     assert 'writing' in done.stderr
 
 
-def test_data_dir_may_begin_with_a_tilde(tmp_path):
-    home = {**os.environ, 'HOME': str(tmp_path)}
-    done = prepare('--dataset=synthetic:users=20', '--data_dir=~/kept', '--json', env=home)
+def test_data_dir_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    done = prepare('--dataset=synthetic:users=20', '--data_dir=~/kept', '--json')
     assert json.loads(done.stdout)['path'].startswith(str(tmp_path / 'kept'))
 
 
@@ -75,22 +74,21 @@ def test_data_dir_may_begin_with_a_tilde(tmp_path):
         (['--dataset=synthetic', '--data_dir=log.csv/x'], ['cannot write', '--data_dir']),
     ],
 )
-def test_mistakes_end_in_one_line(tmp_path, args, phrases):
+def test_mistakes_end_in_one_line(tmp_path, monkeypatch, args, phrases):
     (tmp_path / 'log.csv').write_text('who,item\n1,2\n')
-    path = os.pathsep.join([os.getcwd(), os.environ.get('PYTHONPATH', '')])
+    monkeypatch.chdir(tmp_path)
     data_dir = [] if any('data_dir' in a for a in args) else ['--data_dir=data']
-    done = prepare(*args, *data_dir, cwd=tmp_path, env={**os.environ, 'PYTHONPATH': path})
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith('error: ')
+    done = prepare(*args, *data_dir)
+    assert done.stderr.splitlines() == [done.error]
     for phrase in phrases:
-        assert phrase in done.stderr
+        assert phrase in done.error
 
 
 def test_commands_can_be_imported_together():
     code = (
         'from absl import flags\n'
-        'from jaxrec import evaluate, prepare, recommend\n'
-        'assert not {"dataset", "workdir"} & set(flags.FLAGS)\n'
+        'from jaxrec import benchmark, evaluate, prepare, recommend, table, train\n'
+        'assert not {"dataset", "workdir", "config", "table"} & set(flags.FLAGS)\n'
         'prepare.define_flags()\n'
         'assert set(prepare.FIELDS) <= set(flags.FLAGS)\n'
     )
@@ -99,7 +97,7 @@ def test_commands_can_be_imported_together():
 
 
 def test_help_lists_the_data_sets():
-    done = prepare('--help')
+    done = runs.process('prepare', '--help')
     for name, (_, _, summary) in datasets.KNOWN.items():
         assert name in done.stdout and summary in done.stdout
     assert '{known}' not in done.stdout

@@ -203,21 +203,18 @@ def test_several_targets_of_a_user(long_histories, mesh, kind, shape):
     assert most > ranking._TARGETS and hidden
 
 
-@pytest.mark.parametrize('filter_seen', [True, False])
-def test_metrics_of_several_targets_are_those_of_the_sorted_catalogue(
-    long_histories, mesh, filter_seen
-):
+def test_metrics_of_several_targets_are_those_of_the_sorted_catalogue(long_histories, mesh):
     """No ties: every user's list is sorted whole, and measured by the definitions."""
     mesh(2, 2)
     h = long_histories
     table = np.random.default_rng(5).normal(size=(table_rows(ITEMS), 4)).astype(np.float32)
-    problem = problem_of(h, targets='all', filter_seen=filter_seen, **SEVERAL['users'])
+    problem = problem_of(h, targets='all', **SEVERAL['users'])
     measured = evaluator(problem, table)(problem.evaluations['test'](), full=True)
     parts, shown = problem.split.test, set()
     for n, (user, end, stop) in enumerate(zip(parts.users, parts.ends, parts.stops, strict=True)):
         start = h.offsets[user]
         scores = slow_scores(table, h, start, end).max(0)[1 : ITEMS + 1]
-        seen = set(h.items[start:end].tolist()) if filter_seen else set()
+        seen = set(h.items[start:end].tolist())
         ranked = [i for i in (1 + np.argsort(-scores)).tolist() if i not in seen]
         targets = set(h.items[end:stop].tolist())
         for name, value in of_list([i in targets for i in ranked], len(targets), (1, 10)).items():

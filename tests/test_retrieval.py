@@ -1,16 +1,23 @@
 """Counts and top-k on every mesh, against a plain float64 loop over users and items."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import P
 
 from jaxrec.devices import top_k as top_k_lib
 from jaxrec.devices.mesh import TABLE, table_rows
-from jaxrec.devices.top_k import UNREACHABLE, candidate_counts, rank_counts, top_k, winners
+from jaxrec.devices.top_k import (
+    UNREACHABLE,
+    candidate_counts,
+    counts_and_top_k,
+    top_k,
+    winners,
+)
 
-MESHES = ((1, 1), (2, 1), (4, 2), (2, 4), (8, 1))
-USERS, VECTORS, DIM, ITEMS = 16, 3, 8, 100
+MESHES = ((1, 1), (4, 2), (2, 4), (8, 1))
+USERS, VECTORS, DIM, ITEMS, TARGETS = 16, 3, 8, 100, 4
 
 
 @pytest.fixture(scope='module')
@@ -20,13 +27,19 @@ def problem():
     queries = rng.integers(-2, 3, (USERS, VECTORS, DIM)).astype(np.float32)
     table = rng.integers(-2, 3, (table_rows(ITEMS), DIM)).astype(np.float32)
     table[0] = table[ITEMS + 1 :] = 9 * np.sign(queries[0, 0])  # padding that would win
-    targets = rng.integers(1, ITEMS + 1, USERS).astype(np.int32)
+    targets = rng.integers(1, ITEMS + 1, (USERS, TARGETS)).astype(np.int32)
+    targets[1, 1] = targets[1, 0]  # twice the same
+    targets[4, 1:] = 0  # fewer than the others
     seen = rng.integers(0, ITEMS + 1, (USERS, 6)).astype(np.int32)
     seen[:, 1] = seen[:, 0]  # repeats
-    seen[3, 4] = targets[3]  # target among the seen
+    seen[3, 4] = targets[3, 0]  # targets among the seen
+    seen[5, 2] = targets[5, 2]
     targets[-2:] = 0  # padded users
     seen[-2:] = 0
-    return queries, table, targets, seen
+    everything = np.tile(np.arange(1, ITEMS + 1, dtype=np.int32), (USERS, 1))
+    everything[:, 0] = 0
+    everything[:-1, :6] = seen[:-1]  # the last user has seen all but item 1
+    return queries, table, targets, seen, everything
 
 
 def slow_scores(queries, table):
@@ -49,58 +62,77 @@ def place_table(table):
     return jax.device_put(table, jax.NamedSharding(jax.sharding.get_mesh(), TABLE))
 
 
+KS = (1, 7, 130)
+
+
+@pytest.fixture(scope='module', params=MESHES, ids=str)
+def found(request, problem):
+    """Everything there is to rank, on a mesh, in one program."""
+    queries, table, targets, seen, everything = problem
+
+    @jax.jit
+    def run(q, t, s, every, e):
+        return {
+            'counts': {
+                (hide, n): counts_and_top_k(q, e, ITEMS, t[:, :n], s, hide, 7 if n > 1 else 0)
+                for hide in (True, False)
+                for n in (1, TARGETS)
+            },
+            # repeats, 0s, the target itself
+            'candidates': candidate_counts(q, e, t[:, :1], jnp.concatenate([s, t[:, :1]], 1)),
+            'lists': {
+                (name, k): top_k(q, e, ITEMS, hidden, k)
+                for name, hidden in (('seen', s), ('nothing', None), ('everything', every))
+                for k in KS
+            },
+        }
+
+    devices = jax.devices()[: request.param[0] * request.param[1]]
+    with jax.set_mesh(jax.make_mesh(request.param, ('data', 'model'), devices=devices)):
+        return jax.device_get(run(*place(queries, targets, seen, everything), place_table(table)))
+
+
 @pytest.mark.parametrize('filter_seen', [True, False])
-@pytest.mark.parametrize('shape', MESHES)
-def test_rank_counts(problem, mesh, shape, filter_seen):
-    mesh(*shape)
-    queries, table, targets, seen = problem
-    counts = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, filter_seen))(
-        *place(queries, targets, seen), place_table(table)
-    )
-    counts = [np.asarray(c) for c in counts]
+def test_counts(problem, found, filter_seen):
+    """Of one target and of several, among all items; with them the lists of the same scores."""
+    queries, table, targets, seen, _ = problem
+    greater, ties, ids = found['counts'][filter_seen, TARGETS]
+    one = found['counts'][filter_seen, 1]
+    assert one[2].shape == (USERS, 0)
+    for got, whole in zip(one, (greater, ties), strict=False):
+        np.testing.assert_array_equal(got[:, 0], whole[:, 0])
     scores = slow_scores(queries, table)
     for user in range(USERS):
-        got = tuple(int(c[user]) for c in counts)
         hidden = set(seen[user]) if filter_seen else set()
-        if targets[user] == 0 or targets[user] in hidden:
-            assert got == (UNREACHABLE, 0)
-        else:
-            allowed = set(range(1, ITEMS + 1)) - hidden - {targets[user]}
-            assert got == slow_counts(scores[user], targets[user], allowed)
-    assert counts[1].any()  # the example has ties
+        allowed = set(range(1, ITEMS + 1)) - hidden
+        for target, *got in zip(targets[user], greater[user], ties[user], strict=True):
+            if target == 0 or target in hidden:
+                assert got == [UNREACHABLE, 0]
+            else:
+                assert tuple(got) == slow_counts(scores[user], target, allowed - {target})
+    assert ties.any()  # the example has some
+    listed = found['lists']['seen' if filter_seen else 'nothing', 7]
+    np.testing.assert_array_equal(ids, listed[1])
 
 
-@pytest.mark.parametrize('shape', MESHES)
-def test_candidate_counts(problem, mesh, shape):
-    mesh(*shape)
-    queries, table, targets, seen = problem
-    candidates = np.concatenate([seen, targets[:, None]], 1)  # repeats, 0s, the target itself
-    counts = jax.jit(candidate_counts)(
-        place(queries)[0], place_table(table), *place(targets, candidates)
-    )
-    counts = [np.asarray(c) for c in counts]
+def test_candidate_counts(problem, found):
+    queries, table, targets, seen, _ = problem
+    greater, ties = found['candidates']
     scores = slow_scores(queries, table)
     for user in range(USERS):
-        got = tuple(int(c[user]) for c in counts)
-        if targets[user] == 0:
+        target, got = targets[user, 0], (greater[user, 0], ties[user, 0])
+        if target == 0:
             assert got == (UNREACHABLE, 0)
         else:
-            assert got == slow_counts(scores[user], targets[user], candidates[user].tolist())
+            assert got == slow_counts(scores[user], target, [*seen[user], target])
 
 
-@pytest.mark.parametrize('k', [1, 7, 130])
-@pytest.mark.parametrize('shape', MESHES)
-def test_top_k(problem, mesh, shape, k):
-    mesh(*shape)
-    queries, table, _, seen = problem
-    everything = np.tile(np.arange(1, ITEMS + 1, dtype=np.int32), (USERS, 1))
-    everything[:, 0] = 0
-    everything[:-1, :6] = seen[:-1]  # the last user has seen all but item 1
-    for hidden in (everything if k == 130 else seen, None):
-        run = jax.jit(lambda q, s, e: top_k(q, e, ITEMS, s, k))
-        placed = None if hidden is None else place(hidden)[0]
-        best, ids = map(np.asarray, run(place(queries)[0], placed, place_table(table)))
-        scores = slow_scores(queries, table)
+@pytest.mark.parametrize('k', KS)
+def test_top_k(problem, found, k):
+    queries, table, _, seen, everything = problem
+    scores = slow_scores(queries, table)
+    for name, hidden in (('seen', seen), ('nothing', None), ('everything', everything)):
+        best, ids = found['lists'][name, k]
         for user in range(USERS):
             hide = set() if hidden is None else set(hidden[user])
             allowed = [i for i in range(1, ITEMS + 1) if i not in hide]
@@ -115,37 +147,35 @@ def test_same_bits_on_every_mesh(mesh):
     rng = np.random.default_rng(1)
     queries = rng.normal(size=(8, 1, 50)).astype(np.float32)
     table = rng.normal(size=(table_rows(3000), 50)).astype(np.float32)
-    targets = rng.integers(1, 3001, 8).astype(np.int32)
+    targets = rng.integers(1, 3001, (8, 3)).astype(np.int32)
     seen = rng.integers(1, 3001, (8, 20)).astype(np.int32)
+
+    @jax.jit
+    def run(q, t, s, e):
+        return counts_and_top_k(q, e, 3000, t, s, True, 20), top_k(q, e, 3000, s, 20)
+
     found = []
     for shape in MESHES:
         mesh(*shape)
-        run = jax.jit(
-            lambda q, t, s, e: (
-                rank_counts(q, e, 3000, t, s, True),
-                top_k(q, e, 3000, s, 20),
-            )
-        )
-        out = run(*place(queries, targets, seen), place_table(table))
-        found.append(jax.tree.map(np.asarray, out))
+        found.append(jax.device_get(run(*place(queries, targets, seen), place_table(table))))
     for other in found[1:]:
         jax.tree.map(np.testing.assert_array_equal, found[0], other)
 
 
 def test_groups_of_users_change_nothing(problem, mesh, monkeypatch):
     mesh(2, 2)
-    queries, table, targets, seen = problem
+    queries, table, targets, seen, _ = problem
     many = [np.tile(x, (8, *[1] * (x.ndim - 1))) for x in (queries, targets, seen)]
     args = *place(*many), place_table(table)
 
     def run(q, t, s, e):
-        return rank_counts(q, e, ITEMS, t, s, True), top_k(q, e, ITEMS, s, 9)
+        return counts_and_top_k(q, e, ITEMS, t, s, True, 9), top_k(q, e, ITEMS, s, 9)
 
-    whole = jax.jit(run)(*args)
+    whole = jax.jit(run).lower(*args)
     monkeypatch.setattr(top_k_lib, '_scores_at_once', lambda: 1000)
-    lowered = jax.jit(lambda *a: run(*a)).lower(*args)
-    assert 'while' in lowered.as_text()
-    in_groups = lowered.compile()(*args)
+    in_groups = jax.jit(lambda *a: run(*a)).lower(*args)
+    assert in_groups.as_text().count('while') > whole.as_text().count('while')
+    whole, in_groups = (lowered.compile()(*args) for lowered in (whole, in_groups))
     jax.tree.map(np.testing.assert_array_equal, whole, in_groups)
 
 
@@ -153,12 +183,15 @@ def test_constant_scores_all_tie(mesh):
     mesh(2, 2)
     queries = np.zeros((4, 1, 8), np.float32)
     table = np.ones((table_rows(ITEMS), 8), np.float32)
-    targets, seen = np.arange(1, 5, dtype=np.int32), np.full((4, 2), 7, np.int32)
-    greater, ties = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, True))(
+    targets = np.arange(1, 9, dtype=np.int32).reshape(4, 2)  # 7, a target of user 3, is seen
+    seen = np.full((4, 2), 7, np.int32)
+    greater, ties, ids = jax.jit(lambda q, t, s, e: counts_and_top_k(q, e, ITEMS, t, s, True, 3))(
         *place(queries, targets, seen), place_table(table)
     )
-    assert np.asarray(greater).tolist() == [0] * 4
-    assert np.asarray(ties).tolist() == [ITEMS - 2] * 4  # all but the target and the seen item
+    others = ITEMS - 2  # all but the target and the seen item
+    assert np.asarray(greater).tolist() == [[0, 0]] * 3 + [[UNREACHABLE, 0]]
+    assert np.asarray(ties).tolist() == [[others, others]] * 3 + [[0, others]]
+    assert np.asarray(ids).tolist() == [[1, 2, 3]] * 4
 
 
 def test_scores_that_are_not_numbers_never_help(mesh):
@@ -167,42 +200,38 @@ def test_scores_that_are_not_numbers_never_help(mesh):
     queries[0] = np.nan
     table = np.ones((table_rows(ITEMS), 4), np.float32)
     table[5] = np.nan
-    targets, none = np.array([1, 1], np.int32), np.zeros((2, 1), np.int32)
-    placed = *place(queries, targets, none), place_table(table)
-    greater, _ = jax.jit(lambda q, t, s, e: rank_counts(q, e, ITEMS, t, s, True))(*placed)
-    assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
-    fives = place(np.full((2, 1), 5, np.int32))[0]
-    greater, _ = jax.jit(candidate_counts)(placed[0], placed[3], placed[1], fives)
-    assert np.asarray(greater).tolist() == [UNREACHABLE, 1]
+    targets, none = np.array([[1, 5], [1, 5]], np.int32), np.zeros((2, 1), np.int32)
+    q, t, s, fives, e = *place(queries, targets, none, none + 5), place_table(table)
+
+    @jax.jit
+    def run(q, t, s, fives, e):
+        few = candidate_counts(q, e, t[:, :1], fives)
+        return counts_and_top_k(q, e, ITEMS, t, s, True, 0)[0], few[0]
+
+    greater, among_few = jax.device_get(run(q, t, s, fives, e))
+    assert greater.tolist() == [[UNREACHABLE, UNREACHABLE], [1, UNREACHABLE]]
+    assert among_few.tolist() == [[UNREACHABLE], [1]]
 
 
 def test_only_candidates_cross_devices(problem, mesh):
     """No array of the catalogue's size is gathered."""
     mesh(2, 4)
-    queries, table, targets, seen = problem
+    queries, table, targets, seen, _ = problem
+
+    def run(q, t, s, e):
+        return counts_and_top_k(q, e, ITEMS, t, s, True, 3), top_k(q, e, ITEMS, s, 3)
+
     args = *place(queries, targets, seen), place_table(table)
-    text = (
-        jax.jit(
-            lambda q, t, s, e: (
-                rank_counts(q, e, ITEMS, t, s, True),
-                top_k(q, e, ITEMS, s, 3),
-            )
-        )
-        .lower(*args)
-        .compile()
-        .as_text()
-    )
-    rows = table.shape[0]
+    text, rows = jax.jit(run).lower(*args).compile().as_text(), table.shape[0]
     gathers = [line for line in text.splitlines() if 'all-gather(' in line or 'all-to-all(' in line]
     assert gathers
     for line in gathers:
         assert f'{rows}' not in line.split('all-gather(')[0], line
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (2, 4)])
-def test_top_k_is_the_merge_of_the_vectors_own_lists(mesh, shape):
+def test_top_k_is_the_merge_of_the_vectors_own_lists(mesh):
     """KuaiFormer's serving: top-N of each vector, merged, repeats dropped, cut to N."""
-    mesh(*shape)
+    mesh(2, 4)
     rng = np.random.default_rng(3)
     queries = rng.normal(size=(USERS, VECTORS, DIM)).astype(np.float32)
     table = rng.normal(size=(table_rows(ITEMS), DIM)).astype(np.float32)

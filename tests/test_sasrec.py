@@ -155,30 +155,33 @@ def test_variant_2018_is_the_authors_computation(heads):
         np.testing.assert_allclose(queries(params, history)[0, 0], expected[-1], atol=2e-4)
 
 
-@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+VARIANTS = ('2018', 'pre_ln', 'ligr')
+
+
+@functools.cache
+def encoder_of(variant):
+    """One block with two heads."""
+    return encoder(*make(variant=variant, heads=2, blocks=1))
+
+
+@pytest.mark.parametrize('variant', VARIANTS)
 def test_packing_and_padding_do_not_change_a_users_vectors(variant):
-    graphdef, params = make(variant=variant, heads=2)
-    encode = encoder(graphdef, params)
-    batch = packed_batch()
+    encode, batch = encoder_of(variant), packed_batch()
     hidden = encode(batch)
-    for row in range(3):
-        for number, length in ((1, 6), (2, 3)):
-            here = batch['segments'][row] == number
-            for width in (length, 8, L):
-                items = np.zeros((1, width), np.int32)
-                items[0, width - length :] = batch['items'][row, here]
-                segments = (items > 0).astype(np.int32)
-                positions = np.arange(L - width, L, dtype=np.int32)[None] * segments
-                alone = {'items': items, 'segments': segments, 'positions': positions}
-                np.testing.assert_allclose(
-                    encode(alone)[0, -length:],
-                    hidden[row, here],
-                    atol=1e-5,
-                )
+    for number, length in ((1, 6), (2, 3)):
+        here = batch['segments'][0] == number  # the same places in every row
+        for width in (length, L):
+            items = np.zeros((B, width), np.int32)
+            items[:, width - length :] = batch['items'][:, here]
+            segments = (items > 0).astype(np.int32)
+            positions = np.arange(L - width, L, dtype=np.int32)[None] * segments
+            alone = encode({'items': items, 'segments': segments, 'positions': positions})
+            np.testing.assert_allclose(alone[:, -length:], hidden[:, here], atol=1e-5)
 
 
-@pytest.mark.parametrize('blocks', [0, 1, 3])
-@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+@pytest.mark.parametrize(
+    ('variant', 'blocks'), [('2018', 0), ('2018', 1), *((variant, 2) for variant in VARIANTS)]
+)
 def test_queries_are_the_last_places_vectors(variant, blocks):
     """Although the last block computes nothing else for them."""
     graphdef, params = make(variant=variant, heads=2, blocks=blocks)
@@ -192,11 +195,9 @@ def test_queries_are_the_last_places_vectors(variant, blocks):
     np.testing.assert_allclose(queries, encoder(graphdef, params)(history)[:, -1:], atol=1e-5)
 
 
-@pytest.mark.parametrize('variant', ['2018', 'pre_ln', 'ligr'])
+@pytest.mark.parametrize('variant', VARIANTS)
 def test_no_look_into_the_future(variant):
-    graphdef, params = make(variant=variant)
-    encode = encoder(graphdef, params)
-    batch = packed_batch()
+    encode, batch = encoder_of(variant), packed_batch()
     before = encode(batch)
     batch['items'] = batch['items'].copy()
     batch['items'][:, 4] = batch['items'][:, 4] % ITEMS + 1
@@ -208,24 +209,25 @@ def test_no_look_into_the_future(variant):
 @pytest.mark.parametrize('name', CONFIGS)
 def test_same_loss_and_gradients_on_any_mesh(mesh, name):
     results = []
-    for shape in ((1, 1), (8, 1), (4, 2), (2, 4)):
+    for shape in ((1, 1), (4, 2)):  # (8, 1) is compared with pmap
         mesh(*shape)
-        graphdef, params = make(**CONFIGS[name])
+        blocks = name not in ('2018-gbce-row', '2018-sampled-batch')  # whose draws alone are new
+        graphdef, params = make(blocks=int(blocks), **CONFIGS[name])
         batch = put_batch(packed_batch(name))
 
         def loss(params, batch, graphdef=graphdef):
             return loss_of(graphdef, params, batch, jax.random.key(5))
 
         results.append(jax.device_get(jit(jax.value_and_grad(loss))(params, batch)))
-    for value, grads in results[1:]:
-        assert round(float(value), 5) == round(float(results[0][0]), 5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, results[0][1])
+    (expected, wanted), (value, grads) = results
+    assert round(float(value), 5) == round(float(expected), 5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), grads, wanted)
 
 
 def test_data_parallel_step_equals_pmap(mesh):
     """The sharded step and jax.pmap of the same loss: equal losses and gradients."""
     mesh(8, 1)
-    graphdef, params = make(**NO_DROPOUT)
+    graphdef, params = make(blocks=1, **NO_DROPOUT)
     host = packed_batch()
     loss = lambda params, batch: loss_of(graphdef, params, batch, jax.random.key(0))  # noqa: E731
     value, grads = jax.device_get(jit(jax.value_and_grad(loss))(params, put_batch(host)))
@@ -244,24 +246,26 @@ def test_data_parallel_step_equals_pmap(mesh):
 
 @pytest.mark.parametrize('name', CONFIGS)
 def test_overfits_one_batch(name):
-    graphdef, params = make(**(CONFIGS[name] | NO_DROPOUT))
+    graphdef, params = make(blocks=1, **(CONFIGS[name] | NO_DROPOUT))
     batch = packed_batch(name, rows=2)
     if 'negatives' in batch:
         batch['negatives'] = batch['targets'][..., None] % ITEMS + 1
     tx = optax.adam(1e-2)
 
     @jit
-    def step(params, opt, key):
-        value, grads = jax.value_and_grad(lambda p: loss_of(graphdef, p, batch, key))(params)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, value
+    def train(params):
+        def step(carry, key):
+            params, opt = carry
+            value, grads = jax.value_and_grad(lambda p: loss_of(graphdef, p, batch, key))(params)
+            updates, opt = tx.update(grads, opt)
+            return (optax.apply_updates(params, updates), opt), value
 
-    opt = tx.init(params)
-    first = None
-    for i in range(300):
-        params, opt, value = step(params, opt, jax.random.key(i))
-        first = value if first is None else first
-    assert value < 0.2 * first
+        keys = jax.random.split(jax.random.key(0), 300)
+        (params, _), values = jax.lax.scan(step, (params, tx.init(params)), keys)
+        return params, values
+
+    params, values = train(params)
+    assert values[-1] < 0.2 * values[0]
     scores = encoder(graphdef, params)(batch) @ params['table'].T
     best = np.argmax(scores[..., 1 : ITEMS + 1], -1) + 1
     real = batch['weights'] > 0
@@ -290,7 +294,7 @@ def test_sampled_scores_of_single_positions_in_chunks_equal_those_at_once(monkey
 def test_bf16_stays_close():
     losses = {}
     for bf16 in (False, True):
-        graphdef, params = make(bf16=bf16, **NO_DROPOUT)
+        graphdef, params = make(bf16=bf16, blocks=1, **NO_DROPOUT)
         assert params['table'].dtype == jnp.float32
         step = jit(functools.partial(loss_of, graphdef))
         value = step(params, packed_batch(), jax.random.key(0))
@@ -340,7 +344,7 @@ def test_missing_and_unused_negatives():
 
 
 def test_what_the_model_samples_is_what_its_loss_reads():
-    """Shapes of the draws, a function of the key; the batch's own negatives; nothing for softmax."""
+    """Shapes of the draws, by the key alone; the batch's own negatives; none for softmax."""
     batch, key = packed_batch('2018-bce'), jax.random.key(0)
     for options, shape in (
         ({'negatives_per': 'batch'}, (1, 1, 7)),
@@ -349,18 +353,19 @@ def test_what_the_model_samples_is_what_its_loss_reads():
         ({'negatives_per': 'data'}, (B, L, 2)),
     ):
         graphdef, params = make(loss='gbce', negatives=7, blocks=0, **options)
-        model = nnx.merge(graphdef, params)
-        drawn = model.sample(batch, key)['sampled']
+        sample = jit(lambda b, key, g=graphdef, p=params: nnx.merge(g, p).sample(b, key)['sampled'])
+        drawn = np.asarray(sample(batch, key))
         assert drawn.shape == shape
         assert 1 <= drawn.min() and drawn.max() <= ITEMS
-        again, other = (model.sample(batch, k)['sampled'] for k in (key, jax.random.key(1)))
+        again, other = sample(batch, key), sample(batch, jax.random.key(1))
         np.testing.assert_array_equal(drawn, again)
         if options['negatives_per'] == 'data':
             np.testing.assert_array_equal(drawn, batch['negatives'])
         else:
             assert (drawn != other).any()
-        value = model.loss({**batch, 'sampled': drawn}, {}, {}, key)[0]
-        assert value != model.loss({**batch, 'sampled': drawn % ITEMS + 1}, {}, {}, key)[0]
+        loss = jit(lambda b, g=graphdef, p=params: nnx.merge(g, p).loss(b, {}, {}, key)[0])
+        others = {**batch, 'sampled': drawn % ITEMS + 1}
+        assert loss({**batch, 'sampled': drawn}) != loss(others)
     graphdef, params = make(blocks=0)
     assert nnx.merge(graphdef, params).sample(batch, key) is batch
 

@@ -16,6 +16,7 @@ from jaxrec.training.state import Program
 
 HORIZON = 100
 SMALL = {'dim': 8, 'blocks': 1, 'max_len': 8}
+FLAT = {**SMALL, 'blocks': 0}  # where the layers are not the point
 
 
 @pytest.fixture(scope='module')
@@ -115,7 +116,7 @@ def test_scalars_ride_the_axis(data, mesh):
         experiment(
             data,
             sasrec.Config(
-                **SMALL,
+                **FLAT,
                 loss='gbce',
                 negatives=4,
                 gbce_t=t,
@@ -149,13 +150,13 @@ def test_contrastive_terms(data, mesh):
 
 def test_several_runs_on_each_device(data, mesh):
     """10 runs on 8 devices: 5 of them have 2 runs each, and begin and step as one alone does."""
-    runs = [experiment(data, seed=seed) for seed in range(10)]
+    runs = [experiment(data, sasrec.Config(**FLAT), seed=seed) for seed in range(10)]
     mesh(1, 1)
     problems = [problem_of(run) for run in runs]
     program = Runs(runs, problems[0], HORIZON)
     assert program.devices == max(n for n in (1, 2, 5, 10) if n <= jax.device_count())
     params, losses = learnt(program, problems, 2)
-    for nth in (0, 1, 9):  # the first device's and the last one's
+    for nth in (1, 9):  # the second of the first device, and of the last
         (alone,), curve = learnt(Program(runs[nth], problems[nth], HORIZON), [problems[nth]], 2)
         np.testing.assert_allclose(losses[:, nth], curve, rtol=2e-4)
         np.testing.assert_allclose(params[nth]['table'], alone['table'], rtol=2e-4, atol=2e-4)

@@ -13,6 +13,8 @@ import pytest
 from runs import check_same_run, small, write
 
 ROOT = pathlib.Path(__file__).parent.parent
+
+
 @pytest.fixture(scope='module')
 def slurm(tmp_path_factory):
     """Calls of Slurm's commands: slurm('squeue', '-h') -> its output."""

@@ -6,18 +6,23 @@ import dataclasses
 import io
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
+from jaxrec import config
 from jaxrec.errors import UserError
+from jaxrec.evaluation import rank_metrics
+from jaxrec.experiment import applied
+from jaxrec.paper import adopt, grid, hashes, plausible, spec, statistics, text
 from jaxrec.paper import cells as cells_lib
-from jaxrec.paper import grid, hashes, plausible, spec, statistics, text
 from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
+from jaxrec.training.state import split_model
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / 'experiments' / 'tables').glob('*.py'))
-METRICS = ('HR@5', 'NDCG@5', 'HR@10', 'NDCG@10')
+TABLE_FILE = ROOT / 'experiments' / 'tables' / 'x.py'  # need not be there
 
 
 def table(**changes):
@@ -47,25 +52,28 @@ def table(**changes):
 
 def record(ranks, *, data='d' * 64, protocol='full', code='c'):
     """A stored cell whose users have these ranks, counted from 0: [seeds, users]."""
-    from jaxrec.evaluation import rank_metrics
-
     seeds = {}
     for seed, greater in enumerate(ranks):
         values = rank_metrics.per_example(greater, np.zeros_like(greater), (5, 10))
         seeds[str(seed)] = {
             'metrics': rank_metrics.mean(values),
-            'ranks': {
+            'kept': {
                 'greater': cells_lib.pack(greater),
                 'ties': cells_lib.pack(np.zeros_like(greater)),
             },
             'code': code,
         }
     return {
-        'format': 1,
+        'format': cells_lib.FORMAT,
         'hashes': {'config': 'k', 'data': data},
-        'protocol': {'name': protocol, 'filter_seen': True, 'cutoffs': [5, 10]},
+        'protocol': {
+            'name': protocol,
+            'filter_seen': True,
+            'cutoffs': [5, 10],
+            'data_split': 'leave-one-out',
+        },
         'split': 'test',
-        'data_split': 'leave-one-out',
+        'unit': 'user',
         'seeds': seeds,
     }
 
@@ -77,7 +85,7 @@ def stored():
     base = rng.integers(0, 40, (3, 400))
     made = {'base': base, 'good': np.maximum(base - 8, 0), 'same': base.copy()}
     made['same'][:, :10] = rng.permutation(made['same'][:, :10], axis=1)
-    cells = spec.cells(table(), ROOT / 'experiments' / 'tables' / 'x.py')
+    cells = spec.cells(table(), TABLE_FILE)
     return table(), cells, {cell.key: record(made[cell.row]) for cell in cells}, made
 
 
@@ -116,14 +124,63 @@ def test_bootstrap_agrees_with_t_on_many_users_and_is_reproducible():
     assert statistics.paired(a + 0.1, a, 'bootstrap')['p'] < 1e-3
 
 
-def test_bootstrap_is_the_slow_one():
-    """Drawing how often each distinct value comes is drawing users."""
+@pytest.mark.parametrize('weighted', [False, True])
+def test_bootstrap_is_the_slow_one(weighted):
+    """Drawing how often each distinct value (and weight) comes is drawing users."""
     rng = np.random.default_rng(2)
-    d = rng.choice([0.0, 0.5, -1.0], 50)
-    slow = d[np.random.default_rng(3).integers(0, 50, (20_000, 50))].mean(1)
-    fast = statistics._resampled_means(d, 20_000)
+    d, w = rng.choice([0.0, 0.5, -1.0], 50), rng.integers(1, 6, 50).astype(float)
+    drawn = np.random.default_rng(3).integers(0, 50, (20_000, 50))
+    w = w if weighted else np.ones(50)
+    slow = (w * d)[drawn].sum(1) / w[drawn].sum(1)
+    fast = statistics._resampled_means(d, w if weighted else None, 20_000)
     np.testing.assert_allclose(fast.mean(), slow.mean(), atol=5e-3)
     np.testing.assert_allclose(fast.std(), slow.std(), rtol=0.03)
+
+
+def weighted_users(seed=4, users=300):
+    """Values of two models, the second a bit worse, and weights that go with them."""
+    rng = np.random.default_rng(seed)
+    weights = rng.integers(1, 30, users).astype(float)
+    a = rng.random(users) + weights / 100
+    return a, a - 0.02 + 0.2 * rng.normal(size=users), weights
+
+
+def test_paired_with_weights_is_the_ratio_of_two_sums():
+    """Difference sum(w d) / sum(w); variance n / (n - 1) * sum(w^2 (d - D)^2) / sum(w)^2."""
+    from scipy import stats
+
+    a, b, w = weighted_users()
+    found, n = statistics.paired(a, b, weights=w), len(a)
+    difference = sum(w * (a - b)) / sum(w)
+    variance = n / (n - 1) * sum(w**2 * (a - b - difference) ** 2) / sum(w) ** 2
+    half = stats.t.ppf(0.975, n - 1) * variance**0.5
+    p = 2 * stats.t.sf(abs(difference) / variance**0.5, n - 1)
+    want = {'difference': difference, 'low': difference - half, 'high': difference + half, 'p': p}
+    assert found == pytest.approx(want, rel=1e-9)
+    assert 1e-6 < p < 0.2  # neither end of the scale hides a mistake
+    boot = statistics.paired(a, b, 'bootstrap', weights=w)
+    assert boot['difference'] == found['difference']
+    for name in ('low', 'high'):
+        assert boot[name] == pytest.approx(found[name], abs=0.03 * half * 2)
+
+
+def test_weights_that_are_all_the_same_are_none():
+    a, b, w = weighted_users()
+    for test in ('t', 'bootstrap'):
+        plain = statistics.paired(a, b, test)
+        assert statistics.paired(a, b, test, weights=np.full(len(w), 0.1)) == plain
+        assert statistics.paired(a, b, test, weights=w) != plain
+
+
+def test_the_size_of_weights_does_not_matter_and_who_has_none_hardly():
+    a, b, w = weighted_users()
+    found = statistics.paired(a, b, weights=w)
+    assert statistics.paired(a, b, weights=7 * w) == pytest.approx(found, rel=1e-9)
+    more = [np.append(x, y) for x, y in ((a, [9.0, -9.0]), (b, [0.0, 0.0]), (w, [0.0, 0.0]))]
+    widened = statistics.paired(*more[:2], weights=more[2])  # two degrees of freedom more
+    assert widened == pytest.approx(found, rel=1e-2)
+    same = statistics.paired(a, a, weights=w)
+    assert same == {'difference': 0.0, 'low': 0.0, 'high': 0.0, 'p': 1.0}
 
 
 def test_holm_by_hand():
@@ -165,16 +222,18 @@ def test_what_cannot_be_is_found():
 
 @pytest.mark.parametrize('path', FILES, ids=lambda p: p.stem)
 def test_every_table_file_loads(path, mesh):
-    from jaxrec.training.state import split_model
-
     mesh(1, 1)
     made = spec.load(path)
     source = path.read_text()
     assert f'--table=experiments/tables/{path.name}' in source
     cells = spec.cells(made, path)
     assert len({cell.key for cell in cells}) == len(cells)
+    sizes = {'item': 100, 'node': 50, 'feature': 20, 'class': 3, 'table': 90, 'label': 8}
+    distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
+    for model in distinct.values():
+        of_fields = {f'feature.{name}': 1 for name in model.inputs().features}
+        split_model(model, {**sizes, **of_fields})
     for cell in cells:
-        split_model(cell.experiment.model, 100)
         for value in cell.overrides.values():  # they go through the command line
             assert isinstance(value, str | int | float | tuple)
     empty = grid.build(made, cells, {})
@@ -211,7 +270,7 @@ def test_published_values_that_cannot_be_are_flagged():
             {
                 'columns': (
                     Column('Data 1', ('HR@10',)),
-                    Column('Data 2', ('HR@10',), {'eval.filter_seen': False}),
+                    Column('Data 2', ('HR@10',), {'task.filter_seen': False}),
                 )
             },
             'base / Data 2 is under protocol filter_seen=False, the table under True',
@@ -243,7 +302,7 @@ def test_mistakes_of_a_table_file_are_one_line(changes, error):
     made = table(**changes)
     with pytest.raises(UserError, match=error.replace('.', r'\.')):
         spec._check(made, 'x.py')
-        spec.cells(made, ROOT / 'experiments' / 'tables' / 'x.py')
+        spec.cells(made, TABLE_FILE)
 
 
 # ---- cells
@@ -260,10 +319,40 @@ def test_pack_is_lossless_small_and_the_same_every_time():
     assert cells_lib.unpack(cells_lib.pack(np.zeros(0, np.int32))).shape == (0,)
 
 
-def test_per_user_metrics_share_ties():
+@pytest.mark.parametrize('dtype', ['int64', 'float64', 'float32'])
+def test_pack_keeps_what_int32_cannot_hold(dtype):
+    values = np.array([0.25, -3e9, 2.0**40, 0.1]).astype(dtype)
+    found = cells_lib.unpack(cells_lib.pack(values))
+    np.testing.assert_array_equal(found, values)
+    assert found.dtype == ('int64' if dtype == 'int64' else 'float64')
+    if dtype != 'int64':
+        np.testing.assert_array_equal(cells_lib.unpack(cells_lib.pack(values[:0])), [])
+
+
+def a_cell(row=0, **changes):
+    """A cell of the table above, with these fields of its experiment."""
+    cell = spec.cells(table(), TABLE_FILE)[row]
+    return dataclasses.replace(cell, experiment=applied(cell.experiment, changes))
+
+
+def test_values_of_users_share_ties():
     made = record([np.array([0, 9, 30])])
-    made['seeds']['0']['ranks']['ties'] = cells_lib.pack(np.array([0, 1, 0]))
-    np.testing.assert_allclose(cells_lib.per_user(made, 'HR@10', ['0']), [[1, 0.5, 0]])
+    made['seeds']['0']['kept']['ties'] = cells_lib.pack(np.array([0, 1, 0]))
+    values, weights = cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
+    np.testing.assert_allclose(values, [[1, 0.5, 0]])
+    np.testing.assert_array_equal(weights, [1, 1, 1])
+    with pytest.raises(UserError, match='base / Data 1: Coverage@10 has no values of single users'):
+        cells_lib.per_example(made, a_cell(), 'Coverage@10', ['0'])
+
+
+def test_values_of_users_with_several_targets():
+    owner, greater = np.array([0, 0, 1]), np.array([0, 30, 4])
+    made = record([greater])
+    made['seeds']['0']['kept']['owner'] = cells_lib.pack(owner)
+    cell = a_cell(**{'task.split': 'users', 'task.targets': 'all'})
+    values, weights = cells_lib.per_example(made, cell, 'Recall@10', ['0'])
+    np.testing.assert_array_equal(values, [[0.5, 1]])
+    np.testing.assert_array_equal(weights, [1, 1])
 
 
 def test_a_finished_cell_says_what_changed(stored):
@@ -293,36 +382,253 @@ def test_a_finished_cell_says_what_changed(stored):
     assert why(config)[1] == 'changed: config (model.dim=64, now 128)'
 
 
-def test_hashes_see_what_matters(tmp_path, monkeypatch):
-    cell = spec.cells(table(), ROOT / 'experiments' / 'tables' / 'x.py')[0]
-    first = hashes.config_hash(cell.experiment)
-    other = copy.deepcopy(cell.experiment)
-    other.train.seed, other.data.source, other.train.log_every = 7, 'elsewhere', 1
-    assert hashes.config_hash(other) == first
-    other.optim.eps = 1e-7
-    assert hashes.config_hash(other) != first
-    files = hashes.code_files('jaxrec.models.sasrec')
+def test_config_hash_sees_what_matters():
+    experiment = a_cell().experiment
+    first = hashes.config_hash(experiment)
+    moved = {'train.seed': 7, 'data.source': 'elsewhere', 'train.log_every': 1, 'mesh.model': 4}
+    assert hashes.config_hash(applied(experiment, moved)) == first
+    assert not any(hashes.matters(name, experiment) for name in moved)
+    for name, value in {
+        'optim.eps': 1e-7,
+        'task.filter_seen': False,
+        'task.cutoffs': (3,),
+        'train.epochs': 3,
+        'data.min_user': 2,
+    }.items():
+        assert hashes.matters(name, experiment)
+        assert hashes.config_hash(applied(experiment, {name: value})) != first
+    record = json.loads(json.dumps(hashes.config_record(experiment)))
+    assert record['model.type'] == 'jaxrec.models.sasrec:Config'
+    assert record['task.type'] == 'jaxrec.tasks.next_item:Config'
+
+
+def test_code_files_are_those_a_result_depends_on():
+    files = hashes.code_files('jaxrec.tasks.next_item', 'jaxrec.models.sasrec')
     assert {
         'models/sasrec.py',
         'losses/softmax.py',
+        'objectives/contrast.py',
         'training/state.py',
+        'training/loop.py',
+        'data/packed.py',
+        'data/splits.py',
+        'evaluation/run.py',
         'evaluation/ranking.py',
-        'train.py',
+        'evaluation/rank_metrics.py',
+        'tasks/next_item.py',
     } <= set(files)
-    assert not {'models/kuaiformer.py', 'table.py', 'paper/grid.py', 'recommend.py'} & set(files)
+    others = {'models/kuaiformer.py', 'tasks/click.py', 'table.py', 'paper/grid.py', 'recommend.py'}
+    assert not others & set(files)
     assert not any(name.startswith(('benchmarks/', 'datasets/')) for name in files)
+    nodes = set(hashes.code_files('jaxrec.tasks.nodes', 'jaxrec.models.gcn'))
+    assert {'tasks/nodes.py', 'models/gcn.py', 'nn/propagate.py', 'data/graph.py'} <= nodes
+    assert not {'models/sasrec.py', 'tasks/click.py'} & nodes
 
-    package = tmp_path / 'jaxrec'
-    for name in files:
-        (package / name).parent.mkdir(parents=True, exist_ok=True)
-        (package / name).write_bytes((hashes.PACKAGE / name).read_bytes())
-    before = hashes.code_hash(cell.experiment)
-    monkeypatch.setattr(hashes, 'PACKAGE', package)
-    after = hashes.code_hash(cell.experiment)
-    loss = package / 'losses' / 'softmax.py'
-    loss.write_text(loss.read_text() + '\nX = 1\n')
-    changed = hashes.code_hash(cell.experiment)
-    assert before == after != changed
+
+def test_exempt_files_are_there_and_are_imported():
+    """A file that was renamed or that nothing imports any more is no exemption."""
+    for name in hashes.EXEMPT:
+        assert (hashes.PACKAGE / f'{name}.py').is_file(), name
+    for name in hashes._EXEMPT_BELOW:
+        assert (hashes.PACKAGE / name).is_dir(), name
+    package = hashes.PACKAGE.rglob('*.py')
+    imported = {module for file in package for module in hashes._imports(file)}
+    for name in hashes.EXEMPT:
+        assert f'jaxrec.{name.replace("/", ".")}' in imported, name
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package's code, which the hashes are taken of."""
+    copied = tmp_path / 'jaxrec'
+    shutil.copytree(hashes.PACKAGE, copied, ignore=shutil.ignore_patterns('__pycache__'))
+    experiment = a_cell().experiment
+    before = hashes.code_hash(experiment)
+    monkeypatch.setattr(hashes, 'PACKAGE', copied)
+    assert hashes.code_hash(experiment) == before  # wherever it lies
+    return copied, lambda: hashes.code_hash(experiment)
+
+
+def test_code_hash_sees_code(package):
+    folder, code_hash = package
+    before = code_hash()
+    for name in ('losses/softmax.py', 'evaluation/rank_metrics.py', 'models/sasrec.py'):
+        path = folder / name
+        kept = path.read_text()
+        path.write_text(kept + '\nX = 1\n')
+        assert code_hash() != before, name
+        path.write_text(kept.replace('    return ', '    return not ', 1))
+        assert code_hash() != before, name
+        path.write_text(kept)
+        assert code_hash() == before
+    for name in ('models/mmoe.py', 'evaluation/report.py', 'cli.py', 'datasets/synthetic.py'):
+        path = folder / name
+        path.write_text(path.read_text() + '\nX = 1\n')
+    assert code_hash() == before
+    (folder / 'losses' / 'softmax.py').rename(folder / 'losses' / 'exact.py')  # now not found
+    assert code_hash() != before
+
+
+def test_code_hash_does_not_see_words(package):
+    """Docstrings of modules, classes and functions, comments, empty lines; strings are code."""
+    folder, code_hash = package
+    path = folder / 'losses' / 'softmax.py'
+    plain = (
+        '"""A."""\n\n\ndef f(x):\n    """Of x."""\n    return x + 1\n\n\nclass C:\n    """C."""\n'
+    )
+    found = {}
+    for name, source in {
+        'plain': plain,
+        'words': plain.replace('A.', 'Other\n\nwords.').replace('Of x.', 'Of\n    y.'),
+        'class': plain.replace('C."""', 'Another."""\n'),
+        'comments': plain.replace('    return', '    # why\n\n    return'),
+        'code': plain.replace('x + 1', 'x + 2'),
+        'string': plain.replace('return x + 1', 'return """Of x."""'),
+        'indented': plain.replace('    return x + 1', '    if x:\n        return x + 1'),
+    }.items():
+        path.write_text(source)
+        found[name] = code_hash()
+    same = {name for name, value in found.items() if value == found['plain']}
+    assert same == {'plain', 'words', 'class', 'comments'}
+
+
+# ---- adoption
+
+
+OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
+NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type')  # of the task; there was one task
+
+
+def first_format(cell, ranks, **config_changes):
+    """A record as it was before tasks: old names of fields, one kind of users, 'ranks'."""
+    record_ = record(ranks)
+    fields = hashes.config_record(cell.experiment)
+    fields = {OLD.get(n, n): v for n, v in fields.items() if n not in ('train.grow',)}
+    for name in (*(f'task.{n}' for n in NEW_FIELDS), 'train.start_from', 'model.contrast'):
+        fields.pop(name)
+    assert not any(name.startswith('task.') for name in fields)
+    fields |= {'train.metric': 'NDCG@10', 'data.log': '', **config_changes}
+    protocol = dict(record_['protocol'])
+    for run in record_['seeds'].values():
+        run |= {
+            'ranks': run.pop('kept'),
+            'buckets': {'head': {'users': 3, 'HR@10': 0.5}, 'tail': {'users': 0}},
+            'interests': {'similarity': 0.25},
+            'git': {'commit': 'f' * 40},
+            'code': 'old',
+        }
+    return {
+        'format': 1,
+        'row': cell.row,
+        'column': cell.column,
+        'command': 'as it was called',
+        'config': json.loads(json.dumps(fields)),
+        'hashes': record_['hashes'],
+        'split': 'test',
+        'data_split': protocol.pop('data_split'),
+        'protocol': protocol,
+        'users': 400,
+        'unreachable': 0.125,
+        'cold': 0.5,
+        'baselines': {'markov': {'HR@10': 0.1}},
+        'seeds': record_['seeds'],
+    }
+
+
+def test_a_record_of_the_first_format_is_adopted(tmp_path):
+    cell, ranks = a_cell(), np.random.default_rng(0).integers(0, 40, (2, 400))
+    old = first_format(cell, ranks)
+    cells_lib.write(tmp_path, cell, old)
+    with pytest.raises(UserError, match='has format 1, this version reads 2; .* --adopt --why'):
+        cells_lib.read(tmp_path, cell)
+    made = adopt.adopted(tmp_path, cell, 'only names')
+    cells_lib.write(tmp_path, cell, made)
+    found = cells_lib.read(tmp_path, cell)
+    # It is what this code would have stored: finished, under the hashes of today.
+    now = cells_lib.Wanted(
+        hashes.config_hash(cell.experiment), hashes.code_hash(cell.experiment), 'd' * 64
+    )
+    assert cells_lib.to_run(found, now, [0, 1], (), cell) == ([], '')
+    assert found['config'] == json.loads(json.dumps(hashes.config_record(cell.experiment)))
+    assert found['command'].startswith('python -m jaxrec.train --config=experiments/quickstart.py')
+    assert (found['unit'], found['examples']) == ('user', 400)
+    assert found['protocol'] == {**old['protocol'], 'data_split': 'leave-one-out'}
+    assert found['references'] == old['baselines']
+    run = found['seeds']['1']
+    assert run['groups'] == {
+        'popularity': {'head': {'examples': 3, 'HR@10': 0.5}, 'tail': {'examples': 0}}
+    }
+    interests = {'similarity': 0.25}
+    assert run['details'] == {'unreachable': 0.125, 'cold': 0.5, 'interests': interests}
+    # What it was made by, and its numbers, stay.
+    assert run['git'] == {'commit': 'f' * 40}
+    rounded = json.loads(cells_lib.to_text(old['seeds']['1']['metrics']))
+    assert run['metrics'] == rounded
+    values, _ = cells_lib.per_example(found, cell, 'HR@10', ['0', '1'])
+    np.testing.assert_array_equal(values, ranks < 10)
+    # And all that was done is noted.
+    (note,) = found['adopted']
+    assert note == {'why': 'only names', 'config': 'k', 'code': {'0': 'old', '1': 'old'}}
+    again = adopt.adopted(tmp_path, cell, 'once more')
+    assert [n['why'] for n in again['adopted']] == ['only names', 'once more']
+    assert again['adopted'][1]['code'] == {'0': now.code, '1': now.code}
+    assert {k: v for k, v in again.items() if k != 'adopted'} == {
+        k: v for k, v in found.items() if k != 'adopted'
+    }
+
+
+@pytest.mark.parametrize(
+    ('changed', 'told'),
+    [
+        ({'optim.eps': 1e-7}, 'optim.eps=1e-07, the table now has 1e-08'),
+        ({'data.windows': 'all'}, "task.windows='all', the table now has 'last'"),
+        ({'eval.filter_seen': False}, 'task.filter_seen=False, the table now has True'),
+        ({'train.metric': 'HR@10'}, "train.metric='HR@10', the table now has"),
+        ({'model.depth': 3}, 'model.depth=3, the table now has None'),  # a field that is gone
+    ],
+)
+def test_a_record_that_means_something_else_is_not_adopted(tmp_path, changed, told):
+    cell = a_cell()
+    cells_lib.write(tmp_path, cell, first_format(cell, np.zeros((1, 9), int), **changed))
+    before = cells_lib.path_of(tmp_path, cell).read_bytes()
+    with pytest.raises(UserError, match=f'{told}.*: that is another cell'):
+        adopt.adopted(tmp_path, cell, 'names')
+    assert cells_lib.path_of(tmp_path, cell).read_bytes() == before
+
+
+def test_what_was_done_without_a_field_is_its_default(tmp_path):
+    """A field that is new, and that the table sets: another cell. At its default: the same."""
+    cell = a_cell(**{'task.split': 'temporal', 'task.targets': 'all'})
+    old = first_format(cell, np.zeros((1, 9), int))
+    cells_lib.write(tmp_path, cell, old)
+    with pytest.raises(UserError, match="task.targets=None, the table now has 'all'"):
+        adopt.adopted(tmp_path, cell, 'names')
+    first = a_cell(**{'task.split': 'temporal'})
+    assert adopt.adopted(tmp_path, first, 'names')['config']['task.targets'] == 'first'
+
+
+def test_a_contrastive_term_is_adopted_under_its_number(tmp_path):
+    from jaxrec.models import sasrec
+    from jaxrec.objectives.contrast import Contrast
+
+    cell = a_cell()
+    for weight, terms in ((0.1, (Contrast(weight=0.1),)), (0.0, ())):
+        old = first_format(cell, np.zeros((1, 9), int))
+        fields = dataclasses.asdict(Contrast(weight=weight))
+        old['config'] |= {f'model.contrast.{n}': v for n, v in fields.items()}
+        old['config'] |= {'model.type': 'jaxrec.models.cl4srec:Config'}
+        old['config'] = json.loads(json.dumps(old['config']))
+        cells_lib.write(tmp_path, cell, old)
+        model = dataclasses.replace(cell.experiment.model, contrast=terms)
+        assert isinstance(model, sasrec.Config)
+        experiment = dataclasses.replace(cell.experiment, model=model)
+        with_terms = dataclasses.replace(cell, experiment=experiment)
+        found = adopt.adopted(tmp_path, with_terms, 'names')['config']
+        assert found['model.type'] == 'jaxrec.models.sasrec:Config'
+        assert found.get('model.contrast.0.weight', 0.0) == weight
+        if terms:  # the plain model is not it
+            with pytest.raises(UserError, match=r'model.contrast.*another cell'):
+                adopt.adopted(tmp_path, cell, 'names')
 
 
 # ---- the grid and its texts
@@ -347,6 +653,80 @@ def test_marks_stars_and_verdicts(stored):
     assert lines['theirs'].problems['Data 1']
     worst = {**records, cells[1].key: record(ranks['base'] + 8)}
     assert grid.build(made, cells, worst).lines[2].values[head].star == '-'
+
+
+def test_where_lower_is_better_the_lowest_is_marked():
+    """Of log loss by row: the mark, the star (which says where a value lies), the verdict."""
+    names, metrics = ('base', 'good', 'bad'), ('logloss/click', 'AUC/click')
+    made = table(
+        columns=(Column('Data 1', metrics),),
+        rows=tuple(Row(name, 'experiments/mmoe_kuairand.py') for name in names),
+        published=(),
+        protocol='click',
+        orderings=(
+            Ordering('good', 'base', 'a lot', 'a paper'),
+            Ordering('bad', 'base', 'a bit', 'a paper'),
+        ),
+    )
+    cells, rng, records = spec.cells(made, TABLE_FILE), np.random.default_rng(0), {}
+    base = rng.random(500)
+    for cell, shift in zip(cells, (0.0, -0.1, 0.1), strict=True):
+        values = base + shift + 0.01 * rng.normal(size=500)
+        kept = {f'values/{metric}': cells_lib.pack(values) for metric in metrics}
+        runs = {'0': {'metrics': dict.fromkeys(metrics, values.mean()), 'kept': kept, 'code': 'c'}}
+        records[cell.key] = {
+            **record(np.zeros((1, 1), int)),
+            'protocol': {'name': 'click'},
+            'unit': 'row',
+            'seeds': runs,
+        }
+    built = grid.build(made, cells, records)
+    losses, areas = ([line.values['Data 1', metric] for line in built.lines] for metric in metrics)
+    assert [value.mark for value in losses] == ['second', 'best', '']
+    assert [value.mark for value in areas] == ['second', '', 'best']
+    assert [value.star for value in losses] == [value.star for value in areas] == ['', '-', '+']
+    verdicts = {(v.better, v.metric): v.text for v in built.verdicts}
+    assert verdicts == {
+        ('good', 'logloss/click'): 'confirmed',
+        ('good', 'AUC/click'): 'the opposite',
+        ('bad', 'logloss/click'): 'the opposite',
+        ('bad', 'AUC/click'): 'confirmed',
+    }
+    line = next(x for x in text.markdown(built).splitlines() if x.startswith('| good'))
+    assert f'**{text.number(losses[1].mean)}** ▼' in line
+    assert f'| {text.number(areas[1].mean)} ▼' in line
+
+
+def test_users_weigh_in_tests_what_they_weigh_in_the_metric():
+    """Ten heavy users decide: what most users say is not what the table says."""
+    made = table(
+        columns=(Column('Data 1', ('GAUC/click',)),),
+        rows=tuple(Row(name, 'experiments/mmoe_kuairand.py') for name in ('base', 'good')),
+        published=(),
+        orderings=(),
+        protocol='click',
+    )
+    rng, records = np.random.default_rng(1), {}
+    weights = np.where(np.arange(400) < 100, 100.0, 1.0)
+    cells = spec.cells(made, TABLE_FILE)
+    for cell, gain in zip(cells, (0.0, 0.1), strict=True):
+        values = 0.5 + gain * np.where(weights > 1, 1, -1) + 0.05 * rng.normal(size=400)
+        kept = {'values/GAUC/click': values, 'weights/GAUC/click': weights}
+        mean = np.average(values, weights=weights)
+        run = {
+            'metrics': {'GAUC/click': mean},
+            'kept': {name: cells_lib.pack(value) for name, value in kept.items()},
+            'code': 'c',
+        }
+        records[cell.key] = {
+            **record(np.zeros((1, 1), int)),
+            'protocol': {'name': 'click'},
+            'seeds': {'0': run},
+        }
+    good = grid.build(made, cells, records).lines[1].values['Data 1', 'GAUC/click']
+    base = records[cells[0].key]['seeds']['0']['metrics']['GAUC/click']
+    assert good.star == '+' and good.mark == 'best'
+    assert good.versus['difference'] == pytest.approx(good.mean - base)
 
 
 def test_texts(stored):
@@ -440,4 +820,7 @@ def test_stored_results_render_to_what_stands_beside_them(folder):
         if cell.key in records:  # bytes that only a result changes
             stored = cells_lib.path_of(folder.parent, cell).read_text()
             assert cells_lib.to_text(records[cell.key]) == stored
-            assert '/root' not in stored and '/home' not in stored
+            for run in records[cell.key]['seeds'].values():
+                del run['kept']  # text that may by chance hold any word
+            told = json.dumps(records[cell.key])
+            assert '/root' not in told and '/home' not in told

@@ -164,9 +164,7 @@ def test_a_run_of_several_devices_outlives_its_log_its_directory_and_its_devices
     fit(applied(experiment, {'train.steps': 2}), pathlib.Path('run'))
     (tmp_path / 'log.csv').unlink()
     environment = {**os.environ, 'PYTHONPATH': str(pathlib.Path(__file__).parent.parent)}
-    done = process(
-        'evaluate', f'--workdir={tmp_path / "run"}', '--json', cwd='/', env=environment
-    )
+    done = process('evaluate', f'--workdir={tmp_path / "run"}', '--json', cwd='/', env=environment)
     assert done.result['examples'] == 30 and done.result['step'] == 2
 
 

@@ -17,7 +17,7 @@ def trained(experiment: Experiment) -> Experiment:
     Only the exact softmax, whose cost is the catalogue, gives way to the sampled one with 256
     negatives shared by a batch. How the table is stored and optimised is the config's choice.
     """
-    if experiment.model.loss != 'softmax':
+    if getattr(experiment.model, 'loss', '') != 'softmax':
         return experiment
     model = dataclasses.replace(
         experiment.model, loss='sampled_softmax', negatives=256, negatives_per='batch'

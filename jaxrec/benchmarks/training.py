@@ -127,6 +127,7 @@ def measure_training(
         if one:
             one.close()
     median = {name: _median(turns, name) for name in turns[0]}
+    gflops = median['gflops']  # None where they are not counted
     return {
         'unit': 'targets/s',
         'ours': median['ours'],
@@ -137,15 +138,15 @@ def measure_training(
         'against_ms': median['against_ms'],
         'of_against': median['of_against'],
         'tokens_per_second': median['tokens_per_second'],
-        'gflops': median['gflops'],
+        'gflops': gflops,
         'of_matmul': median['of_matmul'],
-        'mfu': measure.model_flops_utilisation(median['gflops'] * 1e9, dtype),
+        'mfu': gflops and measure.model_flops_utilisation(gflops * 1e9, dtype),
         'matmul_gflops': matmul.gflops,
         'matmul_range': [min(matmul.samples), max(matmul.samples)],
         'compile_seconds': loop.compile_seconds,
         'peak_memory_mib': None if second else memory,  # of both
         'batch_rows': loop.batches.rows,
-        'users_per_batch': loop.batches.windows_per_epoch / loop.batches.steps_per_epoch,
+        'users_per_batch': loop.batches.examples_per_epoch / loop.batches.steps_per_epoch,
         'fill': loop.batches.fill,
         'steps_per_turn': steps,
         'peer_about': other.about if other else None,
