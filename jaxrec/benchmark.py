@@ -28,7 +28,6 @@ from jaxrec.cli import say
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, check, parsed
-from jaxrec.tasks import next_item
 from jaxrec.training import workdir
 
 FLAGS = flags.FLAGS
@@ -103,8 +102,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f'--suite={FLAGS.suite} needs --config=experiments/X.py')
     if FLAGS.config is not None:
         check(FLAGS.config)
-        if FLAGS.suite != 'train' and not isinstance(FLAGS.config.task, next_item.Config):
-            raise UserError(f'--suite={FLAGS.suite} is for the next-item task')
+        if FLAGS.suite != 'train' and not hasattr(FLAGS.config.task, 'protocol'):
+            raise UserError(f'--suite={FLAGS.suite} needs a task that ranks items')
     peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
     settings = {'repeats': FLAGS.repeats, 'matmul_size': FLAGS.matmul_size}
     if FLAGS.suite in ('loss', 'catalogue') and FLAGS.one_case and FLAGS.cases:

@@ -118,16 +118,14 @@ def _config_error(e: BaseException) -> str:
         e = e.__cause__ or e.__context__
     moved = _moved(str(e))
     if isinstance(e, KeyError) and 'not found on' in str(e):  # ml_collections: unknown field
-        told = moved or '`python -m jaxrec.train --help` lists the fields'
-        return f'{e.args[0]}; {told}'
+        return moved or f'{e.args[0]}; `python -m jaxrec.train --help` lists the fields'
     if isinstance(e, SyntaxError):
         return f'{e.filename}, line {e.lineno}: {e.msg}'
     where = ''
     if e.__traceback__ is not None:
         last = traceback.extract_tb(e.__traceback__)[-1]
         where = f' ({last.filename}, line {last.lineno})'
-    told = f'; {moved}' if moved else ''
-    return f'cannot read the flags or --config: {type(e).__name__}: {e}{where}{told}'
+    return moved or f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
 
 
 def _moved(text: str) -> str:

@@ -166,7 +166,8 @@ def applied(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
         part = experiment
         for section in sections:
             part = _inside(part, section)
-        if not dataclasses.is_dataclass(part) or not hasattr(part, field):
+        known = dataclasses.fields(part) if dataclasses.is_dataclass(part) else ()
+        if field not in {one.name for one in known}:
             if name in RENAMED:
                 raise UserError(f'{name} is now {RENAMED[name]}')
             raise UserError(f'the experiment has no field {name}')

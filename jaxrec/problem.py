@@ -30,6 +30,7 @@ class Metric:
     """What is known of a metric before it is measured."""
 
     higher: bool = True  # whether a higher value is a better one
+    single: bool = True  # whether single users, rows or graphs have values, which a table tests
 
 
 @dataclasses.dataclass
@@ -142,7 +143,10 @@ class Problem:
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
+      verbs: what `begin` and `predict` ask a model for, by name.
     """
+
+    verbs: ClassVar[tuple[str, ...]] = ()
 
     about: str
     data_hash: str

@@ -6,7 +6,7 @@ r"""Runs one command as several processes of this machine, for trying out what a
 What follows -- goes to the command. Process i sees GPU i, if there are GPUs; to use all devices of
 one machine no second process is needed: `python -m jaxrec.train` does. SIGTERM and Ctrl-C are
 passed on. If one process dies the others are ended, and this one says how to go on; its exit code
-is theirs (see jaxrec/cluster.py): 75 asks for the same command again.
+is theirs (see jaxrec/devices/cluster.py): 75 asks for the same command again.
 """
 
 import os

@@ -24,7 +24,10 @@ def make_mesh(mesh: config.Mesh) -> jax.sharding.Mesh:
         raise UserError('mesh.model must be >= 1 and mesh.data >= 0')
     data = mesh.data or devices // mesh.model
     if data * mesh.model > devices or data < 1:
-        raise UserError(f'mesh ({data}, {mesh.model}) needs more than the {devices} devices here')
+        raise UserError(
+            f'mesh.data={mesh.data}, mesh.model={mesh.model} needs {max(data, 1) * mesh.model} '
+            f'devices or more, and here are {devices}'
+        )
     chosen = jax.devices()[: data * mesh.model]
     return jax.make_mesh((data, mesh.model), ('data', 'model'), devices=chosen)
 

@@ -10,10 +10,10 @@ import numpy as np
 from jaxrec import problem
 
 METRICS = {
-    'AUC': problem.Metric(),
+    'AUC': problem.Metric(single=False),
     'GAUC': problem.Metric(),
     'logloss': problem.Metric(higher=False),
-    'NE': problem.Metric(higher=False),
+    'NE': problem.Metric(higher=False, single=False),
 }
 WEIGHTS = ('rows', 'positives', 'equal')  # of a user in GAUC
 

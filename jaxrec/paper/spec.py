@@ -90,7 +90,7 @@ class Table:
       title, caption: for people.
       columns, rows, published, orderings: see there.
       baseline: name of the row that all others are tested against.
-      protocol: name of the task's protocol that every number is under.
+      protocol: name of the task's protocol that every number is under; '' = the first cell's.
     """
 
     title: str
@@ -100,7 +100,7 @@ class Table:
     baseline: str
     published: tuple[Published, ...] = ()
     orderings: tuple[Ordering, ...] = ()
-    protocol: str = 'full'
+    protocol: str = ''
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
@@ -170,7 +170,7 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
     for cell in found:
         protocol = _protocol(cell.experiment)
         for name, here in protocol.items():
-            there = table.protocol if name == 'name' else first.get(name)
+            there = (name == 'name' and table.protocol) or first.get(name)
             if here != there:
                 raise UserError(
                     f'{cell.row} / {cell.column} is under protocol {name}={here}, the table under '
@@ -182,6 +182,11 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
                 raise UserError(
                     f'{cell.row} / {cell.column} does not measure {metric}: there is '
                     f'{", ".join(known)}'
+                )
+            if not known[metric].single:
+                raise UserError(
+                    f'{cell.row} / {cell.column}: {metric} has no values of single users, rows or '
+                    'graphs, which a table tests: choose another metric'
                 )
     return found
 

@@ -26,7 +26,7 @@ class Recommender:
     """Top-k lists from whole histories.
 
     Args:
-      trained: the model, of a problem whose source is histories.
+      trained: the model, of a problem of the next-item task.
       k: length of the lists.
       keep_seen: also recommend items of the history.
       explain: rows also say which of the user's vectors found the item.
@@ -44,7 +44,7 @@ class Recommender:
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
-        if not isinstance(trained.problem.source, Histories):
+        if 'queries' not in trained.problem.verbs:
             raise UserError(f'{trained.workdir} holds no recommender of next items')
         self.trained, self.keep_seen, self.explain = trained, keep_seen, explain
         self.histories = trained.problem.source
@@ -90,8 +90,10 @@ class Recommender:
           `explain` also 'interest', from 1.
 
         Raises:
-          UserError: an item that is not in the data.
+          UserError: an item that is not in the data, or ids that stand in no list.
         """
+        if any(isinstance(history, int | str) for history in histories):
+            raise UserError('histories is a list of lists of item ids, one for each user')
         numbers = [[self._number(item) for item in history] for history in histories]
         return self.after(numbers, k)
 

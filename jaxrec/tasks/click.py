@@ -55,7 +55,7 @@ class Config(problem.Task):
 
     def metrics(self) -> dict[str, problem.Metric]:
         """METRIC/LABEL of `point_metrics.METRICS`, and the means AUC/mean and GAUC/mean."""
-        found = {mean: problem.Metric() for mean in MEANS}
+        found = {mean: problem.Metric(single=False) for mean in MEANS}
         for metric, about in point_metrics.METRICS.items():
             found |= {f'{metric}/{label}': about for label in self.labels}
         return found
@@ -125,6 +125,8 @@ class Config(problem.Task):
 
 class Clicks(problem.Problem):
     """Every row is scored by itself; there is nothing to compute once a pass."""
+
+    verbs = ('scores',)
 
     def begin(self, model: problem.Model, constants: dict[str, jax.Array]) -> dict:
         """The constants, which `scores` reads."""

@@ -60,7 +60,8 @@ class Config(Task):
         """HR, NDCG and MRR at the cut-offs; with targets='all' Recall, Precision and MAP too."""
         cutoffs = protocols.protocol_of(self).cutoffs
         names = rank_metrics.names(cutoffs, self.targets == 'all')
-        return {name: Metric() for name in (*names, *(f'Coverage@{k}' for k in cutoffs))}
+        shown = {f'Coverage@{k}': Metric(single=False) for k in cutoffs}
+        return {name: Metric() for name in names} | shown
 
     def main_metric(self) -> str:
         """NDCG@10, or at the first cut-off where there is no 10."""
@@ -176,6 +177,8 @@ class NextItem(Problem):
       split: which events train, validate and test; of a stream, up to the end.
       codes: of the features that the model reads, None if it reads none.
     """
+
+    verbs = ('catalogue', 'queries')
 
     def __init__(
         self,

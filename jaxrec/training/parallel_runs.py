@@ -22,7 +22,7 @@ from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
 from jaxrec.problem import Problem
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import evaluated, new_state, split_model, train_step
+from jaxrec.training.state import check_model, evaluated, new_state, split_model, train_step
 
 _SEED = 'train.seed'
 _AXIS = 'run'
@@ -86,6 +86,7 @@ class Runs:
             raise UserError('runs in one program keep their tables whole: mesh.model must be 1')
         if jax.process_count() > 1:
             raise UserError('runs in one program are for a single process')
+        check_model(first.model, problem)
         self.graphdef, self._served = split_model(first.model, problem.sizes)
         self.constants, self._begun = put_whole(problem.constants), 0
         count = len(self.experiments)

@@ -14,11 +14,32 @@ import optax
 from flax import nnx
 
 from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
+from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
 from jaxrec.training.optim import Optimizer, average, make_optimizer
 
 Sizes = Mapping[str, int]  # of the problem
+
+
+def check_model(model: ModelConfig, problem: Problem) -> None:
+    """Raises UserError for a model that is not one for the problem."""
+    kind = type(model).__module__
+    try:
+        made = nnx.eval_shape(lambda: _build(model, problem.sizes, jax.random.key(0)))
+    except KeyError as e:
+        if e.args[0] in problem.sizes:
+            raise
+        raise UserError(
+            f'{kind} is made for the size {e}, and this task has {", ".join(problem.sizes)}: '
+            'choose another model or task'
+        ) from e
+    missing = [verb for verb in problem.verbs if not hasattr(made, verb)]
+    if missing:
+        raise UserError(
+            f'{kind} has no {" and no ".join(missing)}, which this task asks for: choose another '
+            'model or task'
+        )
 
 
 def split_model(model: ModelConfig, sizes: Sizes) -> tuple[Any, dict]:
@@ -194,6 +215,7 @@ class Program:
 
     def __init__(self, experiment: Any, problem: Problem, horizon: int):
         self._experiment, self._sizes, self._horizon = experiment, problem.sizes, horizon
+        check_model(experiment.model, problem)
         self.graphdef, self._params = split_model(experiment.model, problem.sizes)
         self.optimizer = make_optimizer(experiment.optim, experiment.model, horizon)
         self.constants = put_whole(problem.constants)
