@@ -2,6 +2,7 @@ r"""MMoE on KuaiRand-Pure: what users do with a video that is shown to them, eig
 
 python -m jaxrec.train --config=experiments/mmoe_kuairand.py --workdir=runs/mmoe \
     --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/mmoe
 
 FOLDER holds the data set's files, see jaxrec/datasets/kuairand_rows.py. Trained on 25 April to 2
 May 2022, the epoch chosen by the mean GAUC of click and long_view on 3 and 4 May, tested on 5 to 8
