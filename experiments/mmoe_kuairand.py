@@ -7,7 +7,7 @@ python -m jaxrec.evaluate --workdir=runs/mmoe
 FOLDER holds the data set's files, see jaxrec/datasets/kuairand_rows.py. Trained on 25 April to 2
 May 2022, the epoch chosen by the mean GAUC of click and long_view on 3 and 4 May, tested on 5 to 8
 May; what is known of a user's past ends on 24 April. Test, means of seeds 0 to 4 of
-experiments/tables/mmoe_kuairand.py, of which results/mmoe_kuairand is the record:
+experiments/tables/mmoe_kuairand.py:
 
                   AUC: click long_view like  profile  of all 8   GAUC: click long_view like  profile
 MMoE                   .7346 .7290     .8173 .7008    .7199            .6411 .6472     .6428 .6235

@@ -165,7 +165,7 @@ def test_error_lines(experiment):
     one_error_line(['--suite=loss', '--cases=10x'], '10x', 'TOKENSxITEMSxDIM')
 
 
-def test_suites_of_histories_are_for_their_task(tmp_path):
+def test_suites_of_histories_need_a_task_that_ranks_items(tmp_path):
     (tmp_path / 'e.py').write_text(
         'from jaxrec.experiment import Experiment\n'
         'from jaxrec.models import gcn\n'
@@ -175,7 +175,7 @@ def test_suites_of_histories_are_for_their_task(tmp_path):
     )
     for suite in ('eval', 'catalogue', 'data'):
         words = [f'--suite={suite}', f'--config={tmp_path / "e.py"}']
-        one_error_line(words, f'--suite={suite} is for the next-item task')
+        one_error_line(words, f'--suite={suite} needs a task that ranks items')
 
 
 def test_peer_flags():

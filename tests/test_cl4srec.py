@@ -1,7 +1,7 @@
-"""CL4SRec and its heirs against a reference made of single histories; meshes, resume, the queue."""
+"""SASRec with contrastive terms against a reference made of single histories; meshes, resume."""
 
-import subprocess
-import sys
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,22 +9,21 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from models import jit
 
-from jaxrec.config import Data, Experiment, Optim, Train
+from jaxrec import rng
+from jaxrec.config import Data, Optim, Train
 from jaxrec.data.histories import Histories
-from jaxrec.data.packed import TrainBatches
-from jaxrec.data.splits import leave_one_out
-from jaxrec.devices.mesh import TABLE, make_mesh, put_batch
+from jaxrec.devices.mesh import TABLE, put_batch
 from jaxrec.devices.top_k import counts_and_top_k
 from jaxrec.errors import UserError
-from jaxrec.experiment import check
-from jaxrec.models import cl4srec, sasrec
-from jaxrec.objectives import contrast
+from jaxrec.experiment import Experiment, applied, check
+from jaxrec.models import sasrec
+from jaxrec.objectives import contrast, next_item
 from jaxrec.objectives.contrast import Contrast
-from jaxrec.tasks.next_item import train_batches
+from jaxrec.tasks.next_item import NextItem
 from jaxrec.training.checkpoint import Checkpoints
-from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import abstract_state, init_state, split_model, train_step
+from jaxrec.training.state import Program
 
 ITEMS, L, D = 37, 10, 16
 VARIANTS = {
@@ -48,43 +47,61 @@ VARIANTS = {
         'same_target_negatives': False,
     },
 }
+NONE = {'crop': 0.0, 'mask': 0.0, 'reorder': 0.0}  # operations take long to compile
+HEAD = {**VARIANTS['cosine, mean, head'], **NONE, 'mask': 0.3}
+CUTOFF = {**VARIANTS['cutoff'], **NONE, 'crop': 0.6}
+INSERT = {**NONE, 'insert': 0.5}
 QUIET = {'dropout': 0.0, 'embedding_dropout': 0.0}
 
 
-def experiment(settings, batch_rows=8, **options):
-    options = {'dim': D, 'max_len': L, 'heads': 2, 'loss': 'bce', 'negatives': 3} | options
+def experiment(*terms, **options):
+    """Terms by their settings; without blocks, see `encoder` for what blocks are to a term."""
+    plain = {'dim': D, 'max_len': L, 'heads': 2, 'blocks': 0, 'loss': 'bce', 'negatives': 3}
     return Experiment(
-        model=cl4srec.Config(**options, contrast=Contrast(**settings)),
+        model=sasrec.Config(
+            **(plain | options), contrast=tuple(Contrast(**settings) for settings in terms)
+        ),
         data=Data(dataset='synthetic'),
         optim=Optim(learning_rate=1e-2, eps=0.1),  # which does not blow up gradients that are 0
-        train=Train(batch_rows=batch_rows),
+        train=Train(batch_rows=8),
     )
 
 
 def histories():
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 14, 90)
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(3, 14, 90)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    items = rng.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
+    items = generator.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
     return Histories(items, offsets, np.arange(90), np.arange(1, ITEMS + 1))
 
 
+def problem_of(exp):
+    return NextItem(exp, histories(), {'data_hash': '', 'path': ''})
+
+
 def batches_of(exp):
-    data = histories()
-    return train_batches(exp, data, leave_one_out(data))
+    return problem_of(exp).batches()
 
 
 def start(exp, seed=0):
-    """graphdef, optimizer, state, away from the initial values."""
-    optimizer = make_optimizer(exp.optim, 10)
-    graphdef, _ = split_model(exp.model, ITEMS)
-    return graphdef, optimizer, init_state(exp.model, ITEMS, optimizer, seed)
+    """graphdef, parameters."""
+    build = lambda key: exp.model.make({'item': ITEMS}, rngs=nnx.Rngs(key))  # noqa: E731
+    graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
+    params = jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)))
+    return graphdef, params(jax.random.key(seed))
 
 
-def encoder(graphdef):
-    """Jitted (params, rows) -> hidden vectors."""
+def loss_of(graphdef, params, batch, carry, key):
+    model = nnx.merge(graphdef, params)
+    return model.loss(model.sample(batch, key), {}, carry, key)
 
-    @jax.jit
+
+@functools.cache
+def encoder():
+    """Jitted (params, rows) -> hidden vectors of one block with two heads."""
+    graphdef, _ = start(experiment(blocks=1, **QUIET))
+
+    @jit
     def encode(params, rows):
         model = nnx.merge(graphdef, params)
         return model.encode(rows, model.item_table())
@@ -92,9 +109,9 @@ def encoder(graphdef):
     return encode
 
 
-def slow_vectors(encode, model, params, rows):
+def slow_vectors(params, settings, rows):
     """User vectors [n, D] of segments that each have a row of their own, right-aligned."""
-    rows = {name: np.asarray(value) for name, value in rows.items()}
+    rows = {name: np.asarray(value) for name, value in rows.items() if name != 'features'}
     own = {name: np.zeros((90, L, *value.shape[2:]), value.dtype) for name, value in rows.items()}
     lengths = []
     for row in range(len(rows['items'])):
@@ -105,12 +122,13 @@ def slow_vectors(encode, model, params, rows):
                 own[name][len(lengths), L - here.sum() :] = rows[name][row, here]
             lengths.append(here.sum())
     own['segments'] = (np.arange(L) >= L - np.pad(lengths, (0, 90 - len(lengths)))[:, None]) * 1
-    hidden = np.asarray(encode(params, own), np.float64)
+    plain = {name: value for name, value in params.items() if name != 'heads'}
+    hidden = np.asarray(encoder()({**plain, 'heads': {}}, own), np.float64)
     found = []
     for x, length in zip(hidden, lengths, strict=False):
-        x = x[L - length :].mean(0) if model.config.contrast.pool == 'mean' else x[-1]
-        if model.head is not None:
-            inner, outer = (np.asarray(params['head'][i], np.float64) for i in range(2))
+        x = x[L - length :].mean(0) if settings.pool == 'mean' else x[-1]
+        if settings.head:
+            inner, outer = (np.asarray(params['heads']['0'][i], np.float64) for i in range(2))
             x = np.maximum(x @ inner, 0) @ outer
         found.append(x)
     return np.stack(found)
@@ -126,7 +144,6 @@ def slow_term(settings, first, second, batch, queue=None):
 
     users, targets = np.asarray(batch['users']), np.asarray(batch['user_targets'])
     n, first, second = len(first), unit(first), unit(second)
-    others = [(x, users[i], targets[i]) for i, x in enumerate(second)]
     losses = []
     for a, b in ((first, second), (second, first))[: 1 if queue else 2]:
         for i in range(n):
@@ -146,185 +163,232 @@ def slow_term(settings, first, second, batch, queue=None):
 
 @pytest.mark.parametrize('name', VARIANTS)
 def test_the_loss_is_the_main_loss_plus_the_term(name):
-    exp = experiment(VARIANTS[name], **QUIET)
-    settings = exp.model.contrast
+    exp = experiment(VARIANTS[name], blocks=1, **QUIET)
+    settings = exp.model.contrast[0]
     batches = batches_of(exp)
-    graphdef, optimizer, state = start(exp)
-    step, encode = train_step(graphdef, optimizer, 0), encoder(graphdef)
+    graphdef, params = start(exp)
+    carry = nnx.merge(graphdef, params).carry()
+
+    @jit
+    def step(params, batch, carry, key):
+        """What a step computes, its views, and the main loss."""
+        model = nnx.merge(graphdef, params)
+        batch = model.sample(batch, key)
+        keys = rng.keys(jax.random.fold_in(key, 1), 'views', 'first', 'second')
+        rows = contrast.views(settings, batch, keys['views'], D)
+        hidden = model.encode(batch, model.item_table())
+        main, _ = next_item.loss(model.config, hidden, model.item_table(), batch, ITEMS)
+        return model.loss(batch, {}, carry, key), main, rows
+
     for number in range(2):  # the second with a queue that holds something
-        batch, before = batches(number), jax.tree.map(jnp.copy, state)
+        batch, before = batches(number), carry
         key = jax.random.fold_in(jax.random.key(0), number)
-        model = nnx.merge(graphdef, before['params'])
-        rows, _ = model._views(batch, key)
+        (value, (terms, carry)), main, rows = step(params, batch, before, key)
         n = int((batch['users'] > 0).sum())
-        first, second = (slow_vectors(encode, model, before['params'], view) for view in rows)
+        first, second = (slow_vectors(params, settings, view) for view in rows)
         queue = None
         assert len(first) == len(second) == n
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batch))
         if settings.momentum:
-            memory = before['memory']
+            assert carry.keys() == {'0'} and carry['0'].keys() == {'momentum', 'queue'}
             momentum = jax.tree.map(
                 lambda a, b: settings.momentum * a + (1 - settings.momentum) * b,
-                memory['momentum'],
-                before['params'],
+                before['0']['momentum'],
+                params,
             )
             jax.tree.map(
                 lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                 momentum,
-                state['memory']['momentum'],
+                carry['0']['momentum'],
             )
-            second = slow_vectors(encode, model, momentum, rows[1])
-            newest = np.asarray(state['memory']['queue']).reshape(-1, D)[-len(batch['users']) :]
+            second = slow_vectors(momentum, settings, rows[1])
+            newest = np.asarray(carry['0']['queue']['vectors']).reshape(-1, D)
+            newest = newest[-len(batch['users']) :]
             np.testing.assert_allclose(newest[:n], second, atol=1e-4)
-            queue = [
-                tuple(entry)
-                for entry in zip(
-                    np.asarray(memory['queue']).reshape(-1, D),
-                    np.asarray(memory['queue.users']).reshape(-1),
-                    np.asarray(memory['queue.targets']).reshape(-1),
-                    strict=True,
-                )
-            ]
+            flat = jax.tree.map(lambda x: np.asarray(x).reshape(-1, *x.shape[2:]), before)
+            entries = (flat['0']['queue'][name] for name in ('vectors', 'users', 'targets'))
+            queue = list(zip(*entries, strict=True))
         expected = slow_term(settings, first, second, batch, queue)
-        np.testing.assert_allclose(metrics['contrast'], expected, rtol=2e-4, atol=2e-5)
+        np.testing.assert_allclose(terms['contrast'], expected, rtol=2e-4, atol=2e-5)
         if number or not settings.momentum:
             assert expected > 0.05
-        main, _ = sasrec.SASRec.loss(model, jax.tree.map(jnp.asarray, batch), key)
-        total = main + settings.weight * metrics['contrast']
-        np.testing.assert_allclose(metrics['loss'], total, rtol=1e-5)
-        np.testing.assert_allclose(metrics['bce'], main, rtol=1e-5)
+        np.testing.assert_allclose(value, main + settings.weight * terms['contrast'], rtol=1e-5)
+        np.testing.assert_allclose(terms['bce'], main, rtol=1e-5)
+        # as after a step
+        params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), params)
 
 
 def test_weight_zero_is_sasrec_bit_by_bit():
-    exp = experiment({'weight': 0.0})
-    plain = Experiment(
-        model=sasrec.Config(dim=D, max_len=L, heads=2, loss='bce', negatives=3),
-        data=exp.data,
-        optim=exp.optim,
-        train=exp.train,
-    )
     results = []
-    for one in (exp, plain):
-        batches = batches_of(one)
-        graphdef, optimizer, state = start(one)
-        assert 'memory' not in state
-        step = train_step(graphdef, optimizer, 0)
+    for exp in (experiment({'weight': 0.0, 'momentum': 0.9, 'queue': 64}), experiment()):
+        problem = problem_of(exp)
+        batches, program = problem.batches(), Program(exp, problem, 10)
+        program.start(0)
+        state = program.init()
+        assert 'carry' not in state
         for number in range(3):
-            state, metrics = step(state, jax.tree.map(jnp.asarray, batches(number)))
-        results.append(jax.device_get((state, metrics)))
+            state, metrics = program.step(state, jax.tree.map(jnp.asarray, batches(number)))
+        results.append(jax.device_get((state, metrics, batches(3))))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
-@pytest.mark.parametrize('name', [name for name in VARIANTS if name not in ('simcse', 'moco')])
-def test_same_steps_on_any_mesh(mesh, name):
-    """Losses, gradients' norms, parameters and memory after two steps, with dropout."""
-    results, more = [], ((8, 1), (2, 4)) if name == 'cl4srec' else ()
-    for shape in ((1, 1), (4, 2), *more):
+def test_terms_add_up():
+    """Each has its draws and its place in names and carry; one of weight 0 is not there."""
+    settings = (VARIANTS['simcse'], {'weight': 0.0}, CUTOFF, VARIANTS['moco, duorec'])
+    exp = experiment(*settings)
+    batch, key = batches_of(exp)(0), jax.random.key(4)
+    graphdef, params = start(exp)
+    carry = nnx.merge(graphdef, params).carry()
+    assert carry.keys() == {'3'}
+    value, (terms, new) = jit(functools.partial(loss_of, graphdef))(params, batch, carry, key)
+    assert new.keys() == {'3'} and new['3']['queue']['users'].any()
+    for name in ('contrast', 'alignment', 'uniformity'):
+        assert [n for n in '0123' if f'{name}.{n}' in terms] == ['0', '2', '3']
+        assert name not in terms
+    total = terms['bce'] + 0.1 * sum(terms[f'contrast.{n}'] for n in '023')
+    np.testing.assert_allclose(value, total, rtol=1e-6)
+    alone = experiment(VARIANTS['simcse'])  # in the same place: the same draws
+    graphdef, params = start(alone)
+    _, (single, _) = jit(functools.partial(loss_of, graphdef))(params, batch, {}, key)
+    np.testing.assert_allclose(single['contrast'], terms['contrast.0'], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'terms',
+    [(HEAD, CUTOFF), (VARIANTS['duorec'], VARIANTS['moco, duorec'], INSERT)],
+    ids=('augmented', 'of others'),
+)
+def test_same_steps_on_any_mesh(mesh, terms):
+    """Losses, gradients and carry of two steps, with dropout; several terms in one model.
+
+    That operations are the same on any mesh is in test_augment, and blocks are in test_sasrec.
+    """
+    exp, results = experiment(*terms, table_dropout=0.1), []
+    for shape in ((1, 1), (4, 2)):
         mesh(*shape)
-        exp = experiment(VARIANTS[name], blocks=1)
         batches = batches_of(exp)
-        graphdef, optimizer, state = start(exp)
-        step = train_step(graphdef, optimizer, 0)
+        program = Program(exp, problem_of(exp), 10)
+        state, found = program.init(), []
+        carry, params = state.get('carry', {}), state['params']
+
+        @jit
+        def step(params, batch, carry, key, graphdef=program.graphdef):
+            loss = lambda p: loss_of(graphdef, p, batch, carry, key)  # noqa: E731
+            return jax.value_and_grad(loss, has_aux=True)(params)
+
         for number in range(2):
-            state, metrics = step(state, put_batch(batches(number)))
-        if 'momentum' in VARIANTS[name]:
-            memory = state['memory']
-            assert memory['momentum']['table'].sharding.spec == TABLE
-            assert memory['queue'].sharding.spec == jax.P(None, 'data', None)
-        results.append(jax.device_get((metrics, state['params'], state.get('memory', {}))))
-    for metrics, params, memory in results[1:]:
-        for term, value in metrics.items():
-            np.testing.assert_allclose(value, results[0][0][term], rtol=2e-5, atol=2e-5)
-        close = lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5)  # noqa: E731
-        jax.tree.map(close, params, results[0][1])
-        jax.tree.map(close, memory, results[0][2])
-
-
-@pytest.mark.parametrize('name', ['cosine, mean, head', 'cutoff'])
-def test_views_in_one_pass_or_in_two(mesh, name):
-    mesh(4, 2)
-    exp = experiment(VARIANTS[name], blocks=1)
-    graphdef, _, state = start(exp)
-    batch, key = put_batch(batches_of(exp)(0)), jax.random.key(1)
-
-    def vectors(params, stack):
-        model = nnx.merge(graphdef, params)
-        rows, keys = model._views(batch, key)
-        vector = lambda rows, key: model._vectors(rows, key, len(batch['users']))  # noqa: E731
-        a, b = contrast.both(vector, rows, keys, stack=stack)
-        return (a * jnp.sin(b)).sum(), (a, b)
-
-    both = [
-        jax.device_get(
-            jax.jit(jax.value_and_grad(vectors, has_aux=True), static_argnums=1)(
-                state['params'], stack
-            )
+            key = jax.random.key(number)
+            (value, (logged, carry)), grads = step(params, put_batch(batches(number)), carry, key)
+            found.append(jax.device_get((value, logged, carry, grads)))
+        assert bool(carry) == (VARIANTS['moco, duorec'] in terms)
+        for own in carry.values():
+            assert own['momentum']['table'].sharding.spec == TABLE
+            assert own['queue']['vectors'].sharding.spec == jax.P(None, 'data', None)
+        results.append(found)
+    for one, other in zip(*results, strict=True):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=3e-5), one, other
         )
-        for stack in (False, True)
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *both)
+
+
+def test_a_queue_on_a_mesh_that_does_not_divide_it(mesh):
+    """Each of three devices holds all of it; users are padded otherwise, and nothing changes."""
+    results, exp = [], experiment(VARIANTS['moco, duorec'])
+    exp.train.batch_rows = 12
+    for devices in (1, 3):
+        mesh(devices, 1)
+        problem = problem_of(exp)
+        program, batches = Program(exp, problem, 10), problem.batches()
+        state, step, values = program.init(), jit(functools.partial(loss_of, program.graphdef)), []
+        carry = state['carry']
+        for number in range(2):
+            batch, key = program.put([batches(number)]), jax.random.key(number)
+            _, (terms, carry) = step(state['params'], batch, carry, key)
+            values.append(float(terms['contrast']))
+        results.append((values, carry['0']['queue']))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
+    assert results[0][0][1] > 0.05 and results[0][1]['users'].any()
+
+
+def test_views_in_one_pass_or_in_two(mesh, monkeypatch):
+    mesh(4, 2)
+    cutoff = {'first': 'cutoff', 'second': 'cutoff', 'cutoff': 0.3}
+    exp = experiment(HEAD, cutoff, blocks=1, **QUIET)
+    program = Program(exp, problem_of(exp), 10)
+    batch, params = put_batch(batches_of(exp)(0)), program.init()['params']
+    results, both, stacking = [], contrast.both, []
+    for stacked in (False, True):
+        # without dropout: its bits go by the place in the stacked array
+        monkeypatch.setattr(
+            contrast, 'both', lambda f, r, k, stack, now=stacked: both(f, r, k, stack=now)
+        )
+        loss = lambda p: loss_of(program.graphdef, p, batch, {}, jax.random.key(1))  # noqa: E731
+        results.append(jax.device_get(jit(jax.value_and_grad(loss, has_aux=True))(params)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *results)
 
 
 @pytest.mark.parametrize('loss', ['softmax', 'in_batch', 'gbce', 'sampled_softmax'])
 def test_any_main_loss(loss):
-    exp = experiment({}, loss=loss)
+    exp = experiment({'first': 'dropout', 'second': 'augment', 'crop': 0, 'reorder': 0}, loss=loss)
     if loss == 'in_batch':
-        exp.data.windows, exp.data.cuts = 'cuts', 2
-        exp.model.in_batch.logq = 'streaming'
-        exp.model.contrast.momentum, exp.model.contrast.queue = 0.9, 64
+        changes = {'task.windows': 'cuts', 'task.cuts': 2, 'model.in_batch.logq': 'streaming'}
+        changes |= {'model.contrast.0.momentum': 0.9, 'model.contrast.0.queue': 64}
+        exp = applied(exp, changes)
     check(exp)
     batches = batches_of(exp)
-    graphdef, optimizer, state = start(exp)
-    step = train_step(graphdef, optimizer, 0)
+    graphdef, params = start(exp)
+    carry = nnx.merge(graphdef, params).carry()
+    step = jit(jax.value_and_grad(functools.partial(loss_of, graphdef), has_aux=True))
     for number in range(2):
-        state, metrics = step(state, jax.tree.map(jnp.asarray, batches(number)))
-    assert loss in metrics
-    np.testing.assert_allclose(
-        metrics['loss'], metrics[loss] + 0.1 * metrics['contrast'], rtol=1e-5
-    )
+        found = step(params, batches(number), carry, jax.random.key(number))
+        (value, (terms, carry)), grads = found
+        np.testing.assert_allclose(value, terms[loss] + 0.1 * terms['contrast'], rtol=1e-5)
+        assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
     if loss == 'in_batch':
-        assert {'last', 'gap', 'momentum', 'queue', 'queue.users'} <= state['memory'].keys()
+        assert carry.keys() == {'frequency', '0'} and carry['0'].keys() == {'momentum', 'queue'}
+        assert carry['frequency']['step'] == 2
+    else:
+        assert not carry
 
 
 def test_touched_rows_only():
-    """The sparse optimisers also update the rows that only views name."""
-    results = []
+    """The sparse optimisers also update rows that only views name, and drop the same entries."""
+    results, settings = [], {**NONE, 'insert': 0.3, 'second': 'same_target'}
     for table in ('dense', 'sparse_adam'):
-        exp = experiment({'substitute': 0.3, 'insert': 0.3, 'second': 'same_target'})
-        exp.optim.table = table
-        batch = jax.tree.map(jnp.asarray, batches_of(exp)(0))
-        graphdef, optimizer, state = start(exp)
-        state, metrics = train_step(graphdef, optimizer, 0)(state, batch)
+        exp = applied(experiment(settings, table_dropout=0.2), {'optim.table': table})
+        check(exp)
+        problem = problem_of(exp)
+        program = Program(exp, problem, 10)
+        program.start(0)
+        batch = jax.tree.map(jnp.asarray, problem.batches()(0))
+        state, metrics = program.step(program.init(), batch)
         results.append((state['params']['table'], metrics['loss']))
     np.testing.assert_allclose(results[0][1], results[1][1], rtol=1e-5)
     np.testing.assert_allclose(results[0][0], results[1][0], atol=1e-5)
 
 
 def test_overfits_one_batch():
-    exp = experiment({'weight': 1.0, 'temperature': 0.2, 'similarity': 'cosine'}, loss='softmax')
-    data = histories()
-    ends = leave_one_out(data).train_ends
-    batches = TrainBatches(data, ends, max_len=L, rows=2, seed=0)
-    batch = jax.tree.map(jnp.asarray, batches(0))
-    batch |= {'users': jnp.arange(64) * (jnp.arange(64) < 3), 'user_targets': jnp.zeros(64, int)}
-    graphdef, _, state = start(exp)
+    terms = {'weight': 1.0, 'temperature': 0.2, 'similarity': 'cosine', 'reorder': 0.0}
+    exp = experiment(terms, loss='softmax')
+    exp.train.batch_rows = 2
+    batch = batches_of(exp)(0)
+    graphdef, params = start(exp)
     tx = optax.adam(1e-2)
 
-    @jax.jit
-    def step(params, opt, key):
-        gradient = jax.value_and_grad(
-            lambda p: nnx.merge(graphdef, p).loss(batch, key), has_aux=True
-        )
-        (_, terms), grads = gradient(params)
-        updates, opt = tx.update(grads, opt)
-        return optax.apply_updates(params, updates), opt, terms
+    @jit
+    def train(params):
+        def step(state, key):
+            params, opt = state
+            loss = lambda p: loss_of(graphdef, p, batch, {}, key)  # noqa: E731
+            (_, (terms, _)), grads = jax.value_and_grad(loss, has_aux=True)(params)
+            updates, opt = tx.update(grads, opt)
+            return (optax.apply_updates(params, updates), opt), terms
 
-    params, opt, seen = state['params'], tx.init(state['params']), []
-    for i in range(250):
-        params, opt, terms = step(params, opt, jax.random.key(i))
-        seen.append(terms)
+        keys = jax.random.split(jax.random.key(0), 250)
+        return jax.lax.scan(step, (params, tx.init(params)), keys)[1]
+
+    seen = train(params)
     for term in ('softmax', 'contrast'):
-        values = [float(terms[term]) for terms in seen]
+        values = np.asarray(seen[term])
         assert np.mean(values[-20:]) < 0.3 * np.mean(values[:3]), term
 
 
@@ -335,7 +399,7 @@ def test_the_mask_is_never_recommended(mesh):
     place = jax.NamedSharding(jax.sharding.get_mesh(), TABLE)
     users = {
         'queries': np.ones((2, 1, 4), np.float32),
-        'targets': np.array([1, 2], np.int32),
+        'targets': np.array([[1], [2]], np.int32),
         'seen': np.zeros((2, 1), np.int32),
     }
     users = put_batch(users)
@@ -352,56 +416,32 @@ def test_the_mask_is_never_recommended(mesh):
 
 
 def test_contrast_and_microbatches_do_not_go_together():
-    exp = experiment({})
-    exp.train.microbatches = 2
-    with pytest.raises(UserError, match='model.contrast.weight > 0 does not go with'):
+    exp = applied(experiment({}), {'train.microbatches': 2})
+    with pytest.raises(UserError, match='model.contrast with a weight above 0 does not go with'):
         check(exp)
-    exp.model.contrast.weight = 0.0
-    check(exp)
+    check(applied(exp, {'model.contrast.0.weight': 0.0}))
+    check(dataclasses.replace(exp, model=dataclasses.replace(exp.model, contrast=())))
 
 
-EXPERIMENT = """
-from jaxrec.config import Data, Experiment, Optim, Train
-from jaxrec.contrast import Contrast
-from jaxrec.models import cl4srec
-
-def get_config(arg=''):
-    return Experiment(
-        model=cl4srec.Config(
-            dim=8, blocks=1, max_len=10, contrast=Contrast(momentum=.9, queue=128)
-        ),
-        data=Data(dataset='synthetic:users=300,items=60,length=12,seed=1', data_dir={data!r}),
-        optim=Optim(learning_rate=1e-2),
-        train=Train(batch_rows=8, epochs=1, log_every=5),
-    )
-"""
-
-
-def test_resume_with_a_queue_is_bit_exact(tmp_path):
-    config = tmp_path / 'experiment.py'
-    config.write_text(EXPERIMENT.format(data=str(tmp_path / 'data')))
-
-    def train(workdir, steps):
-        words = [sys.executable, '-m', 'jaxrec.train', f'--config={config}']
-        words += [f'--workdir={tmp_path / workdir}', f'--config.train.steps={steps}']
-        done = subprocess.run(words, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-
-    train('whole', 9)
-    for steps in (4, 9):
-        train('parts', steps)
-    states = []
-    for workdir in ('whole', 'parts'):
-        exp = experiment({'momentum': 0.9, 'queue': 128}, heads=1, dim=8, blocks=1, loss='softmax')
-        graphdef, params = split_model(exp.model, 60)
-        mesh = make_mesh(exp.mesh)
-        with jax.set_mesh(mesh):
-            _, params = split_model(exp.model, 60)
-            checkpoints = Checkpoints(tmp_path / workdir)
-            assert checkpoints.last_step() == 9
-            optimizer = make_optimizer(exp.optim, 1)
-            state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
-            checkpoints.close()
-        states.append(jax.device_get(state))
-    jax.tree.map(np.testing.assert_array_equal, *states)
-    assert states[0]['memory']['queue.users'].any()
+def test_resume_with_a_queue_is_bit_exact(tmp_path, mesh):
+    """The state of step 2, saved and restored into a new program's shapes, then step 3."""
+    mesh(4, 2)
+    exp = experiment({**VARIANTS['simcse'], 'momentum': 0.9, 'queue': 128, 'head': True})
+    problem = problem_of(exp)
+    batches = problem.batches()
+    program = Program(exp, problem, 10)
+    program.start(0)
+    state = program.init()
+    for number in range(3):
+        if number == 2:
+            saving = Checkpoints(tmp_path)
+            saving.save_last(2, state, {})
+            saving.close()
+        state, _ = program.step(state, program.put([batches(number)]))
+    assert state['carry']['0']['queue']['users'].any()
+    restoring = Checkpoints(tmp_path)
+    again, _ = restoring.restore_last(Program(exp, problem, 10).abstract())
+    restoring.close()
+    assert again['carry']['0']['queue']['users'].any()
+    again, _ = program.step(again, program.put([batches(2)]))
+    jax.tree.map(np.testing.assert_array_equal, again, state)

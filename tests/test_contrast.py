@@ -203,6 +203,18 @@ def test_settings_that_cannot_be(wrong):
         check(Experiment(model=model, data=Data(dataset='synthetic')))
 
 
+def test_padding_after_the_last_user_stays_out_of_the_queue():
+    old = {'vectors': jnp.ones((3, 64, 2)), 'users': jnp.full((3, 64), 7)}
+    old['targets'] = old['users']
+    for last, taken in ((0, 0), (1, 1), (64, 1), (65, 2), (256, 3)):
+        users = jnp.arange(1, 257) * (jnp.arange(256) < last)
+        batch = {'users': users, 'user_targets': users}
+        queue = jax.jit(enqueue)(old, jnp.zeros((256, 2)), batch)
+        expected = np.concatenate([np.full(192, 7), users[: 64 * -(-last // 64)]])[-192:]
+        np.testing.assert_array_equal(queue['users'].reshape(-1), expected)
+        assert queue['vectors'].sum() == 128 * (3 - taken)
+
+
 def test_a_queue_on_a_mesh_that_does_not_divide_it_is_whole_everywhere(mesh):
     mesh(3, 1)
     queue = jax.jit(lambda: start_queue(64, 3))()

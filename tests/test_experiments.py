@@ -66,17 +66,39 @@ def is_next_item(path):
     return isinstance(load(path).get_config().task, next_item.Config)
 
 
-@pytest.mark.parametrize('path', filter(is_next_item, FILES), ids=lambda p: p.stem)
-def test_takes_two_steps(path, mesh):
-    """With its own model, on histories that have what it reads."""
-    mesh(1, 1)
-    experiment = applied(load(path).get_config(), {'train.batch_rows': 8})
+NEXT_ITEM = [path for path in FILES if is_next_item(path)]
+
+
+def begun(path):
+    """(program, its batches): its own model, on histories that have what it reads."""
+    experiment = applied(load(path).get_config(), {'train.batch_rows': 40})
     histories = tiny_histories(experiment.model.inputs().features)
     meta = {'data_hash': '', 'path': ''}
     problem = next_item.NextItem(experiment, histories, meta)
-    batches = problem.periods[0]().batches
     program = Program(experiment, problem, 10)
     program.start(0)
+    return program, problem.periods[0]().batches
+
+
+@pytest.mark.parametrize('path', NEXT_ITEM, ids=lambda p: p.stem)
+def test_its_model_takes_a_step(path, mesh):
+    """By shapes and types alone: nothing is compiled. Small, they train in test_golden."""
+    mesh(1, 1)
+    program, batches = begun(path)
+    before = program.abstract()
+    after, metrics = jax.eval_shape(program.step, before, program.put([batches(0)]))
+    assert jax.tree.structure(after) == jax.tree.structure(before)
+    for old, new in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
+    assert {'loss', 'grad_norm'} < metrics.keys()
+    assert all(value.shape == () for value in metrics.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', NEXT_ITEM, ids=lambda p: p.stem)
+def test_its_model_trains_two_steps(path, mesh):
+    mesh(1, 1)
+    program, batches = begun(path)
     state = program.init()
     for i in range(2):
         state, metrics = program.step(state, program.put([batches(i)]))

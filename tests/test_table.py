@@ -8,23 +8,25 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 import numpy as np
 import pytest
+import runs
+from test_tables import first_format, record
 
 from jaxrec import table
 from jaxrec.errors import UserError
 from jaxrec.experiment import parsed
 from jaxrec.paper import cells as cells_lib
-from jaxrec.paper import spec
+from jaxrec.paper import hashes, spec
 from jaxrec.paper.runner import Runner
 
 ROOT = pathlib.Path(__file__).parent.parent
+SMOKE = ROOT / 'experiments' / 'tables' / 'smoke.py'
 TABLE = """
-from jaxrec.tables.spec import Column, Ordering, Published, Row, Table
+from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 
 SETTINGS = {{'data.data_dir': {data_dir!r}, 'data.dataset': 'synthetic:users=80,items=40,length=8'}}
 PUBLISHED = {{'HR@5': 0.1, 'NDCG@5': 0.06, 'HR@10': 0.12, 'NDCG@10': 0.09}}
@@ -42,16 +44,17 @@ TABLE = Table(
 )
 """
 EXPERIMENT = """
-from jaxrec.config import Data, Eval, Experiment, Optim, Train
+from jaxrec.config import Optim, Train
+from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
 
 def get_config(arg=''):
     return Experiment(
         model=sasrec.Config(dim=int(arg or 8), blocks=1, max_len=6),
-        data=Data(),
+        task=next_item.Config(cutoffs=(5, 10), batch_users=64),
         optim=Optim(learning_rate=1e-2),
         train=Train(batch_rows=4, epochs=2, eval_every=0.5, log_every=2),
-        eval=Eval(cutoffs=(5, 10), batch_users=64),
     )
 """
 
@@ -65,26 +68,25 @@ def table_file(folder, rows=2, columns=1):
 
 
 def words(file, workdir, *flags):
-    command = [sys.executable, '-m', 'jaxrec.table', f'--table={file}', f'--workdir={workdir}']
-    return [*command, *flags]
+    return [f'--table={file}', f'--workdir={workdir}', *flags]
 
 
 def start(file, workdir, *flags, cwd=None):
-    environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PYTHONUNBUFFERED': '1'}
+    """The command as a process."""
     return subprocess.Popen(
-        words(file, workdir, *flags),
+        runs.line('table', *words(file, workdir, *flags)),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=cwd,
-        env=environment,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
     )
 
 
-def run(file, workdir, *flags, cwd=None):
-    process = start(file, workdir, *flags, cwd=cwd)
-    output, _ = process.communicate()
-    return process.returncode, output
+def run(file, workdir, *flags):
+    """The command in this process: (exit code, all it said)."""
+    done = runs.inside('table', *words(file, workdir, *flags))
+    return done.returncode, done.stdout + done.stderr
 
 
 def sessions(workdir):
@@ -118,7 +120,7 @@ class Pretend(Runner):
         time.sleep(self.delay)
         if cell.row == 'row 3':
             raise UserError('it broke')
-        record = {'format': 1, 'hashes': {'config': 'k', 'data': 'd' * 64}}
+        record = {'format': cells_lib.FORMAT, 'hashes': {'config': 'k', 'data': 'd' * 64}}
         record['seeds'] = {str(seed): {'code': 'c'} for seed in seeds}
         cells_lib.write(self.folder, cell, record)
 
@@ -159,67 +161,98 @@ def test_two_hosts_never_run_a_cell_twice(tmp_path):
 
 def test_a_killed_worker_is_taken_over_and_nothing_runs_twice(tmp_path):
     """Two hosts, in different folders; one dies in the middle of its cell, the other goes on."""
-    file, workdir = table_file(tmp_path), tmp_path / 'table'
-    for name in ('a', 'b'):
-        (tmp_path / name).mkdir()
-    first = start(file, workdir, '--seeds=1', cwd=tmp_path / 'a')
+    workdir, only = tmp_path / 'table', ['--seeds=1', '--only=SASRec softmax']
+    only.append(f'--override=data.data_dir={tmp_path / "data"}')  # where, not what
+    first = start(SMOKE, workdir, *only, cwd=tmp_path)
     for line in first.stdout:
         if 'jaxrec.train' in line:
             break
-    second = start(file, workdir, '--seeds=1', cwd=tmp_path / 'b')
-    said = ''
-    for line in second.stdout:
-        said += line
-        if 'being run by' in line:
-            break
-    deadline = time.monotonic() + 60
-    while not sessions(workdir).get('wide__one') and time.monotonic() < deadline:
-        time.sleep(0.02)
-    first.kill()
-    first.stdout.close()
-    first.wait()
-    rest, _ = second.communicate()
-    assert second.returncode == 0, said + rest
-    assert 'wide / One: being run by' in said
-    assert 'wide / One: not run yet' in rest  # taken over
-    assert sessions(workdir) == {'wide__one': 2, 'narrow__one': 1}
-    for name in ('table.md', 'table.tex', 'table.csv', 'table.html'):
-        assert (workdir / name).stat().st_size > 500
+
+    def kill():
+        """Once its training has begun, long after the other has found the cell taken."""
+        deadline = time.monotonic() + 60
+        while not sessions(workdir) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        first.kill()
+        first.stdout.close()
+        first.wait()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code, said = run(SMOKE, workdir, *only)
+    killer.join()
+    assert code == 0, said
+    name, key = 'SASRec softmax / Generated', 'sasrec-softmax__generated'
+    before, _, rest = said.partition(f'{name}: not run yet')
+    assert f'{name}: being run by' in before and rest  # taken over
+    assert sessions(workdir) == {key: 2}
+    for file in ('table.md', 'table.tex', 'table.csv', 'table.html'):
+        assert (workdir / file).stat().st_size > 500
     assert not list((workdir / 'locks').iterdir())
 
-    before = {p: p.read_bytes() for p in (workdir / 'cells').iterdir()}
-    assert len(before) == 2
-    code, output = run(file, workdir, '--seeds=1', '--format=md', f'--results={tmp_path / "r"}')
-    assert code == 0 and 'jaxrec.train' not in output  # finished cells are not run again
-    assert {p: p.read_bytes() for p in (workdir / 'cells').iterdir()} == before
+    cell = workdir / 'cells' / f'{key}.json'
+    before = cell.read_bytes()
+    assert list(cell.parent.iterdir()) == [cell]
+    code, said = run(SMOKE, workdir, *only, '--format=md', f'--results={tmp_path / "r"}')
+    assert code == 0 and 'jaxrec.train' not in said  # finished cells are not run again
+    assert cell.read_bytes() == before
 
-    stored = json.loads((workdir / 'cells' / 'wide__one.json').read_text())
-    assert stored['command'].startswith('python -m jaxrec.train --config=e.py:16 --config.data')
+    stored = json.loads(before)
     assert str(tmp_path) not in json.dumps(stored)  # nothing of this machine's places
     seed = stored['seeds']['0']
-    greater = cells_lib.unpack(seed['ranks']['greater'])
-    assert len(greater) == stored['users'] == 80
-    assert cells_lib.per_user(stored, 'HR@10', ['0']).mean() == pytest.approx(
-        seed['metrics']['HR@10'], abs=1e-7
-    )
+    greater = cells_lib.unpack(seed['kept']['greater'])
+    assert len(greater) == stored['examples'] == 600 and stored['unit'] == 'user'
+    (made,) = (c for c in spec.cells(spec.load(SMOKE), SMOKE) if c.key == key)
+    for metric in ('HR@10', 'NDCG@10'):
+        values, _ = cells_lib.per_example(stored, made, metric, ['0'])
+        assert values.mean() == pytest.approx(seed['metrics'][metric], abs=1e-7)
     assert seed['times']['seconds'] > 0 and seed['times']['tokens_per_second'] > 0
-    assert len(seed['curve']['points']) == 4 and seed['versions']['jax']
-    assert set(seed['buckets']) == {'head', 'mid', 'tail'} and stored['baselines']['markov']
+    assert len(seed['curve']['points']) == 8 and seed['versions']['jax']
+    assert set(seed['groups']['popularity']) == {'head', 'mid', 'tail'}
+    assert seed['details']['unreachable'] == 0 and stored['references']['markov']
+    # It is the cell that is stored with the package, of the same data and settings.
+    there = json.loads((ROOT / 'results' / 'smoke' / 'cells' / cell.name).read_text())
+    for what in ('command', 'config', 'hashes', 'protocol', 'unit', 'examples'):
+        assert stored[what] == there[what], what
+    assert seed['metrics']['HR@10'] == pytest.approx(
+        there['seeds']['0']['metrics']['HR@10'], abs=0.05
+    )
 
-    results = tmp_path / 'r' / 't'
-    for path, content in before.items():
-        assert (results / 'cells' / path.name).read_bytes() == content
+    results = tmp_path / 'r' / 'smoke'
+    assert (results / 'cells' / cell.name).read_bytes() == before
     assert (results / 'table.md').read_bytes() == (workdir / 'table.md').read_bytes()
     (results / 'table.md').unlink()
-    code, output = run(file, results, '--render', '--override=model.dim=4')  # whatever changed
-    assert code == 0 and 'jaxrec.train' not in output
+    code, said = run(SMOKE, results, '--render', '--override=model.dim=4')  # whatever changed
+    assert code == 0 and 'jaxrec.train' not in said
     assert (results / 'table.md').read_bytes() == (workdir / 'table.md').read_bytes()
+
+
+def test_the_same_cell_is_run_again_only_if_something_changed(tmp_path):
+    """Config, code, data: each is told, and kept by --accept; nothing is trained to find out."""
+    file, workdir = table_file(tmp_path, rows=1), tmp_path / 'w'
+    (cell,) = spec.cells(spec.load(file), file)
+    now = cells_lib.wanted(cell, print)
+    made = record(np.zeros((1, 80), int), data=now.data, code=now.code)
+    made['hashes']['config'], made['config'] = now.config, hashes.config_record(cell.experiment)
+    runner = Runner(workdir, [0])
+    for changes, told in (
+        ({}, ''),
+        ({'code': 'b' * 64}, f'changed: code ({"b" * 12}, now {now.code[:12]})'),
+        ({'data': 'e' * 64}, f'changed: data ({"e" * 12}, now {now.data[:12]})'),
+    ):
+        stored = json.loads(json.dumps(made))
+        stored['hashes']['data'] = changes.get('data', now.data)
+        stored['seeds']['0']['code'] = changes.get('code', now.code)
+        cells_lib.write(workdir, cell, stored)
+        assert runner._why(cell) == ([0] if told else [], told)
+        accepting = Runner(workdir, [0], accept=tuple(changes))
+        assert accepting._why(cell) == ([], '')
 
 
 def test_mistakes_end_in_one_line(tmp_path):
     file = table_file(tmp_path)
     code, output = run(file, tmp_path / 'w', '--override=data.dataset=nonesuch', '--only=wide')
-    assert code == 2 and 'Traceback' not in output
+    assert code == 2
     assert "wide / One: failed: unknown data set 'nonesuch'" in output
     assert output.splitlines()[-1] == 'error: 1 cells failed: wide / One; the others are there'
 
@@ -250,10 +283,51 @@ def test_only_and_overrides(tmp_path):
     assert code == 2 and '--override=model.dim' in output.splitlines()[-1]
 
 
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """A folder as that of the package: a table file, and stored cells of the first format."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'experiments' / 'tables').mkdir(parents=True)
+    file = table_file(tmp_path / 'experiments' / 'tables')
+    ranks = np.random.default_rng(0).integers(0, 40, (2, 80))
+    for cell in spec.cells(spec.load(file), file):
+        cells_lib.write(tmp_path / 'results' / 't', cell, first_format(cell, ranks))
+    return file
+
+
+def test_adopt(results, tmp_path):
+    """Old cells are refused with the way to keep them, which keeps them and says why."""
+    folder = tmp_path / 'results' / 't'
+    before = {path.name: path.read_bytes() for path in (folder / 'cells').iterdir()}
+    render = ['--render', '--results=results']
+    error = runs.inside('table', *render).error
+    assert 'has format 1, this version reads 2; python -m jaxrec.table --adopt --why=' in error
+    for missing in (['--results=results'], ['--why=x']):
+        error = runs.inside('table', '--adopt', *missing).error
+        assert error == 'error: --adopt needs --results=DIR and --why=TEXT'
+    assert {path.name: path.read_bytes() for path in (folder / 'cells').iterdir()} == before
+
+    done = runs.inside('table', '--adopt', '--results=results', '--why=only names, 1 = 1')
+    assert done.returncode == 0 and done.stdout == 'adopted: 2 cells\n', done.stderr
+    for path in (folder / 'cells').iterdir():
+        (note,) = json.loads(path.read_text())['adopted']
+        assert note['why'] == 'only names, 1 = 1'
+    assert runs.inside('table', *render).returncode == 0
+    assert 'mean over 2 seeds' in (folder / 'table.md').read_text()
+
+    changed = (results.parent / 'e.py').read_text().replace('epochs=2', 'epochs=3')
+    (results.parent / 'e.py').write_text(changed)
+    error = runs.inside('table', '--adopt', '--results=results', '--why=x').error
+    assert 'train.epochs=2, the table now has 3: that is another cell' in error
+    error = runs.inside('table', '--adopt', '--results=none', '--why=x').error
+    assert 'none holds no results of a table' in error
+
+
 @pytest.mark.slow
 def test_killed_anywhere_it_ends_in_the_same_bytes(tmp_path):
     file = table_file(tmp_path)
-    assert run(file, tmp_path / 'whole', '--seeds=2')[0] == 0
+    code, output = run(file, tmp_path / 'whole', '--seeds=2')
+    assert code == 0, output
     rng = random.Random(os.environ.get('JAXREC_TEST_SEED', '0'))
     for attempt in range(8):
         process = start(file, tmp_path / 'killed', '--seeds=2')
@@ -285,7 +359,8 @@ def _lines_joined(text):
 @pytest.mark.slow
 def test_seeds_in_parallel_give_the_same_table(tmp_path):
     file = table_file(tmp_path, rows=1)
-    assert run(file, tmp_path / 'single', '--seeds=2')[0] == 0
+    code, output = run(file, tmp_path / 'single', '--seeds=2')
+    assert code == 0, output
     code, output = run(file, tmp_path / 'parallel', '--seeds=2', '--seeds_in_parallel')
     assert code == 0, output
     assert output.count('jaxrec.train') == 1
@@ -306,8 +381,6 @@ def test_seeds_in_parallel_give_the_same_table(tmp_path):
 @pytest.fixture(scope='module')
 def page(tmp_path_factory):
     """A page of cells that were made up."""
-    from test_tables import record
-
     folder = tmp_path_factory.mktemp('page')
     file = table_file(folder)
     rng = np.random.default_rng(0)
@@ -315,12 +388,12 @@ def page(tmp_path_factory):
     for cell in spec.cells(spec.load(file), file):
         made = record(base if cell.row == 'wide' else np.maximum(base - 6, 0))
         best = made['seeds']['0']['metrics']['NDCG@10']
-        buckets = {'users': 100, **made['seeds']['0']['metrics']}
+        bucket = {'examples': 100, **made['seeds']['0']['metrics']}
         for run_ in made['seeds'].values():
             run_ |= {
                 'best_step': 40,
-                'buckets': {name: buckets for name in ('head', 'mid', 'tail')},
-                'interests': {},
+                'groups': {'popularity': dict.fromkeys(('head', 'mid', 'tail'), bucket)},
+                'details': {'unreachable': 0.0, 'cold': 0.0},
                 'curve': {'metric': 'NDCG@10', 'points': [[10, 0.1], [20, 0.2], [40, best]]},
                 'git': {'commit': 'f' * 40, 'dirty': False},
                 'versions': {'jax': '0.10.2'},
@@ -337,10 +410,8 @@ def page(tmp_path_factory):
             'column': cell.column,
             'command': 'python -m jaxrec.train --config=e.py',
             'config': {'model.dim': 8},
-            'users': 300,
-            'unreachable': 0.0,
-            'cold': 0.0,
-            'baselines': {'popularity': made['seeds']['0']['metrics']},
+            'examples': 300,
+            'references': {'popularity': made['seeds']['0']['metrics']},
         }
         cells_lib.write(folder / 'w', cell, made)
     code, output = run(file, folder / 'w', '--render')
@@ -356,7 +427,7 @@ def test_the_page_needs_nothing_else(page):
     assert text.count('</script>') == 2  # the title's own does not end anything
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S).group(1))
     assert data['title'] == 'Small </script> table'
-    assert 'ranks' not in next(iter(data['cells'].values()))['seeds']['0']
+    assert 'kept' not in next(iter(data['cells'].values()))['seeds']['0']
 
 
 @pytest.fixture
@@ -384,7 +455,7 @@ def test_a_browser_draws_the_page(page, chromium, tmp_path):
     assert drawn.count('<button') == 4 and 'class="best"' in drawn and '▲' in drawn
     assert 'class="published"' in drawn and 'one run allows 0.0058 to 0.0071' in drawn
     figures = re.findall(r'<figure id="(\w+)">(.*?)</figure>', body, re.S)
-    assert [name for name, _ in figures] == ['curves', 'buckets', 'hr', 'ndcg', 'significance']
+    assert [name for name, _ in figures] == ['curves', 'groups', 'hr', 'ndcg', 'significance']
     for name, drawn in figures:
         assert '<svg' in drawn and ('<path' in drawn or '<rect' in drawn or '<circle' in drawn), (
             name

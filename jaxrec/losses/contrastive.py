@@ -59,7 +59,7 @@ def info_nce_queue(
 
     Args:
       queries, keys: [N, D] vectors of both views.
-      queue: [Q / b, b, D] negatives, b split over 'data'.
+      queue: [Q / b, b, D] negatives, b split over 'data' or whole on every device.
       temperature, cosine: see `info_nce`.
       hidden: bool [N, Q], True where a vector of the queue is no negative.
 
@@ -74,7 +74,7 @@ def info_nce_queue(
     scores = scores / temperature
     if hidden is not None:
         hidden = hidden.reshape(scores.shape)
-        hidden = jax.reshard(hidden, P(None, None, 'data')) if on_mesh() else hidden
+        hidden = jax.reshard(hidden, jax.typeof(scores).sharding.spec) if on_mesh() else hidden
         scores = jnp.where(hidden, jnp.finfo(scores.dtype).min / 2, scores)
     positive = (queries * keys).sum(-1).astype(scores.dtype) / temperature
     rest = jax.nn.logsumexp(scores, axis=(1, 2))

@@ -31,17 +31,22 @@ def start_queue(size: int, dim: int) -> dict[str, jax.Array]:
 def enqueue(queue: dict[str, jax.Array], keys: jax.Array, batch: dict) -> dict[str, jax.Array]:
     """The queue after a step: first in, first out.
 
+    Of the N places those after the block of the last user stay out: N also depends on the mesh.
+
     Args:
       queue: see `start_queue`.
       keys: [N, D] of this step.
-      batch: users and user_targets int32 [N].
+      batch: users and user_targets int32 [N], users 0 where there is none.
     """
     new = {'vectors': keys, 'users': batch['users'], 'targets': batch['user_targets']}
+    users = replicated(batch['users'])
+    blocks = ((users > 0) * (1 + jnp.arange(len(users)) // BLOCK)).max()
 
     def push(old, new):
-        new = replicated(new).reshape(-1, BLOCK, *new.shape[1:])[-len(old) :]
+        new = replicated(new).reshape(-1, BLOCK, *new.shape[1:])
         if on_mesh():
             new = jax.reshard(new, jax.typeof(old).sharding)
-        return jnp.concatenate([old[len(new) :], new.astype(old.dtype)])
+        both = jnp.concatenate([old, new.astype(old.dtype)])
+        return jax.lax.dynamic_slice_in_dim(both, blocks, len(old))
 
     return {name: push(queue[name], value) for name, value in new.items()}
