@@ -6,6 +6,7 @@ import pathlib
 import tempfile
 
 import jax
+import numpy as np
 import pytest
 
 _CACHE = pathlib.Path(tempfile.gettempdir()) / 'jaxrec-test-compile-cache'
@@ -19,8 +20,9 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 @pytest.fixture(scope='module', autouse=True)
-def forget_programs():
-    """Lets go of a module's compiled programs, which are gigabytes in the end."""
+def a_module_of_its_own():
+    """Begins without a mesh, whatever ran before; lets go of its programs, gigabytes in the end."""
+    jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
     yield
     jax.clear_caches()
     gc.collect()

@@ -304,23 +304,28 @@ def test_a_queue_on_a_mesh_that_does_not_divide_it(mesh):
             batch, key = program.put([batches(number)]), jax.random.key(number)
             _, (terms, carry) = step(state['params'], batch, carry, key)
             values.append(float(terms['contrast']))
-        results.append((values, carry['0']['queue']))
+        results.append((values, jax.device_get(carry['0']['queue'])))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *results)
     assert results[0][0][1] > 0.05 and results[0][1]['users'].any()
 
 
 def test_views_in_one_pass_or_in_two(mesh, monkeypatch):
+    """The same with dropout, where both views are of one shape."""
     mesh(4, 2)
-    cutoff = {'first': 'cutoff', 'second': 'cutoff', 'cutoff': 0.3}
-    exp = experiment(HEAD, cutoff, blocks=1, **QUIET)
+    cutoff = {'first': 'cutoff', 'second': 'cutoff', 'cutoff': 0.3, 'pool': 'mean', 'head': True}
+    exp = experiment(cutoff, blocks=1)
     program = Program(exp, problem_of(exp), 10)
     batch, params = put_batch(batches_of(exp)(0)), program.init()['params']
-    results, both, stacking = [], contrast.both, []
+    results, both = [], contrast.both
     for stacked in (False, True):
-        # without dropout: its bits go by the place in the stacked array
-        monkeypatch.setattr(
-            contrast, 'both', lambda f, r, k, stack, now=stacked: both(f, r, k, stack=now)
-        )
+
+        def chosen(function, rows, keys, *, stack, stacked=stacked):
+            del stack
+            shapes = [jax.tree.map(jnp.shape, view) for view in rows]
+            assert shapes[0] == shapes[1]
+            return both(function, rows, keys, stack=stacked)
+
+        monkeypatch.setattr(contrast, 'both', chosen)
         loss = lambda p: loss_of(program.graphdef, p, batch, {}, jax.random.key(1))  # noqa: E731
         results.append(jax.device_get(jit(jax.value_and_grad(loss, has_aux=True))(params)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), *results)

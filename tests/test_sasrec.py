@@ -244,7 +244,10 @@ def test_data_parallel_step_equals_pmap(mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, atol=1e-6), pmap_grads, grads)
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+    'name',  # the last two differ from others by their draws, whose gradients test_sparse proves
+    [*list(CONFIGS)[:3], *(pytest.param(n, marks=pytest.mark.slow) for n in list(CONFIGS)[3:])],
+)
 def test_overfits_one_batch(name):
     graphdef, params = make(blocks=1, **(CONFIGS[name] | NO_DROPOUT))
     batch = packed_batch(name, rows=2)
