@@ -68,28 +68,28 @@ def experiment(*terms, **options):
     )
 
 
-def histories():
+def histories(catalogue=ITEMS):
     generator = np.random.default_rng(0)
     lengths = generator.integers(3, 14, 90)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-    items = generator.integers(1, ITEMS + 1, offsets[-1]).astype(np.int32)
-    return Histories(items, offsets, np.arange(90), np.arange(1, ITEMS + 1))
+    items = generator.integers(1, catalogue + 1, offsets[-1]).astype(np.int32)
+    return Histories(items, offsets, np.arange(90), np.arange(1, catalogue + 1))
 
 
-def problem_of(exp):
-    return NextItem(exp, histories(), {'data_hash': '', 'path': ''})
+def problem_of(exp, catalogue=ITEMS):
+    return NextItem(exp, histories(catalogue), {'data_hash': '', 'path': ''})
 
 
 def batches_of(exp):
     return problem_of(exp).batches()
 
 
-def start(exp, seed=0):
+def start(exp, catalogue=ITEMS):
     """graphdef, parameters."""
-    build = lambda key: exp.model.make({'item': ITEMS}, rngs=nnx.Rngs(key))  # noqa: E731
+    build = lambda key: exp.model.make({'item': catalogue}, rngs=nnx.Rngs(key))  # noqa: E731
     graphdef, _ = nnx.split(nnx.eval_shape(lambda: build(jax.random.key(0))))
     params = jit(lambda key: nnx.to_pure_dict(nnx.state(build(key), nnx.Param)))
-    return graphdef, params(jax.random.key(seed))
+    return graphdef, params(jax.random.key(0))
 
 
 def loss_of(graphdef, params, batch, carry, key):
@@ -361,8 +361,12 @@ def test_touched_rows_only():
     settings = {**NONE, 'insert': 0.3, 'second': 'same_target'}
     exp = applied(experiment(settings, table_dropout=0.2), {'optim.table': 'sparse_adam'})
     check(exp)
-    batch, key = batches_of(exp)(0), jax.random.key(0)
-    graphdef, params = start(exp)
+    catalogue, key = 300, jax.random.key(0)  # of which a batch names a part
+    batch = problem_of(exp, catalogue).batches()(0)
+    graphdef, params = start(exp, catalogue)
+    named = {*batch['items'].ravel(), *batch['targets'].ravel()}
+    for others in (batch['similar'], batch['positive']['items']):
+        assert {*others.ravel()} - named
 
     @jit
     def gradients(params, batch):
