@@ -156,7 +156,8 @@ def test_killed_anywhere_it_goes_on_bit_for_bit(made, tmp_path, task):
     assert flat(to_record(longer))['train.epochs'] == 30
     fit(longer, tmp_path / 'whole')
     words = [sys.executable, '-c', CHILD, str(tmp_path / 'config.json'), str(tmp_path / 'run')]
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu'}
+    devices = str(jax.device_count())  # as here: bits are those of one mesh
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': devices}
     moments = np.linspace(1, 12, 10)
     for seconds in moments:
         child = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL)
