@@ -98,7 +98,9 @@ def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
     if not together:
         _check_rows(next(iter(experiments.values())))
         process = batch_part()
-    problems = [e.task.open(e, say, process) for e in experiments.values()]
+    by_seed = {e.train.seed: e for e in experiments.values()}  # all that a problem may differ in
+    opened = {seed: e.task.open(e, say, process) for seed, e in by_seed.items()}
+    problems = [opened[e.train.seed] for e in experiments.values()]
     if together and len(problems[0].periods) > 1:
         raise UserError('several runs in one program learn one period, not many one by one')
     with contextlib.ExitStack() as closing:
