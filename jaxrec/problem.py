@@ -114,6 +114,15 @@ class Batches:
         """
         raise NotImplementedError
 
+    def place(self, step: int, count: int) -> tuple[int, slice]:
+        """The epoch of a step, and its part of an epoch's `count` rows.
+
+        They are spread evenly over the epoch's steps: no tiny last batch.
+        """
+        epoch, nth = divmod(step, self.steps_per_epoch)
+        first, last = (n * count // self.steps_per_epoch for n in (nth, nth + 1))
+        return epoch, slice(first, last)
+
 
 @dataclasses.dataclass
 class Period:

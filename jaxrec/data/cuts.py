@@ -107,12 +107,9 @@ class CutBatches(Batches):
           [.., G], 0 where there is no target; log_share: float32 [.., G], log of the target's
           expected share of all targets.
         """
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         starts, order = self._order(epoch)
-        # Rows are spread evenly over the epoch's steps: no tiny last batch.
-        first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
-        last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
-        users, places = self._placed(order[first:last].astype(np.int64), starts)
+        users, places = self._placed(order[part_of_epoch].astype(np.int64), starts)
         extras = {}
         if self._extras is not None:
             target = self._first[users] + np.minimum(places, self._targets[users] - 1)

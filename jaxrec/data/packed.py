@@ -93,12 +93,9 @@ class TrainBatches(Batches):
           real targets. If asked for: negatives int32 [.., L, k]; features {column: codes int32
           [.., L] or [.., L, T]}; similar int32 [.., L].
         """
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
+        epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         row_order, window_of_slot = self._order(epoch)
-        # Rows are spread evenly over the epoch's steps: no tiny last batch.
-        first = step_of_epoch * self.rows_per_epoch // self.steps_per_epoch
-        last = (step_of_epoch + 1) * self.rows_per_epoch // self.steps_per_epoch
-        chosen = row_order[first:last]
+        chosen = row_order[part_of_epoch]
         (index, count), rows = self._process, self.rows
         if self._negatives is None and self._extras is None:  # else they are of the whole batch
             rows //= count

@@ -213,12 +213,10 @@ class RowBatches(problem.Batches):
 
     def __call__(self, step: int) -> problem.Batch:
         """Batch number `step`, this process's rows of it; see `row_batch`."""
-        epoch, step_of_epoch = divmod(step, self.steps_per_epoch)
-        first = step_of_epoch * len(self._index) // self.steps_per_epoch
-        last = (step_of_epoch + 1) * len(self._index) // self.steps_per_epoch
+        epoch, part_of_epoch = self.place(step, len(self._index))
         number, count = self._process
         own = self.rows // count
-        chosen = self._order(epoch)[first:last][number * own : (number + 1) * own]
+        chosen = self._order(epoch)[part_of_epoch][number * own : (number + 1) * own]
         return row_batch(self._rows, self._encode, self._labels, chosen, own)
 
     def _order(self, epoch):

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse
 
 from jaxrec.data.graph import Graph, undirected
+from jaxrec.datasets import parameters
 from jaxrec.errors import UserError
 
 NAME = 'block-model'
@@ -38,17 +39,7 @@ def parse(argument: str) -> Parameters:
     Raises:
       UserError: unknown parameter, or not a number, or a value that makes no sense.
     """
-    values = {}
-    kinds = {f.name: f.type for f in dataclasses.fields(Parameters)}
-    for part in filter(None, argument.split(',')):
-        name, _, value = part.partition('=')
-        if name not in kinds:
-            raise UserError(f'{NAME} has no parameter {name!r}; it has {", ".join(kinds)}')
-        try:
-            values[name] = kinds[name](value)
-        except ValueError as e:
-            raise UserError(f'{NAME}:{part} is not {kinds[name].__name__}') from e
-    p = Parameters(**values)
+    p = parameters.parse(Parameters, NAME, argument)
     if p.classes < 2 or p.features < p.classes or p.seed < 0 or min(p.words, p.train) < 1:
         raise UserError(f'{NAME} needs features >= classes >= 2, words >= 1, train >= 1, seed >= 0')
     if not (0 <= p.within <= 1 and 0 <= p.own <= 1 and p.degree > 0):

@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 
 from jaxrec.data.histories import Histories
+from jaxrec.datasets import parameters
 from jaxrec.datasets.events import Coded, Events
 from jaxrec.errors import UserError
 
@@ -35,17 +36,7 @@ def parse(argument: str) -> Parameters:
     Raises:
       UserError: unknown parameter, or not a number, or a value that makes no sense.
     """
-    values = {}
-    kinds = {f.name: f.type for f in dataclasses.fields(Parameters)}
-    for part in filter(None, argument.split(',')):
-        name, _, value = part.partition('=')
-        if name not in kinds:
-            raise UserError(f'synthetic has no parameter {name!r}; it has {", ".join(kinds)}')
-        try:
-            values[name] = kinds[name](value)
-        except ValueError as e:
-            raise UserError(f'synthetic:{part} is not {kinds[name].__name__}') from e
-    p = Parameters(**values)
+    p = parameters.parse(Parameters, 'synthetic', argument)
     if p.users < 1 or p.length < 3 or p.items < 3 * p.length or p.seed < 0:
         raise UserError('synthetic needs users >= 1, length >= 3, items >= 3 * length, seed >= 0')
     if not (0 <= p.likely <= 1 and 0 <= p.other <= 1 - p.likely):

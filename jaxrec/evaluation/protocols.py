@@ -50,7 +50,6 @@ class Protocol:
 
 NAMES = ('full', 'sasrec-2018', 's3rec-99', 'uniform', 'popularity')
 _USERS_AT_ONCE = 1 << 16
-SIZED = ('uniform', 'popularity')  # those with `settings.negatives` candidates
 
 
 def protocol_of(settings: Any) -> Protocol:
