@@ -56,6 +56,7 @@ class Data:
     user_col: str = 'user'
     item_col: str = 'item'
     time_col: str = 'timestamp'  # '' = the file is already in time order
+    columns: str = ''  # of a text table without a header line: the names of all its columns
     features: str = ''  # of a table `log`: numeric columns kept with every event, 'COL,COL'
     min_user: int = field(0, least=0)  # k-core: least events per user, iterated with min_item
     min_item: int = field(0, least=0)

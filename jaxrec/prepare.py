@@ -9,8 +9,10 @@ Public data sets (--dataset):
 {known}
 
 A log (--log) is a CSV, TSV or Parquet table with named columns, or text without a header: `user
-item item ...` (sequences) or `user item` (pairs); plain or gzip'd. How --layout=auto tells them
-apart, and what becomes of ids and times, is written at the top of jaxrec/datasets/log_file.py.
+item item ...` (sequences) or `user item` (pairs); plain or gzip'd. A table may be a folder or a
+pattern ('day=*/*.csv') of part files. How --layout=auto tells them apart, and what becomes of ids
+and times, is written at the top of jaxrec/datasets/log_file.py. --dry_run reads the log and prints
+what was understood: columns, types, the first rows, ties, the unit of time; nothing is written.
 
 A Parquet log of more than 16 million events is read in pieces, in little memory. One that is too
 large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_options=OPTION,OPTION
@@ -18,7 +20,8 @@ large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_option
 
 The result is a TFDS data set (array_record, one example = one user's time-ordered history) below
 --data_dir, with the same events beside it as memory-mapped columns, which is all that training
-reads. Preparing the same source again finds it finished. Started by several processes, the first
+reads. Preparing the same content again finds it finished; --clean removes copies of logs that have
+changed since, and prints how large --data_dir is. Started by several processes, the first
 of each file system builds, the others wait and find it.
 """
 
@@ -29,7 +32,7 @@ from absl import flags
 
 from jaxrec import cli, datasets
 from jaxrec import config as config_lib
-from jaxrec.datasets import beam
+from jaxrec.datasets import beam, clean, understood
 from jaxrec.errors import UserError
 
 _WIDTH = max(len(name) for name in datasets.NAMES)
@@ -71,6 +74,11 @@ def define_flags() -> None:
         'order.',
     )
     flags.DEFINE_string(
+        'columns',
+        DEFAULT.columns,
+        'COL,COL: names of all columns of a text table without a header line.',
+    )
+    flags.DEFINE_string(
         'features',
         DEFAULT.features,
         'COL,COL: numeric columns of a table to keep with every event.',
@@ -86,6 +94,10 @@ def define_flags() -> None:
         'Apache Beam runner that reads --log, Parquet files, e.g. FlinkRunner.',
     )
     flags.DEFINE_list('beam_options', None, "Beam's pipeline options, e.g. --region=x,--project=y.")
+    flags.DEFINE_bool('dry_run', False, 'Print what was understood of --log; write nothing.')
+    flags.DEFINE_bool(
+        'clean', False, 'Remove prepared copies of --log, or of all logs, that have changed since.'
+    )
     flags.DEFINE_bool('json', False, 'Print the result as JSON, the last line of stdout.')
 
 
@@ -95,6 +107,18 @@ def main(argv: list[str]) -> None:
     if FLAGS.log and (FLAGS.dataset or FLAGS.source):
         raise UserError('--log is your own file, --dataset and --source a public set: not both')
     config = config_lib.Data(**{name: FLAGS[name].value for name in FIELDS})
+    if FLAGS.dry_run:
+        if not FLAGS.log or FLAGS.beam_runner or FLAGS.clean:
+            raise UserError('--dry_run says what was understood of --log, and goes with it alone')
+        lines, remarks, statistics = understood.describe(config)
+        print_lines({**lines, **of_statistics(statistics)})
+        for remark in remarks:
+            cli.say(f'note: {remark}')
+        cli.emit({**lines, **statistics, 'remarks': remarks})
+        return
+    if FLAGS.clean and not (FLAGS.log or FLAGS.dataset):
+        cli.emit(tidy(config.data_dir))
+        return
     built = []
 
     def say(line: str) -> None:
@@ -110,16 +134,30 @@ def main(argv: list[str]) -> None:
         histories, meta = datasets.load(config, say, flags='--')
     ties = TIES_OF_BEAM if FLAGS.beam_runner else TIES
     report(meta, timed=histories.times is not None, found=not built, ties=ties)
+    if FLAGS.clean:
+        tidy(config.data_dir, FLAGS.log)
 
 
-def report(meta: dict, *, timed: bool, found: bool, ties: str = TIES) -> None:
-    """Prints what was prepared."""
-    s = meta['statistics']
+def tidy(data_dir: str, log: str = '') -> dict:
+    """Removes what `clean.clean` does, and says so and how large the folder is."""
+    removed = clean.clean(data_dir, log)
+    for one in removed:
+        cli.say(f'removed {one.path} ({one.size / 2**20:,.1f} MiB): {one.why}')
+    count, size = clean.size(data_dir)
+    cli.say(f'{data_dir} holds {count:,} prepared data sets, {size / 2**20:,.1f} MiB')
+    return {'removed': [one.path for one in removed], 'data_sets': count, 'bytes': size}
+
+
+def print_lines(lines: dict[str, str]) -> None:
+    """Prints names and values, a line each."""
+    for name, value in lines.items():
+        cli.say(f'{name:12}  {value}')
+
+
+def of_statistics(s: dict) -> dict[str, str]:
+    """The statistics of histories, for people."""
     tied = s['tied_timestamps']
-    order = ties if timed else 'in the order of the source, which has no times'
-    lines = {
-        'data set': meta['name'],
-        'source': meta['source'],
+    return {
         'users': f'{s["users"]:,}',
         'items': f'{s["items"]:,}',
         'interactions': f'{s["interactions"]:,}',
@@ -127,12 +165,22 @@ def report(meta: dict, *, timed: bool, found: bool, ties: str = TIES) -> None:
         'density': f'{s["density"]:.3%}',
         'tied times': 'no times' if tied is None else f'{tied:.1%} of consecutive pairs of a user',
         'repeats': f'{s["repeats"]:,} events on an item the user had before',
+    }
+
+
+def report(meta: dict, *, timed: bool, found: bool, ties: str = TIES) -> None:
+    """Prints what was prepared."""
+    s = meta['statistics']
+    order = ties if timed else 'in the order of the source, which has no times'
+    lines = {
+        'data set': meta['name'],
+        'source': meta['source'],
+        **of_statistics(s),
         'order': order,
         'hash': meta['data_hash'],
         'path': meta['path'] + (' (was already prepared)' if found else ''),
     }
-    for name, value in lines.items():
-        cli.say(f'{name:12}  {value}')
+    print_lines(lines)
     if meta['licence']:
         cli.say(textwrap.fill(f'licence: {meta["licence"]}', 100))
     cli.emit({'dataset': meta['name'], **s, 'data_hash': meta['data_hash'], 'path': meta['path']})

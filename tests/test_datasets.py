@@ -3,6 +3,7 @@
 import functools
 import gzip
 import http.server
+import json
 import os
 import pathlib
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 
 from jaxrec import datasets
 from jaxrec.config import Data
+from jaxrec.data import stored
 from jaxrec.data.histories import Histories
 from jaxrec.data.stored import FORMAT
 from jaxrec.datasets import events as events_lib
-from jaxrec.datasets import movielens, public, s3rec, store, synthetic
+from jaxrec.datasets import log_file, log_parts, movielens, public, s3rec, store, synthetic
 from jaxrec.errors import UserError
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
@@ -61,7 +63,8 @@ def test_error_lines_of_load(tmp_path):
 
     fails(load(), 'no data', '--config.data.log=FILE', '--config.data.dataset')
     fails(load(log=str(tmp_path / 'no.csv')), 'no such file', 'no.csv')
-    fails(load(log=str(tmp_path)), 'without a prepared data set')
+    (tmp_path / 'empty').mkdir()
+    fails(load(log=str(tmp_path / 'empty')), 'a folder without files')
     fails(load(dataset='ml1m'), "unknown data set 'ml1m'", 'nearest first: ml-1m,')
     fails(load(dataset='synthetic:user=3'), "no parameter 'user'", 'users')
     fails(load(dataset='synthetic:users=x'), 'users=x')
@@ -175,7 +178,28 @@ def test_second_call_does_not_read_and_a_changed_log_or_option_does(tmp_path):
     assert load() != first and said
     log.write_text(CSV)
     os.utime(log, ns=(1, 1))
-    assert load()[0] == first[0] and said
+    assert load() == first and not said
+
+
+@pytest.mark.parametrize('whole', [log_parts.WHOLE, 0], ids=['read whole', 'known by its times'])
+def test_a_log_is_known_by_its_content_not_by_its_times(tmp_path, monkeypatch, whole):
+    monkeypatch.setattr(log_parts, 'WHOLE', whole)
+    monkeypatch.setattr(log_parts, 'SETTLED', -9)  # so that times are trusted at once
+    log = tmp_path / 'log.csv'
+
+    def load(text):
+        log.write_text(text)
+        os.utime(log, (1e9, 1e9))
+        config = Data(log=str(log), data_dir=str(tmp_path / 'data'))
+        return datasets.load(config, say=quiet)[0]
+
+    assert load('user,item,timestamp\nu1,a,1\nu1,b,2\nu2,a,3\n').num_users == 2
+    assert load('user,item,timestamp\nu1,a,1\nu3,b,2\nu2,c,3\n').num_users == 3
+    noted = list((tmp_path / 'data' / 'log' / '.hashes').glob('*'))
+    assert bool(noted) == (whole == 0)
+    for note in noted:
+        note.write_text('{')
+    assert load('user,item,timestamp\nu1,a,1\nu3,b,2\nu2,c,3\n').num_users == 3
 
 
 @pytest.fixture
@@ -183,6 +207,17 @@ def prepared(tmp_path):
     """Folder of a small prepared data set."""
     config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
     return pathlib.Path(datasets.load(config, say=quiet)[1]['path'])
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def digit(path):
+    """Another number of users in the statistics."""
+    path.write_text(path.read_text().replace('"users": 9', '"users": 8'))
 
 
 def cut(path):
@@ -199,6 +234,9 @@ def cut(path):
         lambda columns: cut(columns / 'meta.json'),
         lambda columns: (columns / 'meta.json').write_text('[]'),
         lambda columns: (columns / 'meta.json').write_text(f'{{"format": {FORMAT}}}'),
+        lambda columns: flip(columns / 'items.npy', -1),
+        lambda columns: flip(columns / 'user_ids.npy', -1),
+        lambda columns: digit(columns / 'meta.json'),
     ],
 )
 def test_a_damaged_set_is_one_line(prepared, damage):
@@ -208,6 +246,55 @@ def test_a_damaged_set_is_one_line(prepared, damage):
         f'the prepared data set {prepared} is damaged (',
         'delete that folder and prepare again',
     )
+
+
+def test_a_damaged_set_is_made_again_from_its_source(tmp_path):
+    config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
+    before, meta = datasets.load(config, say=quiet)
+    before, said = before.content_hash(), []
+    flip(pathlib.Path(meta['path']) / store.COLUMNS / 'items.npy', -1)
+    again, _ = datasets.load(config, say=said.append)
+    assert again.content_hash() == before
+    assert 'is damaged (items.npy has changed since it was written): preparing' in said[0]
+
+
+def test_a_damaged_set_whose_source_is_gone_says_both(tmp_path):
+    log = tmp_path / 'log.csv'
+    log.write_text(CSV)
+    config = Data(log=str(log), data_dir=str(tmp_path / 'data'))
+    _, meta = datasets.load(config, say=quiet)
+    flip(pathlib.Path(meta['path']) / store.COLUMNS / 'items.npy', -1)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def gone(config):
+            raise UserError('the log is gone')
+
+        patch.setattr(log_file, 'read', gone)
+        fails(lambda: datasets.load(config, say=quiet), 'is damaged (items', 'the log is gone')
+
+
+def test_large_columns_are_compared_once_and_when_they_change(tmp_path, monkeypatch):
+    monkeypatch.setattr(stored, 'ALWAYS', 0)
+    config = Data(dataset='synthetic:users=9', data_dir=str(tmp_path))
+    _, meta = datasets.load(config, say=quiet)
+    columns = pathlib.Path(meta['path']) / store.COLUMNS
+    assert (columns / stored.VERIFIED).exists()
+    compared = []
+    sha256 = stored._sha256
+    monkeypatch.setattr(stored, '_sha256', lambda path: compared.append(path) or sha256(path))
+    store.find(columns.parent)
+    assert not compared
+    flip(columns / 'items.npy', -1)
+    fails(lambda: store.find(columns.parent), 'items.npy has changed')
+
+
+def test_a_set_of_an_older_version_is_compared_with_its_data_hash(prepared):
+    meta = json.loads((prepared / store.COLUMNS / 'meta.json').read_text())
+    del meta['files'], meta['meta_hash']
+    (prepared / store.COLUMNS / 'meta.json').write_text(json.dumps(meta))
+    assert store.find(prepared)[0].num_users == 9
+    flip(prepared / store.COLUMNS / 'items.npy', -1)
+    fails(lambda: store.find(prepared), 'is damaged', 'data_hash')
 
 
 def test_a_prepared_set_is_taken_as_it_is(prepared):

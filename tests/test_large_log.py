@@ -121,7 +121,7 @@ def test_the_command_takes_this_way_for_a_large_log(tmp_path, pieces, monkeypatc
     path = written(tmp_path / 'log.parquet', table())
     at_once, _ = datasets.load(Data(log=str(path), data_dir=str(tmp_path / 'a')), say=str)
     pieces(41, 30)
-    monkeypatch.setattr(tabular, 'read_parquet', None)  # not the other way
+    monkeypatch.setattr(tabular, 'add_parquet', None)  # not the other way
     in_pieces, _ = datasets.load(Data(log=str(path), data_dir=str(tmp_path / 'b')), say=str)
     same(at_once, in_pieces)
     assert not list((tmp_path / 'b').rglob('scratch*'))
@@ -179,7 +179,7 @@ def test_no_column_of_the_log_is_held(tmp_path, monkeypatch):
     names = ['user', 'item', 'timestamp']
     tracemalloc.start()
     made = large.to_histories(
-        lambda: tabular.parquet_batches(path, names),
+        lambda: tabular.parquet_parts([path], names),
         'log',
         tmp_path,
         user_col='user',

@@ -70,7 +70,7 @@ def test_data_dir_may_begin_with_a_tilde(tmp_path, monkeypatch):
         (['--dataset=beauty', '--log=x.csv'], ['not both']),
         (['--log=log.csv', '--user_col=item'], ['--user_col and --item_col both name']),
         (['--dataset=beauty', '--min_user=few'], ['--min_user', 'few']),
-        (['--log=log.csv'], ["log.csv has no column 'user'", 'who, item', '--user_col=COLUMN']),
+        (['--log=log.csv'], ["log.csv has no column 'user'", "'who', 'item'", '--user_col=COLUMN']),
         (['--dataset=synthetic', '--data_dir=log.csv/x'], ['cannot write', '--data_dir']),
     ],
 )

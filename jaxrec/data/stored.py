@@ -1,8 +1,12 @@
 """Data on disk: one .npy file a column and meta.json, hashed, saved and opened alike for all kinds.
 
 A kind is a dataclass with `columns()`, `statistics()`, `content_hash()`, `name`, and KIND.
+
+meta.json holds the sha256 of every file, and of itself. Opening a folder compares them: of up to
+ALWAYS bytes every time, of more once, and again when a file's size, times or place on disk change.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,7 +17,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec import files
+
 FORMAT = 1  # of the folder written by `save`
+ALWAYS = 1 << 26  # bytes whose hashes are compared at every opening
+VERIFIED = '.verified'  # notes which files were compared
 
 
 def content_hash(kind: str, columns: Mapping[str, np.ndarray]) -> str:
@@ -40,6 +48,7 @@ def save(data: Any, folder: str | os.PathLike, about: dict | None = None) -> dic
     columns = data.columns()
     for name, column in columns.items():
         np.save(partial / f'{name}.npy', column, allow_pickle=False)
+    hashes = {name: _sha256(partial / f'{name}.npy') for name in columns}
     meta = {
         **(about or {}),
         'kind': data.KIND,
@@ -48,7 +57,9 @@ def save(data: Any, folder: str | os.PathLike, about: dict | None = None) -> dic
         'columns': list(columns),
         'statistics': data.statistics(),
         'data_hash': data.content_hash(),
+        'files': hashes,
     }
+    meta['meta_hash'] = _meta_hash(meta)
     (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
     if folder.exists():
         shutil.rmtree(folder)
@@ -60,10 +71,12 @@ def load(folder: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], s
     """(columns by name, memory-mapped and read-only; name of the data) of a saved folder.
 
     Raises:
-      ValueError: the folder holds another kind of data.
+      ValueError: the folder holds another kind of data, or a file of it has changed.
     """
     folder = pathlib.Path(folder)
     meta = read_meta(folder)
+    if 'files' in meta:  # not in folders of older versions
+        _verify(folder, meta['files'])
     there = meta.get('kind', 'histories')
     if there != kind:
         raise ValueError(f'{folder} holds {there}, not {kind}')
@@ -75,5 +88,40 @@ def load(folder: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], s
 
 
 def read_meta(folder: str | os.PathLike) -> dict:
-    """meta.json of a saved folder; FileNotFoundError if there is none."""
-    return json.loads((pathlib.Path(folder) / 'meta.json').read_text())
+    """meta.json of a saved folder; FileNotFoundError if there is none, ValueError if it changed."""
+    meta = json.loads((pathlib.Path(folder) / 'meta.json').read_text(encoding='utf-8'))
+    if meta.get('meta_hash', _meta_hash(meta)) != _meta_hash(meta):
+        raise ValueError('meta.json has changed since it was written')
+    return meta
+
+
+def _meta_hash(meta: dict) -> str:
+    rest = {name: value for name, value in meta.items() if name != 'meta_hash'}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _verify(folder: pathlib.Path, hashes: Mapping[str, str]) -> None:
+    """ValueError if a file has other content than meta.json says."""
+    stats = {name: (folder / f'{name}.npy').stat() for name in hashes}
+    large = sum(stat.st_size for stat in stats.values()) > ALWAYS
+    now = {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in stats.items()}
+    if large and _noted(folder) == now:
+        return
+    for name, expected in hashes.items():
+        if _sha256(folder / f'{name}.npy') != expected:
+            raise ValueError(f'{name}.npy has changed since it was written')
+    if large:
+        with contextlib.suppress(OSError):  # of a read-only folder: compared again next time
+            files.write_json(folder / VERIFIED, now)
+
+
+def _noted(folder: pathlib.Path) -> Any:
+    try:
+        return json.loads((folder / VERIFIED).read_text())
+    except (OSError, ValueError):
+        return None

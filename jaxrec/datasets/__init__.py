@@ -38,7 +38,7 @@ KNOWN |= {  # graphs
 }
 SYNTHETIC = 'synthetic'
 BLOCK_MODEL = 'block-model'
-OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'features')  # options
+OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features')  # options
 NAMES = (*KNOWN, SYNTHETIC, BLOCK_MODEL)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
@@ -78,11 +78,8 @@ def _load(config: config_lib.Data, say: Callable) -> tuple[store.Stored, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
     if config.log:
-        path = pathlib.Path(config.log).expanduser()
-        if path.is_dir():
-            return _open_folder(path, config)
-        recipe = _log(config, path, say)
-        return store.find_or_build(recipe, config.data_dir, say)
+        prepared = _open_prepared(config)
+        return prepared or store.find_or_build(_log(config, say), config.data_dir, say)
     for option in _set(config, OF_A_LOG):
         raise UserError(f'--{option} describes your own file: it goes with --log')
     if not config.dataset:
@@ -103,32 +100,49 @@ def _set(config: config_lib.Data, options: tuple[str, ...]) -> list[str]:
     return [o for o in options if getattr(config, o) != getattr(config_lib.Data, o)]
 
 
-def _open_folder(path: pathlib.Path, config: config_lib.Data) -> tuple[store.Stored, dict]:
-    for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
-        raise UserError(
-            f'--log={path} is a folder, so a prepared data set, which is taken as it is: leave out '
-            f'--{option}, or give the file it was made from'
-        )
+def _open_prepared(config: config_lib.Data) -> tuple[store.Stored, dict] | None:
+    """The prepared data set that config.log is the folder of; None if it is something else."""
+    path = pathlib.Path(config.log).expanduser()
     for folder in (path, path / store.VERSION, path.parent if path.name == store.COLUMNS else path):
         found = store.find(folder)
-        if found:
-            return found
-    raise UserError(f'{path} is a folder without a prepared data set; --log is a file or such one')
+        if not found:
+            continue
+        for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
+            raise UserError(
+                f'--log={path} is the folder of a prepared data set, which is taken as it is: '
+                f'leave out --{option}, or give the file it was made from'
+            )
+        return found
+    if path.is_dir() and next(path.rglob('*.npy'), None):
+        raise UserError(
+            f'{path} is a folder without a prepared data set, or an unfinished one; --log is a '
+            'file, a folder of part files, or the folder of a prepared data set'
+        )
+    return None
 
 
-def _log(config: config_lib.Data, path: pathlib.Path, say: Callable) -> store.Recipe:
-    from jaxrec.datasets import events, log_file
+def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
+    from jaxrec.datasets import events, log_file, log_parts, raw_ids
+
+    root = pathlib.Path(config.data_dir).expanduser().absolute()
+    name = pathlib.Path(config.log).name
 
     def read(scratch: pathlib.Path) -> store.Source:
-        say(f'reading {path}')
+        say(f'reading {config.log}')
         histories = log_file.read_large(config, scratch)
         if histories is None:
             raw = log_file.read(config)
-            histories = events.to_histories(raw, path.name, config.min_user, config.min_item)
-        return store.Source(histories, f'Interaction log {path.name}.', str(path.resolve()))
+            histories = events.to_histories(raw, name, config.min_user, config.min_item)
+        for column, ids in (('user', histories.user_ids), ('item', histories.item_ids)):
+            for remark in raw_ids.remarks(ids, getattr(config, f'{column}_col')):
+                say(f'note: {remark}')
+        return store.Source(
+            histories,
+            f'Interaction log {name}.',
+            store.log_source(config.log),
+            log_parts.content_hash(config.log, root),
+        )
 
-    if not path.exists():
-        raise UserError(f'no such file: {path} (--log)')
     return store.Recipe(f'log/{log_file.key(config)}/{store.VERSION}', read)
 
 
@@ -183,9 +197,9 @@ def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
             raw,
             data_set.description,
             used,
-            data_set.citation,
-            data_set.homepage,
-            data_set.licence,
+            citation=data_set.citation,
+            homepage=data_set.homepage,
+            licence=data_set.licence,
         )
 
     name = config.dataset.replace('-', '_')  # TFDS allows no dash

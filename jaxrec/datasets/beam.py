@@ -21,7 +21,7 @@ import pyarrow as pa
 from jaxrec import config as config_lib
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import blocks, ranges
-from jaxrec.datasets import events, store, tabular
+from jaxrec.datasets import raw_ids, store, tabular
 from jaxrec.errors import UserError
 
 MISSING = "--beam_runner needs Apache Beam: pip install 'jaxrec[beam]'"
@@ -216,8 +216,9 @@ def _pieces(table: pa.Table, columns: list[str], catalogue: np.ndarray) -> Itera
 
 def _column(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
     """Codes of an id column and the ids, each once."""
-    ids = tabular.ids(table.column(column).combine_chunks(), column, 'the log', 1)
-    values, place = np.unique(events.plain_ids(ids.dictionary, text=False), return_inverse=True)
+    whole = table.column(column).combine_chunks()
+    ids = raw_ids.checked(whole, column, 'the log', lambda at: f'row {at + 1}')
+    values, place = np.unique(raw_ids.plain(ids.dictionary, text=False), return_inverse=True)
     return place[ids.indices.to_numpy(zero_copy_only=False)], values
 
 
@@ -246,7 +247,7 @@ def _from_records(folder, item_ids, scratch, name) -> Histories:
             example['items'].tofile(items)
             example['times'].tofile(times)
     if isinstance(users[0], bytes):
-        user_ids = events.fixed_width(pa.array(users, pa.large_binary()))
+        user_ids = raw_ids.fixed_width(pa.array(users, pa.large_binary()))
     else:
         user_ids = np.array(users, np.int64)
     order = np.argsort(user_ids, kind='stable')

@@ -1,29 +1,12 @@
-"""From raw events in file order to Histories: id encoding, k-core, sorting, numbering."""
+"""From raw events in file order to Histories: k-core, sorting, numbering."""
 
 import dataclasses
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from jaxrec.data.histories import Histories
+from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
-
-LONGEST_ID = 512  # bytes; ids are kept in a fixed-width column, so one huge id would swell it
-INTEGER = r'^(0|-?[1-9][0-9]{0,17})$'  # '007', '+7' and '-0' are not integers: they stay text
-
-
-@dataclasses.dataclass
-class Coded:
-    """A column of raw ids: row n has the id values[codes[n]].
-
-    Attributes:
-      codes: int32 [N].
-      values: [V] distinct raw ids in any order, int64 or utf-8 bytes ('S').
-    """
-
-    codes: np.ndarray
-    values: np.ndarray
 
 
 @dataclasses.dataclass
@@ -38,6 +21,7 @@ class Events:
       titles: raw item ids with their titles ('S'), both [T], or None.
       item_features: named (raw item ids [T], values [T] or int32 [T, S]); items without one get
         NaN, or in integer columns 0.
+      about: how the source is written, for people: {'delimiter': 'comma', ..}.
     """
 
     users: Coded
@@ -48,6 +32,7 @@ class Events:
     item_features: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
+    about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0) -> Histories:
@@ -119,74 +104,6 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int):
         stay = np.flatnonzero(stay)
         kept = stay if kept is None else kept[stay]
         users, items = users[stay], items[stay]
-
-
-def encode(chunks: list[pa.Array], *, text: bool) -> Coded:
-    """Encodes an id column given in pieces.
-
-    Args:
-      chunks: integer, float or text arrays (or dictionaries of them), all of one type, no nulls.
-      text: the ids come from a text file, so a column of integers is to be read as integers.
-
-    Raises:
-      UserError: ids are not integers or text.
-    """
-    chunks = [c.dictionary_encode() for c in chunks]  # no-op for dictionaries
-    if not chunks:
-        return Coded(np.zeros(0, np.int32), np.zeros(0, np.int64))
-    column = pa.chunked_array(chunks).unify_dictionaries()
-    codes = np.concatenate([c.indices.to_numpy(zero_copy_only=False) for c in column.chunks])
-    return Coded(codes.astype(np.int32, copy=False), plain_ids(column.chunk(0).dictionary, text))
-
-
-def plain_ids(values: pa.Array, text: bool) -> np.ndarray:
-    kind = values.type
-    if pa.types.is_null(kind):
-        return np.zeros(0, np.int64)
-    if pa.types.is_floating(kind):  # integers that went through a column with gaps
-        try:
-            return values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid as e:
-            raise UserError('ids are fractions; ids must be integers or text') from e
-    if pa.types.is_integer(kind):
-        try:
-            return values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid as e:
-            raise UserError('ids do not fit in 64-bit signed integers; store them as text') from e
-    if not (pa.types.is_large_binary(kind) or pa.types.is_large_string(kind)):
-        if not (pa.types.is_binary(kind) or pa.types.is_string(kind)):
-            raise UserError(f'ids are of type {kind}; ids must be integers or text')
-        values = values.cast(pa.large_binary())
-    return from_text(values) if text else fixed_width(values)
-
-
-def from_text(values: pa.Array) -> np.ndarray:
-    """Distinct ids read from text: int64 [V] if each is a plain integer, else 'S' [V]."""
-    as_string = values.cast(pa.large_string())  # raises on bytes that are not utf-8
-    if len(values) and pc.all(pc.match_substring_regex(as_string, INTEGER)).as_py():
-        return as_string.cast(pa.int64()).to_numpy()
-    return fixed_width(values)
-
-
-def fixed_width(values: pa.Array) -> np.ndarray:
-    """Arrow text [V] as numpy bytes 'S' [V], without a Python object per value.
-
-    Raises:
-      UserError: an id is longer than LONGEST_ID bytes.
-    """
-    values = values.cast(pa.large_binary())
-    lengths = pc.binary_length(values).to_numpy(zero_copy_only=False)
-    width = max(int(lengths.max(initial=0)), 1)
-    if width > LONGEST_ID:
-        raise UserError(f'an id is {width} bytes long; ids may have at most {LONGEST_ID}')
-    offsets = np.frombuffer(values.buffers()[1], np.int64)[values.offset :][: len(values) + 1]
-    out = np.zeros((len(values), width), np.uint8)
-    if offsets[-1] > offsets[0]:
-        letters = np.frombuffer(values.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
-        rows = np.repeat(np.arange(len(values)), lengths)
-        columns = np.arange(len(letters)) - np.repeat(offsets[:-1] - offsets[0], lengths)
-        out[rows, columns] = letters
-    return out.view(f'S{width}').reshape(-1)
 
 
 def _number(column: Coded, kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:

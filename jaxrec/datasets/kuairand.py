@@ -29,8 +29,9 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from jaxrec.data.histories import NO_TIME
-from jaxrec.datasets.events import Coded, Events
+from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
+from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
 HOMEPAGE = 'https://kuairand.com/'

@@ -18,12 +18,12 @@ import pyarrow as pa
 
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import EVENTS_AT_ONCE, Tally, blocks
-from jaxrec.datasets import events, tabular
+from jaxrec.datasets import events, raw_ids, tabular
 from jaxrec.errors import UserError
 
 _FILES = 256  # at most; of a very large log they are larger
 
-Batches = Callable[[], Iterator[pa.RecordBatch]]
+Batches = Callable[[], Iterator[tuple[str, int, pa.RecordBatch]]]
 
 
 def to_histories(
@@ -41,27 +41,30 @@ def to_histories(
     """Filters, numbers and sorts the events of a table.
 
     Args:
-      batches: gives the table from its start, each time it is called.
+      batches: gives the table from its start, each time it is called: file, row, piece.
       name: data set name, for messages.
       scratch: empty folder for the result's columns and for as many bytes again; the histories
         are good as long as it is there.
-      user_col, item_col, time_col, features: see `tabular.read_parquet`.
+      user_col, item_col, time_col, features: see `tabular.Pieces`.
       min_user, min_item: see `events.to_histories`.
 
     Raises:
-      UserError: as `tabular.read_parquet` and `events.to_histories`.
+      UserError: as `tabular.Pieces` and `events.to_histories`.
     """
     columns = {f'feature.{c}': _Numbers(c, name, dates=False) for c in features}
     if time_col:
         columns['time'] = _Numbers(time_col, name, dates=True)
-    users, items = Tally(), Tally()
-    for row, batch in _numbered(batches):
+    users, items, of_ids = Tally(), Tally(), {}
+    for file, row, batch in batches():
         for tally, column in ((users, user_col), (items, item_col)):
-            codes, values = _ids(batch, column, name, row)
+            codes, values = _ids(batch, column, file, row)
+            if values.dtype.kind != of_ids.setdefault(column, values.dtype.kind):
+                with raw_ids.naming(column, name):
+                    raise raw_ids.two_kinds()
             counts = np.bincount(codes, minlength=len(values))
             tally.add(values[counts > 0], counts[counts > 0])
         for numbers in columns.values():
-            numbers.look(batch, row)
+            numbers.look(batch, file, row)
     (user_ids, per_user), (item_ids, _) = users.result(), items.result()
     if not len(user_ids):
         raise UserError(f'no events in {name}')
@@ -69,17 +72,17 @@ def to_histories(
     offsets = np.concatenate([[0], np.cumsum(per_user)])
     size = max(EVENTS_AT_ONCE, int(offsets[-1]) // _FILES)
     ranges = list(blocks(offsets, size))
-    kinds = {'user': np.int32, 'item': np.int32} | {c: n.dtype for c, n in columns.items()}
-    kinds = np.dtype(list(kinds.items()))
+    fields = {'user': np.int32, 'item': np.int32} | {c: n.dtype for c, n in columns.items()}
+    kinds = np.dtype(list(fields.items()))
     _check_space(scratch, 2 * int(offsets[-1]) * kinds.itemsize)  # these files and the columns
     paths = [scratch / f'events.{n}' for n in range(len(ranges))]
-    for row, batch in _numbered(batches):
+    for file, row, batch in batches():
         rows = np.empty(len(batch), kinds)
         for field, column, ids in (('user', user_col, user_ids), ('item', item_col, item_ids)):
-            codes, values = _ids(batch, column, name, row)
+            codes, values = _ids(batch, column, file, row)
             rows[field] = np.searchsorted(ids, values).astype(np.int32)[codes]
         for column, numbers in columns.items():
-            rows[column] = numbers.read(batch, row)
+            rows[column] = numbers.read(batch, file, row)
         _append(rows, [r.stop for r in ranges], paths)
 
     keep_user, keep_item, per_user = _k_core(
@@ -120,20 +123,22 @@ def _check_space(folder: pathlib.Path, need: int) -> None:
 
 
 class _Numbers:
-    """A numeric column of which only pieces are seen: one dtype for all, as `tables` decides it."""
+    """A numeric column of which only pieces are seen: one dtype for all, as in `tabular`."""
 
     def __init__(self, column: str, name: str, dates: bool):
         self._where, self._dates = (column, name), dates
-        self._kinds, self._whole, self._fine, self._most = set(), True, False, 0.0
+        self._kinds, self._whole, self._fine = set(), True, False
+        self._most = {'i': 0.0, 'f': 0.0}  # by kind of a piece
 
-    def look(self, batch: pa.RecordBatch, row: int) -> None:
+    def look(self, batch: pa.RecordBatch, file: str, row: int) -> None:
         """Takes in a piece, of which nothing but its kind is kept."""
-        values = self._values(batch, row)
+        values = self._values(batch, file, row)
         self._kinds.add(values.dtype.kind)
         if values.dtype.kind == 'M':
             self._fine |= bool((values.astype('datetime64[us]') != values).any())
             return
-        self._most = max(self._most, float(np.abs(values.astype(np.float64)).max(initial=0)))
+        most = float(np.abs(values.astype(np.float64)).max(initial=0))
+        self._most[values.dtype.kind] = max(self._most[values.dtype.kind], most)
         if values.dtype.kind == 'f':
             self._whole &= bool((values % 1 == 0).all())
 
@@ -142,37 +147,30 @@ class _Numbers:
         """int64 if every value is whole, else float64."""
         if {'M'} < self._kinds:
             raise tabular.mixed(*self._where)
+        if {'i', 'f'} <= self._kinds:
+            tabular.check_mixable(self._most['i'], *self._where)
         return np.int64 if 'f' not in self._kinds or self._all_whole else np.float64
 
-    def read(self, batch: pa.RecordBatch, row: int) -> np.ndarray:
+    def read(self, batch: pa.RecordBatch, file: str, row: int) -> np.ndarray:
         """A piece in that dtype; dates count micro- or, if one needs them, nanoseconds."""
-        values = self._values(batch, row)
+        values = self._values(batch, file, row)
         if values.dtype.kind == 'M':
             values = values.astype(f'datetime64[{"ns" if self._fine else "us"}]')
         return values.astype(self.dtype)
 
     @property
     def _all_whole(self):
-        return self._whole and self._most < 2**53
+        return self._whole and max(self._most.values()) < 2**53
 
-    def _values(self, batch, row):
-        column, name = self._where
-        return tabular.numbers(batch.column(column), column, name, row, dates=self._dates)
-
-
-def _numbered(batches: Batches) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Batches that are not empty, and the number of their first row, from 1."""
-    row = 1
-    for batch in batches():
-        if len(batch):
-            yield row, batch
-        row += len(batch)
+    def _values(self, batch, file, row):
+        column = self._where[0]
+        return tabular.numbers(batch.column(column), column, file, row, dates=self._dates)
 
 
 def _ids(batch, column, name, row) -> tuple[np.ndarray, np.ndarray]:
     """Codes [n] of an id column and the values that they stand for."""
-    ids = tabular.ids(batch.column(column), column, name, row)
-    return ids.indices.to_numpy(zero_copy_only=False), events.plain_ids(ids.dictionary, text=False)
+    ids = tabular.checked_ids(batch, column, name, row)
+    return ids.indices.to_numpy(zero_copy_only=False), raw_ids.plain(ids.dictionary, text=False)
 
 
 def _append(rows: np.ndarray, ends: list[int], paths: list[pathlib.Path]) -> None:

@@ -1,26 +1,32 @@
 """Your own interaction log: which layout it has, and reading it.
 
-A log is one of
+A log is one or several files (see `log_parts`) and one of
 - `table`: CSV or TSV with a header line, or Parquet; columns are named with --user_col, --item_col
-  and --time_col, further numeric columns with --features;
+  and --time_col, further numeric columns with --features; for text without a header line --columns
+  names all its columns;
 - `sequences`: no header, `user item item ...`, one line per user, oldest first;
 - `pairs`: no header, `user item`, one line per event, a user's events oldest first;
 plain or gzip'd (Parquet has its own compression). `--layout=auto` goes by content, not by name:
 
 1. The file starts with `PAR1`: a Parquet table. It starts with the bytes 1f 8b: it is unzipped, and
-   what follows goes by its content.
+   what follows goes by its content. Other archives and formats are named and refused.
 2. The first line, split at tabs, commas, semicolons or bars, holds the user and the item column:
    a table. If it holds a comma, a semicolon or a bar but not these columns: a table whose columns
    have other names, which is an error that lists them.
 3. Else fields are split at blanks. All lines of the first MiB have 2 fields: pairs. Some have more,
-   and none begins with the user of an earlier line: sequences.
-4. Anything else (users on several lines of 3 or more fields; a first line of words above lines of
-   numbers) cannot be told, and is an error that asks for --layout.
+   their number differs, and none begins with the user of an earlier line: sequences.
+4. Anything else cannot be told, and is an error that asks for --layout: users on several lines of 3
+   or more fields; a first line of words above lines of numbers; lines that all have the same few
+   fields, or that all end in what looks like a time; commas, semicolons or bars in a field.
+
+Whether quotation marks quote fields is told from the whole file (see `dialect`), and rows are
+counted against lines. A file that could be read in two ways is refused.
 
 Raw ids come back as given: a column of plain integers as int64, anything else as text ('007' stays
-'007'); in Parquet the column's type decides. Times are kept in the source's unit as int64. If some
-time has a fraction, all are kept as millionths of the unit; ISO dates and Arrow timestamps count
-microseconds since 1970 in UTC (nanoseconds if a date needs them). Sorting uses the times as given.
+'007'); in Parquet the column's type decides. What cannot be an id: see `raw_ids`. Times are kept in
+the source's unit as int64. If some time has a fraction, all are kept as millionths of the unit; ISO
+dates and Arrow timestamps count microseconds since 1970 in UTC (nanoseconds if a date needs them).
+Sorting uses the times as given.
 """
 
 import contextlib
@@ -33,29 +39,35 @@ import pathlib
 import re
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from jaxrec import config as config_lib
 from jaxrec.data.histories import Histories
-from jaxrec.datasets import large, tabular, text_layouts
+from jaxrec.datasets import dialect, large, log_parts, tabular, text_layouts
 from jaxrec.datasets.events import Events
 from jaxrec.errors import UserError
 
-LAYOUTS = ('auto', 'table', 'sequences', 'pairs')
+READERS = {'sequences': text_layouts.read_sequences, 'pairs': text_layouts.read_pairs}
+LAYOUTS = ('auto', 'table', *READERS)
+PARQUET = 'Parquet table'
+DELIMITERS = {'\t': 'tab', ',': 'comma', ';': 'semicolon', '|': 'bar'}
+TIME = r'^([0-9]{9,19}(\.[0-9]+)?|[0-9]{4}-[0-9]{2}-[0-9]{2}.*|[0-9]{2}:[0-9]{2}.*)$'
+FEW = 8  # fields of a line of the same number everywhere, which sequences seldom have
 SAMPLE = 1 << 20  # bytes looked at to tell the layout
 LARGE = 1 << 24  # events of a Parquet log that are read into memory together
 
 
 def key(config: config_lib.Data) -> str:
-    """Folder name for the prepared log: its stem, and a hash of the file's identity and options."""
-    path = pathlib.Path(config.log).expanduser().resolve()
-    stat = path.stat()
-    options = [config.layout, config.user_col, config.item_col, config.time_col]
+    """Folder name for the prepared log: its stem, and a hash of its content and the options."""
+    root = pathlib.Path(config.data_dir).expanduser().absolute()
+    options = [config.layout, config.user_col, config.item_col, config.time_col, config.columns]
     options += [','.join(columns(config)), config.min_user, config.min_item]
-    identity = repr([str(path), stat.st_size, stat.st_mtime_ns, *options])
-    stem = re.sub(r'[^A-Za-z0-9_-]+', '_', path.name.split('.')[0])[:40] or 'log'
+    identity = repr([log_parts.content_hash(config.log, root), *options])
+    name = pathlib.Path(config.log).name.split('.')[0]
+    stem = re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:40].strip('_') or 'log'
     return f'{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
 
 
@@ -70,38 +82,107 @@ def columns(config: config_lib.Data) -> tuple[str, ...]:
     return names
 
 
-def read(config: config_lib.Data) -> Events:
+def read(config: config_lib.Data, most: int | None = None) -> Events:
     """Reads config.log.
 
+    Args:
+      config: says what.
+      most: about so many events, the first ones, of a Parquet log; None = all.
+
     Raises:
-      UserError: the file is missing, empty, truncated, ragged, or not as the options say.
+      UserError: a file is missing, empty, truncated, ragged, or not as the options say.
     """
-    path = pathlib.Path(config.log).expanduser()
-    with _complaints(path):
-        return _read(path, path.name, config)
+    if config.layout not in LAYOUTS:
+        raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
+    paths = log_parts.parts(config.log)
+    if len(paths) == 1:
+        layout, delimiter = _layout(paths[0], config)
+        if layout in READERS:
+            return _read_words(paths[0], layout, config)
+    names = (config.user_col, config.item_col, config.time_col, columns(config))
+    pieces, abouts, kinds = tabular.Pieces(*names), [], set()
+    for path in paths:
+        if most and pieces.rows >= most:
+            break
+        with _complaints(path):
+            layout, delimiter = _layout(path, config)
+            kinds.add(layout)
+            if layout in READERS or len(kinds) > 1:
+                raise UserError(
+                    f'{path} has layout {layout}; several files are one log only if all are '
+                    'Parquet, or all delimited text with the named columns'
+                )
+            if layout == PARQUET:
+                tabular.add_parquet(pieces, path, path.name, most)
+                schema = tabular.parquet_schema(path)
+                said = {'columns': ', '.join(f'{f.name} ({f.type})' for f in schema)}
+            else:
+                opened = functools.partial(log_parts.open_plain, path)
+                named = config.columns.split(',') if config.columns else None
+                said = tabular.add_text(
+                    pieces, opened, path.name, delimiter=delimiter, columns=named
+                )
+                header = named or tabular.header_fields(_first_line(_sample(path)), delimiter)
+                said = {'delimiter': DELIMITERS[delimiter], **said, 'columns': ', '.join(header)}
+            abouts.append({'layout': layout, **said})
+    events = pieces.events(_named(config), text=kinds != {PARQUET})
+    events.about = {
+        name: ' | '.join(dict.fromkeys(about[name] for about in abouts)) for name in abouts[0]
+    }
+    return events
+
+
+def _read_words(path: pathlib.Path, layout: str, config: config_lib.Data) -> Events:
+    """A log without a header, split at blanks."""
+    with _complaints(path), log_parts.open_plain(path) as file:
+        if columns(config):
+            raise UserError(f'--features needs a table; {path.name} has layout {layout}')
+        if _sample(path).startswith(dialect.BOM):
+            file.read(len(dialect.BOM))
+        events = READERS[layout](file, path.name)
+    events.about = {'layout': layout, 'delimiter': 'blanks'}
+    return events
 
 
 def read_large(config: config_lib.Data, scratch: pathlib.Path) -> Histories | None:
-    """Reads config.log if it is a Parquet file of more than LARGE events, else None.
+    """Reads config.log if it is Parquet of more than LARGE events, else None.
 
     Args:
       config: see `read`.
       scratch: see `large.to_histories`.
     """
-    path = pathlib.Path(config.log).expanduser()
-    with _complaints(path):
-        with open(path, 'rb') as file:
-            parquet = file.read(4) == b'PAR1' and config.layout in ('auto', 'table')
-        if not parquet or tabular.parquet_rows(path) <= LARGE:
-            return None
-        _check_columns(tabular.parquet_columns(path), path.name, config)
-        names = {'user_col': config.user_col, 'item_col': config.item_col}
-        names |= {'time_col': config.time_col, 'features': columns(config)}
-        wanted = [config.user_col, config.item_col, *columns(config)]
-        wanted += [config.time_col] if config.time_col else []
-        limits = {'min_user': config.min_user, 'min_item': config.min_item}
-        batches = functools.partial(tabular.parquet_batches, path, wanted)
-        return large.to_histories(batches, path.name, scratch, **names, **limits)
+    if not is_large(config):
+        return None
+    paths = log_parts.parts(config.log)
+    for path in paths:
+        with _complaints(path):
+            _check_columns(tabular.parquet_schema(path).names, path.name, config)
+    names = {'user_col': config.user_col, 'item_col': config.item_col}
+    names |= {'time_col': config.time_col, 'features': columns(config)}
+    limits = {'min_user': config.min_user, 'min_item': config.min_item}
+    wanted = tabular.Pieces(*names.values()).columns
+    batches = functools.partial(tabular.parquet_parts, paths, wanted)
+    with _complaints(paths[0] if len(paths) == 1 else pathlib.Path(config.log)):
+        return large.to_histories(batches, _named(config), scratch, **names, **limits)
+
+
+def is_large(config: config_lib.Data) -> bool:
+    """Whether config.log is Parquet of more than LARGE events."""
+    if config.layout not in ('auto', 'table'):
+        return False
+    rows = 0
+    for path in log_parts.parts(config.log):
+        with _complaints(path):
+            with open(path, 'rb') as file:
+                if file.read(4) != log_parts.PARQUET:
+                    return False
+            rows += tabular.parquet_rows(path)
+    return rows > LARGE
+
+
+def _named(config: config_lib.Data) -> str:
+    """A log's name, for messages."""
+    return pathlib.Path(config.log).name
 
 
 @contextlib.contextmanager
@@ -123,57 +204,44 @@ def _complaints(path: pathlib.Path) -> Iterator[None]:
         raise UserError(f'cannot read {path}: {e.strerror or e}') from e
 
 
-def open_plain(path: pathlib.Path) -> BinaryIO:
-    """Opens a file for reading, unzipping it if its content is gzip'd."""
-    with open(path, 'rb') as file:
-        zipped = file.read(2) == b'\x1f\x8b'
-    return gzip.open(path, 'rb') if zipped else open(path, 'rb')
+def _sample(path: pathlib.Path) -> bytes:
+    with log_parts.open_plain(path) as file:
+        return file.read(SAMPLE)
 
 
-def _read(path: pathlib.Path, name: str, config: config_lib.Data) -> Events:
-    if config.layout not in LAYOUTS:
-        raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
-    with open_plain(path) as file:
-        sample = file.read(SAMPLE)
-    if not sample.strip():
-        raise UserError(f'{name} is empty')
-    columns_of = {
-        'user_col': config.user_col,
-        'item_col': config.item_col,
-        'time_col': config.time_col,
-    }
-    if sample[:4] == b'PAR1':
-        if config.layout not in ('auto', 'table'):
-            raise UserError(f'{name} is a Parquet table; leave out --layout={config.layout}')
-        if _is_gzip(path):
-            raise UserError(f"{name} is a gzip'd Parquet file; unzip it first")
-        _check_columns(tabular.parquet_columns(path), name, config)
-        return tabular.read_parquet(path, name, **columns_of, features=columns(config))
-    layout, delimiter = _layout(sample, name, config)
-    with open_plain(path) as file:
-        if layout == 'table':
-            return tabular.read_csv(
-                file, name, delimiter=delimiter, **columns_of, features=columns(config)
-            )
-        if columns(config):
-            raise UserError(f'--features needs a table; {name} has layout {layout}')
-        if sample.startswith(b'\xef\xbb\xbf'):
-            file.read(3)
-        read_text = {'pairs': text_layouts.read_pairs, 'sequences': text_layouts.read_sequences}
-        return read_text[layout](file, name)
+def _first_line(sample: bytes) -> str:
+    first = sample.removeprefix(dialect.BOM).lstrip(b'\r\n').split(b'\n', 1)[0]
+    return first.decode(errors='replace').rstrip('\r')
 
 
-def _is_gzip(path: pathlib.Path) -> bool:
-    with open(path, 'rb') as file:
-        return file.read(2) == b'\x1f\x8b'
+def _layout(path: pathlib.Path, config: config_lib.Data) -> tuple[str, str]:
+    """Layout of a file, PARQUET or one of LAYOUTS, and the delimiter of a text table."""
+    name = path.name
+    with _complaints(path):
+        sample = _sample(path)
+        if sample[:4] == log_parts.PARQUET:
+            if config.layout not in ('auto', 'table'):
+                raise UserError(f'{name} is a Parquet table; leave out --layout={config.layout}')
+            if log_parts.is_gzip(path):
+                raise UserError(f"{name} is a gzip'd Parquet file; unzip it first")
+            if config.columns:
+                raise UserError(f'{name} is a Parquet table, which has column names: no --columns')
+            _check_columns(tabular.parquet_schema(path).names, name, config)
+            return PARQUET, ''
+        log_parts.check_text(sample, name)
+        if b'"' not in sample and re.search(rb'\r(?!\n|$)', sample):
+            raise UserError(f'{name} {dialect.CARRIAGE}')
+        return _layout_of_text(sample, name, config)
 
 
-def _layout(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str]:
-    """Layout and delimiter of a text log (see the module's rule)."""
-    first = sample.removeprefix(b'\xef\xbb\xbf').lstrip().split(b'\n', 1)[0]
-    first = first.decode(errors='replace').strip()
-    if config.layout in ('sequences', 'pairs'):
+def _layout_of_text(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str]:
+    first = _first_line(sample)
+    if config.layout in READERS:
+        if config.columns:
+            raise UserError(f'--columns goes with a table, not --layout={config.layout}')
         return config.layout, ''
+    if config.columns:
+        return 'table', _delimiter_without_header(first, name, config)
     headers = {d: tabular.header_fields(first, d) for d in tabular.DELIMITERS}
     for delimiter, header in headers.items():
         if config.user_col in header and config.item_col in header:
@@ -185,12 +253,31 @@ def _layout(sample: bytes, name: str, config: config_lib.Data) -> tuple[str, str
     return _text_layout(sample, first, name, config), ''
 
 
+def _delimiter_without_header(first: str, name: str, config: config_lib.Data) -> str:
+    """The one that splits the first line into as many fields as --columns has names."""
+    named = config.columns.split(',')
+    _check_columns(named, '--columns', config)
+    for delimiter in tabular.DELIMITERS:
+        fields = tabular.header_fields(first, delimiter)
+        if len(fields) == len(named):
+            if set(fields) & {config.user_col, config.item_col, config.time_col} - {''}:
+                raise UserError(f'{name} has a header line ({first}); leave out --columns')
+            return delimiter
+    raise UserError(
+        f'the first line of {name}, {first[:80]!r}, does not split at tabs, commas, semicolons or '
+        f'bars into the {len(named)} fields of --columns'
+    )
+
+
 def _text_layout(sample: bytes, first: str, name: str, config: config_lib.Data) -> str:
     if len(sample) == SAMPLE:
         sample = sample[: sample.rfind(b'\n') + 1] or sample
-    block = text_layouts.split_words(sample.removeprefix(b'\xef\xbb\xbf'))
+    block = text_layouts.split_words(sample.removeprefix(dialect.BOM))
     counts = block.counts[block.counts > 0]
+    starts = counts.cumsum() - counts
     ask = 'say which it is with --layout=table, sequences or pairs'
+    columns_ask = f'if it is a table, name its columns (--columns=user,item,timestamp), or {ask}'
+    cannot = f'cannot tell the layout of {name}:'
     integer = re.compile(r'-?\d+$')
     below = block.words[int(counts[0]) :][:1000].to_pylist()
     if below and all(integer.match(w.decode(errors='replace')) for w in below):
@@ -198,22 +285,38 @@ def _text_layout(sample: bytes, first: str, name: str, config: config_lib.Data) 
             if '\t' in first:
                 _check_columns(tabular.header_fields(first, '\t'), name, config)
             raise UserError(
-                f'cannot tell the layout of {name}: its first line looks like a header, but the '
-                f'columns of a table are split at tabs or commas; {ask}'
+                f'{cannot} its first line looks like a header, but the columns of a table are '
+                f'split at tabs or commas; {ask}'
             )
+    split = np.flatnonzero(np.asarray(pc.match_substring_regex(block.words, '[,;|]')))
+    if len(split):
+        word = block.words[int(split[0])].as_py().decode(errors='replace')
+        raise UserError(
+            f'{cannot} no header line names the columns {config.user_col!r} and '
+            f'{config.item_col!r}, and {word[:40]!r} holds a delimiter; {columns_ask}'
+        )
     if (counts == 2).all():
         return 'pairs'
     if (counts < 2).any():
         line = int((block.counts == 1).argmax()) + 1
-        raise UserError(f'cannot tell the layout of {name}: line {line} has a single field; {ask}')
-    starts = counts.cumsum() - counts
+        raise UserError(f'{cannot} line {line} has a single field; {ask}')
+    if len(counts) > 1 and (counts == counts[0]).all() and counts[0] <= FEW:
+        raise UserError(f'{cannot} all its lines have {counts[0]} fields; {columns_ask}')
+    second, last = (block.words.take(pa.array(at)) for at in (starts + 1, starts + counts - 1))
+    if _all_times(last) and not _all_times(second):
+        raise UserError(f'{cannot} all its lines end in what looks like a time; {columns_ask}')
     users = block.words.take(pa.array(starts))
     if len(users.unique()) == len(users):
         return 'sequences'
     raise UserError(
-        f'cannot tell the layout of {name}: lines of {counts.max()} fields share their first field '
-        f'and no header line names the columns {config.user_col!r} and {config.item_col!r}; {ask}'
+        f'{cannot} lines of {counts.max()} fields share their first field and no header line names '
+        f'the columns {config.user_col!r} and {config.item_col!r}; {columns_ask}'
     )
+
+
+def _all_times(words: pa.Array) -> bool:
+    """Whether all could be seconds (or less) since 1970, or ISO dates."""
+    return pc.all(pc.match_substring_regex(words, TIME)).as_py()
 
 
 def _check_columns(header: list[str], name: str, config: config_lib.Data) -> None:
@@ -224,15 +327,17 @@ def _check_columns(header: list[str], name: str, config: config_lib.Data) -> Non
         if column == same:
             raise UserError(f'--{flag} and --{other} both name column {column!r}')
     wanted += [('features', c) for c in columns(config)]
-    there = ', '.join(header[:30])
+    there = ', '.join(repr(column) for column in header[:30])
     for flag, column in wanted:
         if column not in header and any(field.strip().isdigit() for field in header):
             raise UserError(
-                f'{name} has no header line: its first line is {there}; a table needs one with the '
-                'column names; text without one is split at blanks (--layout=sequences or pairs)'
+                f'{name} has no header line: its first line is {there}; name all its columns with '
+                '--columns, e.g. --columns=user,item,timestamp'
             )
         if column not in header:
             hint = f'name it with --{flag}=COLUMN'
+            if column in [field.strip() for field in header]:
+                hint = f'blanks are part of a name: remove them from the file, or {hint}'
             if flag == 'time_col':
                 hint += ', or give --time_col= if the file is in time order'
             raise UserError(f'{name} has no column {column!r}; it has {there}; {hint}')

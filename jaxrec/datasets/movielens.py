@@ -94,16 +94,10 @@ def _genres(texts: list[str]) -> np.ndarray:
 
 
 def _events(ratings: bytes, titles: list[list[str]] | None) -> Events:
-    events = tabular.read_csv(
-        io.BytesIO(ratings),
-        'MovieLens',
-        delimiter='\t',
-        user_col='user',
-        item_col='item',
-        time_col='timestamp',
-        features=('rating',),
-        columns=COLUMNS,
-    )
+    table = tabular.Pieces('user', 'item', 'timestamp', features=('rating',))
+    opened = lambda: io.BytesIO(ratings)  # noqa: E731
+    tabular.add_text(table, opened, 'MovieLens', delimiter='\t', columns=COLUMNS)
+    events = table.events('MovieLens', text=True)
     events.features['rating'] = events.features['rating'].astype(np.float32)
     if titles:
         ids = np.array([int(item) for item, _ in titles])

@@ -38,6 +38,7 @@ class Source:
     data: Stored
     description: str
     source: str  # file or address that was read
+    content: str = ''  # hash of the log that was read
     citation: str = ''
     homepage: str = ''
     licence: str = ''
@@ -56,11 +57,20 @@ class Recipe:
     read: Callable[[pathlib.Path], Source]
 
 
+class Damaged(UserError):
+    """A prepared data set whose files are missing or have changed."""
+
+
+def log_source(log: str) -> str:
+    """How meta.json names the log that was read."""
+    return str(pathlib.Path(log).expanduser().resolve())
+
+
 def find(folder: pathlib.Path) -> tuple[Stored, dict] | None:
     """The finished data set in `folder`, or None. Only meta.json and numpy files are read.
 
     Raises:
-      UserError: a file of it is missing or damaged.
+      Damaged: a file of it is missing or has changed.
     """
     columns = folder / COLUMNS
     if not (columns / 'meta.json').exists():
@@ -70,10 +80,15 @@ def find(folder: pathlib.Path) -> tuple[Stored, dict] | None:
         kind = KINDS[meta.get('kind', 'histories')]
         if meta['format'] != FORMAT:
             return None
-        return kind.load(columns), {**meta, 'path': str(folder)}
-    except (FileNotFoundError, EOFError, AttributeError, KeyError, TypeError, ValueError) as e:
-        raise UserError(
-            f'the prepared data set {folder} is damaged ({e}): delete that folder and prepare again'
+        data = kind.load(columns)
+        if 'files' not in meta and data.content_hash() != meta['data_hash']:
+            raise ValueError('its content is not that of its data_hash')
+        return data, {**meta, 'path': str(folder)}
+    except (OSError, EOFError, AttributeError, KeyError, TypeError, ValueError) as e:
+        reason = ' '.join(str(e).split())
+        raise Damaged(
+            f'the prepared data set {folder} is damaged ({reason}): delete that folder and prepare '
+            'again'
         ) from e
 
 
@@ -88,16 +103,24 @@ def find_or_build(recipe: Recipe, data_dir: str, say: Callable) -> tuple[Stored,
     """
     root = pathlib.Path(data_dir).expanduser().absolute()
     folder = root / recipe.folder
-    found = find(folder)
-    if found:
-        return found
-    with locked(folder, root):
-        found = find(folder)  # built by another process while this one waited
-        if found:
+    with contextlib.suppress(Damaged):
+        if found := find(folder):
             return found
+    with locked(folder, root):
+        damaged = None
+        try:
+            if found := find(folder):  # built by another process while this one waited
+                return found
+        except Damaged as e:
+            damaged = e
+            say(f'{str(e).partition(": delete")[0]}: preparing it again')
         try:
             with scratch_beside(folder) as scratch:
                 _build(_read(recipe, scratch), folder, root, say)
+        except UserError as e:
+            if damaged:
+                raise UserError(f'{damaged}; that fails now: {e}') from e
+            raise
         except (OSError, RuntimeError) as e:
             if isinstance(e, RuntimeError) and NO_SPACE not in str(e):
                 raise

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxrec.data.histories import Histories
 from jaxrec.datasets import parameters
-from jaxrec.datasets.events import Coded, Events
+from jaxrec.datasets.events import Events
+from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
 DAY = 86_400

@@ -2,7 +2,9 @@
 
 import csv
 import io
-from collections.abc import Iterator
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -11,13 +13,16 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from jaxrec.datasets.events import Events, encode
+from jaxrec.datasets import dialect, raw_ids
+from jaxrec.datasets.events import Events
 from jaxrec.errors import UserError
 
 DELIMITERS = ('\t', ',', ';', '|')
 BATCH = 1 << 20  # rows of a Parquet batch
 BLOCK = 1 << 24  # bytes of a text block
 ID_TYPE = pa.dictionary(pa.int32(), pa.string())
+NOT_A_TIME = [raw_ids.LEAST]  # what a missing date turns into as an integer, in ns, us, ms and s
+NOT_A_TIME += [sign for k in (3, 6, 9) for sign in (-(2**63 // 10**k), -(2**63 // 10**k) - 1)]
 
 
 def header_fields(line: str, delimiter: str) -> list[str]:
@@ -28,158 +33,343 @@ def header_fields(line: str, delimiter: str) -> list[str]:
         return []
 
 
-def read_csv(
-    file: BinaryIO,
-    name: str,
-    *,
-    delimiter: str,
-    user_col: str,
-    item_col: str,
-    time_col: str = '',
-    features: tuple[str, ...] = (),
-    columns: list[str] | None = None,
-) -> Events:
-    """Reads delimited text.
+class Pieces:
+    """The wanted columns of a table, or of several parts of one, taken in piece by piece.
 
     Args:
-      file: the text, decompressed.
-      name: file name, for messages.
-      delimiter: one character.
       user_col: column of the user ids.
       item_col: column of the item ids.
       time_col: column of the times, '' for none.
       features: numeric columns to keep.
+    """
+
+    def __init__(
+        self, user_col: str, item_col: str, time_col: str = '', features: tuple[str, ...] = ()
+    ):
+        self._ids = {user_col: [], item_col: []}
+        self._numbers = {column: [] for column in ([time_col] if time_col else [])}
+        self._features = {column: [] for column in features}
+        self.user_col, self.item_col, self.time_col = user_col, item_col, time_col
+        self.rows = 0
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the wanted columns, each once."""
+        return list(dict.fromkeys([*self._ids, *self._numbers, *self._features]))
+
+    def add(self, batches: Iterable[pa.RecordBatch], name: str) -> None:
+        """Takes in the pieces of a file called `name`; UserError on the first row at fault."""
+        row = 1
+        for batch in batches:
+            ids = {c: checked_ids(batch, c, name, row) for c in self._ids}
+            _refuse_header(ids, name, row)
+            for column, piece in ids.items():
+                self._ids[column].append(piece)
+            for kept, dates in ((self._numbers, True), (self._features, False)):
+                for column, pieces in kept.items():
+                    pieces.append(numbers(batch.column(column), column, name, row, dates=dates))
+            row += len(batch)
+        self.rows += row - 1
+
+    def like(self) -> 'Pieces':
+        """An empty object for the same columns."""
+        return Pieces(self.user_col, self.item_col, self.time_col, tuple(self._features))
+
+    def extend(self, other: 'Pieces') -> None:
+        """Takes in all of another object for the same columns."""
+        for mine, its in (
+            (self._ids, other._ids),
+            (self._numbers, other._numbers),
+            (self._features, other._features),
+        ):
+            for column, pieces in mine.items():
+                pieces += its[column]
+        self.rows += other.rows
+
+    def events(self, name: str, *, text: bool) -> Events:
+        """All of it; `text` says that the ids come from text, where integers are to be found."""
+        times = [_join(pieces, column, name) for column, pieces in self._numbers.items()]
+        return Events(
+            *(_encode(pieces, column, name, text) for column, pieces in self._ids.items()),
+            times[0] if times else None,
+            {column: _join(pieces, column, name) for column, pieces in self._features.items()},
+        )
+
+
+def _encode(pieces, column, name, text):
+    with raw_ids.naming(column, name):
+        return raw_ids.encode(pieces, text=text)
+
+
+def checked_ids(batch: pa.RecordBatch, col: str, name: str, row: int) -> pa.DictionaryArray:
+    """An id column of a piece whose first row has number `row`, see `raw_ids.checked`."""
+    return raw_ids.checked(batch.column(col), col, name, lambda at: f'row {row + at}')
+
+
+def _refuse_header(ids: dict[str, pa.DictionaryArray], name: str, row: int) -> None:
+    """UserError on a row that repeats the header, as where files were put together."""
+    same = None
+    for column, piece in ids.items():
+        if not pa.types.is_large_string(piece.type.value_type):
+            return
+        code = pc.index(piece.dictionary, pa.scalar(column, pa.large_string())).as_py()
+        if code < 0:
+            return
+        here = pc.equal(piece.indices, code)
+        same = here if same is None else pc.and_(same, here)
+    first = pc.index(same, True).as_py()
+    if first >= 0:
+        raise UserError(f'{name} row {row + first} is the header line again; remove it')
+
+
+def csv_batches(
+    file: BinaryIO,
+    wanted: Pieces,
+    *,
+    delimiter: str,
+    quoted: bool = False,
+    columns: list[str] | None = None,
+) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of delimited text, piece by piece.
+
+    Args:
+      file: the text, decompressed.
+      wanted: says which columns.
+      delimiter: one character.
+      quoted: whether quotation marks quote fields, else they are letters.
       columns: names of all columns of a file without a header line; None = it has one.
+    """
+    types = dict.fromkeys(wanted.columns, pa.string())
+    types |= dict.fromkeys((wanted.user_col, wanted.item_col), ID_TYPE)
+    yield from pa.csv.open_csv(
+        file,
+        read_options=pa.csv.ReadOptions(block_size=BLOCK, column_names=columns),
+        parse_options=pa.csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char='"' if quoted else False,
+            newlines_in_values=quoted,
+        ),
+        convert_options=pa.csv.ConvertOptions(
+            column_types=types,
+            include_columns=wanted.columns,
+            strings_can_be_null=False,
+        ),
+    )
+
+
+def add_text(
+    wanted: Pieces,
+    opened: Callable[[], BinaryIO],
+    name: str,
+    *,
+    delimiter: str,
+    columns: list[str] | None = None,
+) -> dict[str, str]:
+    """Adds a file of delimited text to `wanted`, written as its bytes say (see `dialect`).
+
+    Args:
+      wanted: see `csv_batches`.
+      opened: opens the file, decompressed, each time it is called.
+      name: the file's name, for messages.
+      delimiter: see `csv_batches`.
+      columns: see `csv_batches`.
+
+    Returns:
+      What the text is like, for people: {'quotes': .., 'line ends': ..}.
 
     Raises:
       UserError: a row does not parse; its row number (the first below the header is 1) is given.
     """
-    text = dict.fromkeys((*features, *([time_col] if time_col else [])), pa.string())
-    types = {user_col: ID_TYPE, item_col: ID_TYPE}
-    reader = pa.csv.open_csv(
-        file,
-        read_options=pa.csv.ReadOptions(block_size=BLOCK, column_names=columns),
-        parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-        convert_options=pa.csv.ConvertOptions(
-            column_types={**text, **types},
-            include_columns=[user_col, item_col, *text],
-            strings_can_be_null=False,
-        ),
-    )
-    return _collect(reader, name, user_col, item_col, time_col, features, text=True)
+
+    def read(quoted):
+        pieces = wanted.like()
+        with opened() as file:
+            watched = dialect.Watched(file)
+            options = {'delimiter': delimiter, 'quoted': quoted, 'columns': columns}
+            try:
+                pieces.add(csv_batches(watched, pieces, **options), name)
+            except (UserError, pa.ArrowException) as e:
+                return None, watched, e
+        return pieces, watched, None
+
+    def surveyed():
+        with opened() as file:
+            return dialect.survey(file, delimiter)
+
+    header = 0 if columns else 1
+    pieces, watched, error = read(quoted=False)
+    found, quotes = None, 'none'
+    if watched.marks:
+        found, quotes = surveyed(), 'are letters'
+        if dialect.has_quotes(found, name):
+            quotes = 'around fields'
+            if not found.inside:
+                _check_one_spelling(opened, wanted, name, delimiter, columns)
+            pieces, watched, error = read(quoted=True)
+    elif watched.returns:
+        raise UserError(f'{name} {dialect.CARRIAGE}')
+    if error:
+        raise error
+    lines = watched.lines
+    if found or pieces.rows + header != lines:  # some of which may be empty
+        found = found or surveyed()
+        lines = found.records if quotes == 'around fields' else found.lines
+    if pieces.rows + header != lines:
+        raise UserError(
+            f'{name} has {lines - header} rows below its header and {pieces.rows} were read; '
+            'look for strange line ends or quotation marks'
+        )
+    wanted.extend(pieces)
+    return {'quotes': quotes, 'line ends': 'CR LF' if watched.carriages else 'LF'}
 
 
-def read_parquet(
-    path: str,
-    name: str,
-    *,
-    user_col: str,
-    item_col: str,
-    time_col: str = '',
-    features: tuple[str, ...] = (),
-) -> Events:
-    """Reads a Parquet file; ids keep the column's type (integers or text). See `read_csv`."""
-    columns = [user_col, item_col, *features, *([time_col] if time_col else [])]
-    batches = parquet_batches(path, columns)
-    return _collect(batches, name, user_col, item_col, time_col, features, text=False)
+def _check_one_spelling(opened, wanted, name, delimiter, columns) -> None:
+    """UserError if quoted text holds an id both with and without marks: it may be two ids."""
+    values = {column: [] for column in (wanted.user_col, wanted.item_col)}
+    with opened() as file:
+        only = Pieces(wanted.user_col, wanted.item_col)
+        names = columns
+        if not columns:
+            names = header_fields(file.readline().decode('utf-8-sig').rstrip('\r\n'), delimiter)
+        for batch in csv_batches(file, only, delimiter=delimiter, columns=names):
+            for column, pieces in values.items():
+                pieces.append(batch.column(column))
+    for column, pieces in values.items():
+        raw = set(pa.chunked_array(pieces, ID_TYPE).unique().to_pylist()) if pieces else set()
+        for one in raw:
+            if len(one) > 1 and one[0] == one[-1] == '"' and one[1:-1].replace('""', '"') in raw:
+                raise UserError(
+                    f'column {column!r} of {name} holds {one} both with and without quotation '
+                    'marks, which may be one id or two; write all with or all without'
+                )
 
 
-def parquet_batches(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def add_parquet(wanted: Pieces, path: pathlib.Path, name: str, most: int | None = None) -> None:
+    """Adds a Parquet file to `wanted`; ids keep the column's type (integers or text).
+
+    Args:
+      wanted: what is to be filled.
+      path: of the file.
+      name: of the file, for messages.
+      most: stops when `wanted` would hold more rows; None = never.
+    """
+    pieces = parquet_batches(path, wanted.columns)
+    if most is not None:
+        pieces = itertools.islice(pieces, max(1, (most - wanted.rows) // BATCH))
+    wanted.add(pieces, name)
+
+
+def parquet_batches(path: pathlib.Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """The columns of a Parquet file, piece by piece."""
     with pa.parquet.ParquetFile(path) as file:
         yield from file.iter_batches(batch_size=BATCH, columns=list(dict.fromkeys(columns)))
 
 
-def parquet_rows(path: str) -> int:
+def parquet_parts(
+    paths: list[pathlib.Path], columns: list[str]
+) -> Iterator[tuple[str, int, pa.RecordBatch]]:
+    """Pieces that are not empty of several Parquet files: file name, number of first row, piece."""
+    for path in paths:
+        row = 1
+        for batch in parquet_batches(path, columns):
+            if len(batch):
+                yield path.name, row, batch
+            row += len(batch)
+
+
+def parquet_rows(path: pathlib.Path) -> int:
     """Number of rows of a Parquet file."""
     with pa.parquet.ParquetFile(path) as file:
         return file.metadata.num_rows
 
 
-def parquet_columns(path: str) -> list[str]:
-    """Column names of a Parquet file."""
+def parquet_schema(path: pathlib.Path) -> pa.Schema:
+    """Columns and their types of a Parquet file."""
     with pa.parquet.ParquetFile(path) as file:
-        return file.schema_arrow.names
-
-
-def _collect(
-    batches: Iterator[pa.RecordBatch], name, user_col, item_col, time_col, features, text
-) -> Events:
-    users, items, times = [], [], []
-    columns = {feature: [] for feature in features}
-    row = 1
-    for batch in batches:
-        users.append(ids(batch.column(user_col), user_col, name, row))
-        items.append(ids(batch.column(item_col), item_col, name, row))
-        if time_col:
-            times.append(numbers(batch.column(time_col), time_col, name, row, dates=True))
-        for feature, chunks in columns.items():
-            chunks.append(numbers(batch.column(feature), feature, name, row, dates=False))
-        row += len(batch)
-    return Events(
-        encode(users, text=text),
-        encode(items, text=text),
-        _join(times, time_col, name) if time_col else None,
-        {feature: _join(chunks, feature, name) for feature, chunks in columns.items()},
-    )
-
-
-def ids(column: pa.Array, col: str, name: str, row: int) -> pa.Array:
-    """Dictionary-encoded ids; raises UserError on a missing one."""
-    column = column.dictionary_encode()
-    missing = pc.is_null(column)
-    if pa.types.is_string(column.type.value_type):
-        empty = pc.index(column.dictionary, '').as_py()
-        if empty >= 0:
-            missing = pc.or_(missing, pc.fill_null(pc.equal(column.indices, empty), True))
-    first = pc.index(missing, True).as_py()
-    if first >= 0:
-        raise UserError(f'{name} row {row + first} has no id in column {col!r}; remove such rows')
-    return column
+        return file.schema_arrow
 
 
 def numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> np.ndarray:
-    """A piece of a numeric column: int64, float64, or datetime64 where `dates` allows it."""
-    if column.null_count:
-        row += pc.index(pc.is_null(column), True).as_py()
-        raise UserError(f'{name} row {row} has no value in column {col!r}')
+    """A piece of a numeric column: int64, float64, or datetime64 where `dates` allows it.
+
+    Raises:
+      UserError: a value is missing, not finite, or (of a time) was rounded by its type; the row is
+        named.
+    """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        return _parse(column, col, name, row, dates)
-    if dates and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
+    if column.null_count:
+        row += pc.index(pc.is_null(column), True).as_py()
+        raise UserError(f'{name} row {row} has no value in column {col!r}; {raw_ids.REMOVE}')
+    if raw_ids.is_text(kind):
+        values = _parse(column.cast(pa.large_string()), col, name, row, dates)
+    elif dates and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         unit = 'ns' if pa.types.is_timestamp(kind) and kind.unit == 'ns' else 'us'
-        return column.cast(pa.timestamp(unit)).to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(kind):
-        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    if pa.types.is_boolean(kind):
-        return column.cast(pa.int8()).to_numpy(zero_copy_only=False).astype(np.int64)
-    if pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        return _finite(column.cast(pa.float64()), column, col, name, row)
-    raise UserError(f'column {col!r} of {name} is of type {kind}; it must be numeric')
+        values = column.cast(pa.timestamp(unit)).to_numpy(zero_copy_only=False)
+    elif pa.types.is_integer(kind) or (pa.types.is_decimal(kind) and kind.scale <= 0):
+        try:
+            values = column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid as e:
+            raise UserError(f'column {col!r} of {name} holds integers beyond 64 bits') from e
+    elif pa.types.is_boolean(kind) and not dates:
+        values = column.cast(pa.int8()).to_numpy(zero_copy_only=False).astype(np.int64)
+    elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        values = _finite(column.cast(pa.float64()), column, col, name, row)
+        if dates and pa.types.is_floating(kind):
+            _check_exact(values, raw_ids.exact(kind), f'{kind} column', col, name, row)
+    else:
+        raise UserError(f'column {col!r} of {name} is of type {kind}; it must be numeric')
+    if dates and values.dtype.kind == 'i' and values.min(initial=0) <= max(NOT_A_TIME):
+        missing = np.isin(values, NOT_A_TIME)
+        if missing.any():
+            at = int(missing.argmax())
+            raise UserError(
+                f'{name} row {row + at}: {values[at]} in column {col!r} is what a missing time '
+                f'turns into, not a time; {raw_ids.REMOVE}'
+            )
+    return values
+
+
+def _check_exact(values, limit, where, col, name, row) -> None:
+    large = np.abs(values) >= limit
+    if large.any():
+        at = int(large.argmax())
+        raise UserError(
+            f'{name} row {row + at}: {values[at]:.17g} in column {col!r} is too large for a '
+            f'{where}, which holds whole numbers up to {limit} exactly; write integers'
+        )
 
 
 def _parse(column: pa.Array, col: str, name: str, row: int, dates: bool) -> np.ndarray:
     column = pc.utf8_trim_whitespace(column)
-    try:
-        return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    except pa.ArrowInvalid:
-        pass
-    try:
-        return _finite(column.cast(pa.float64()), column, col, name, row)
-    except pa.ArrowInvalid:
-        pass
+    if not pc.any(pc.match_substring(column, 'x', ignore_case=True)).as_py():  # 0x10, to Arrow 16
+        try:
+            return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            pass
+        try:
+            values = _finite(column.cast(pa.float64()), column, col, name, row)
+            if dates or _has_long_integer(column):
+                _check_exact(values, 2**53, 'number with fractions', col, name, row)
+            return values
+        except pa.ArrowInvalid:
+            pass
     if dates:
         for unit in ('us', 'ns'):
             for zone in (None, 'UTC'):
                 try:
-                    column = column.cast(pa.timestamp(unit, zone))
-                    return column.cast(pa.timestamp(unit)).to_numpy(zero_copy_only=False)
+                    dated = column.cast(pa.timestamp(unit, zone))
+                    return dated.cast(pa.timestamp(unit)).to_numpy(zero_copy_only=False)
                 except pa.ArrowInvalid:
                     continue
     at, value = _first_bad(column, dates)
+    if dates and _is_date(column[0].as_py()) and _is_date(value):
+        raise UserError(
+            f'{name} row {row + at}: {value!r} in column {col!r}, others such as '
+            f'{column[0].as_py()!r}: some have a time zone and some have none; write all alike'
+        )
     what = 'a number or an ISO date' if dates else 'a number'
     hint = 'name another column with --time_col' if dates else 'leave it out of --features'
     raise UserError(
@@ -187,12 +377,19 @@ def _parse(column: pa.Array, col: str, name: str, row: int, dates: bool) -> np.n
     )
 
 
+def _has_long_integer(column: pa.Array) -> bool:
+    """Whether some number is written as an integer beyond 64 bits."""
+    return pc.any(pc.match_substring_regex(column, r'^[+-]?[0-9]{19,}$')).as_py()
+
+
+def _is_date(value: str) -> bool:
+    one = pa.array([value], pa.string())
+    return any(_casts(one, pa.timestamp('ns', zone)) for zone in (None, 'UTC'))
+
+
 def _first_bad(column: pa.Array, dates: bool) -> tuple[int, str]:
     """The first value that does not parse like the first one of the column."""
-    tests = [pa.float64()]
-    if dates:
-        tests += [pa.timestamp('ns'), pa.timestamp('ns', 'UTC')]
-    for kind in tests:
+    for kind in [pa.float64()] + [pa.timestamp('ns', z) for z in (None, 'UTC') if dates]:
         if _casts(column[:1], kind):
             low, high = 1, len(column)  # column[:low] parses, column[:high] does not
             while high - low > 1:
@@ -226,6 +423,15 @@ def mixed(col: str, name: str) -> UserError:
     return UserError(f'column {col!r} of {name} holds both numbers and dates')
 
 
+def check_mixable(most: float, col: str, name: str) -> None:
+    """UserError if an integer as large as `most` cannot stand beside numbers with fractions."""
+    if most >= 2**53:
+        raise UserError(
+            f'column {col!r} of {name} holds fractions and integers beyond {2**53}, which cannot '
+            'be kept exactly in one column; write integers'
+        )
+
+
 def _join(chunks: list[np.ndarray], col: str, name: str) -> np.ndarray:
     """One column: int64 if every value is whole, else float64; dates become integers.
 
@@ -233,8 +439,12 @@ def _join(chunks: list[np.ndarray], col: str, name: str) -> np.ndarray:
     """
     if not chunks:
         return np.zeros(0, np.int64)
-    if {'M'} < {c.dtype.kind for c in chunks}:
+    kinds = {c.dtype.kind for c in chunks}
+    if {'M'} < kinds:
         raise mixed(col, name)
+    if {'i', 'f'} <= kinds:
+        whole = [np.abs(c).max(initial=0) for c in chunks if c.dtype.kind == 'i']
+        check_mixable(max(whole), col, name)
     column = np.concatenate(chunks)
     if column.dtype.kind == 'M':
         fine = column.astype('datetime64[us]')

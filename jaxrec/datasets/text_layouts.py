@@ -2,7 +2,8 @@
 
 `sequences`: `user item item ...`, one line per user, oldest first (S3-Rec and its followers).
 `pairs`: `user item`, one line per event, a user's events oldest first (SASRec and its followers).
-Fields are separated by any run of spaces and tabs; blank lines are skipped.
+Fields are separated by any run of spaces and tabs; blank lines are skipped. Quotation marks are
+letters; where they seem to hold a field with blanks together, that is an error.
 """
 
 import dataclasses
@@ -11,8 +12,11 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from jaxrec.datasets.events import Coded, Events, encode
+from jaxrec.datasets import dialect, raw_ids
+from jaxrec.datasets.events import Events
+from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
 BLOCK = 1 << 26  # bytes parsed at a time: bounds the memory beyond the result
@@ -20,16 +24,23 @@ BLOCK = 1 << 26  # bytes parsed at a time: bounds the memory beyond the result
 
 @dataclasses.dataclass
 class Block:
-    """Some whole lines: words (binary [W]) and the number of words of each line (int64 [lines])."""
+    """Some whole lines.
+
+    Attributes:
+      words: binary [W].
+      counts: int64 [lines], the number of words of each line.
+      control: number from 1 of the first line with a control character, 0 if none has one.
+    """
 
     words: pa.Array
     counts: np.ndarray
+    control: int
 
 
 def read_pairs(file: BinaryIO, name: str) -> Events:
     """Reads `user item` lines; raises UserError on a line with another number of fields."""
     users, items, line = [], [], 0
-    for block in blocks(file):
+    for block in _checked(file, name):
         ragged = np.flatnonzero((block.counts != 2) & (block.counts != 0))
         if len(ragged):
             raise UserError(
@@ -38,17 +49,18 @@ def read_pairs(file: BinaryIO, name: str) -> Events:
                 'use --layout=sequences, and a table needs a header line'
             )
         at = np.arange(0, len(block.words), 2)
-        users.append(block.words.take(pa.array(at)).dictionary_encode())
-        items.append(block.words.take(pa.array(at + 1)).dictionary_encode())
+        where = _lines(line, block.counts, is_word=at)
+        users.append(raw_ids.checked(block.words.take(pa.array(at)), 'user', name, where))
+        items.append(raw_ids.checked(block.words.take(pa.array(at + 1)), 'item', name, where))
         line += len(block.counts)
-    return Events(encode(users, text=True), encode(items, text=True))
+    return _events(users, items, name)
 
 
 def read_sequences(file: BinaryIO, name: str) -> Events:
     """Reads `user item item ...` lines; raises UserError on a user without items or given twice."""
     users, items, counts, lines = [], [], [], []
     line = 0
-    for block in blocks(file):
+    for block in _checked(file, name):
         short = np.flatnonzero(block.counts == 1)
         if len(short):
             raise UserError(
@@ -60,17 +72,65 @@ def read_sequences(file: BinaryIO, name: str) -> Events:
         starts = np.cumsum(each) - each
         is_item = np.ones(len(block.words), bool)
         is_item[starts] = False
-        users.append(block.words.take(pa.array(starts)).dictionary_encode())
-        items.append(block.words.filter(pa.array(is_item)).dictionary_encode())
+        where = _lines(line, block.counts, starts)
+        users.append(raw_ids.checked(block.words.take(pa.array(starts)), 'user', name, where))
+        where = _lines(line, block.counts, np.flatnonzero(is_item))
+        items.append(raw_ids.checked(block.words.filter(pa.array(is_item)), 'item', name, where))
         counts.append(each - 1)
         lines.append(line + full + 1)
         line += len(block.counts)
-    if not users:
-        return Events(encode([], text=True), encode([], text=True))
-    users = encode(users, text=True)
-    _check_once(users, np.concatenate(lines), name)
-    users = Coded(np.repeat(users.codes, np.concatenate(counts)), users.values)
-    return Events(users, encode(items, text=True))
+    events = _events(users, items, name)
+    if lines:
+        _check_once(events.users, np.concatenate(lines), name)
+        each = np.repeat(events.users.codes, np.concatenate(counts))
+        events.users = Coded(each, events.users.values)
+    return events
+
+
+def _events(users: list[pa.Array], items: list[pa.Array], name: str) -> Events:
+    coded = []
+    for column, pieces in (('user', users), ('item', items)):
+        with raw_ids.naming(column, name):
+            coded.append(raw_ids.encode(pieces, text=True))
+    return Events(*coded)
+
+
+def _lines(line: int, counts: np.ndarray, is_word: np.ndarray) -> raw_ids.Where:
+    """Where the n-th of some words of a block stands, for messages; `line` lines came before."""
+    return lambda at: f'line {line + int(np.searchsorted(counts.cumsum(), is_word[at] + 1)) + 1}'
+
+
+def _checked(file: BinaryIO, name: str) -> Iterator[Block]:
+    """`blocks`; UserError where the text is not lines of plain words."""
+    watched, line = dialect.Watched(file), 0
+    for block in blocks(watched):
+        if block.control:
+            raise UserError(
+                f'{name} line {line + block.control} holds a control character; remove it'
+            )
+        if watched.returns:
+            raise UserError(f'{name} {dialect.CARRIAGE}')
+        if watched.marks:
+            _check_marks(block, line, name)
+        yield block
+        line += len(block.counts)
+
+
+def _check_marks(block: Block, line: int, name: str) -> None:
+    """UserError on a line where a word begins with a mark that a later word ends with."""
+    first = np.asarray(pc.starts_with(block.words, b'"'))
+    last = np.asarray(pc.ends_with(block.words, b'"'))
+    alone = np.asarray(pc.equal(block.words, b'"'))
+    opens, closes = np.flatnonzero(first & (~last | alone)), np.flatnonzero(last & (~first | alone))
+    ends = block.counts.cumsum()
+    for word in opens.tolist():
+        at = int(np.searchsorted(ends, word + 1))
+        later = closes[np.searchsorted(closes, word + 1) :][:1]
+        if len(later) and later[0] < ends[at]:
+            raise UserError(
+                f'{name} line {line + at + 1} seems to hold a quoted field with a blank in it; '
+                'fields are split at blanks here: write a table with a header line'
+            )
 
 
 def blocks(file: BinaryIO, size: int = BLOCK) -> Iterator[Block]:
@@ -105,7 +165,9 @@ def split_words(text: bytes) -> Block:
     if not len(data) or data[-1] != 10:
         line_ends = np.append(line_ends, len(data))
     counts = np.diff(np.searchsorted(starts, line_ends), prepend=0)
-    return Block(words, counts)
+    control = ~letter & (data != 32) & ((data < 9) | (data > 10)) & (data != 13)
+    bad = int(np.searchsorted(line_ends, control.argmax())) + 1 if control.any() else 0
+    return Block(words, counts, bad)
 
 
 def _check_once(users: Coded, lines: np.ndarray, name: str) -> None:
