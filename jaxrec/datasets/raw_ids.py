@@ -68,10 +68,10 @@ def checked(column: pa.Array, col: str, name: str, where: Where) -> pa.Dictionar
             large = pc.greater(column, pa.scalar(2**63 - 1, pa.uint64()))
             _refuse(large, 'has an id beyond 64-bit signed integers', col, name, where, AS_TEXT)
         column = column.cast(pa.int64())
-        if pc.min(column).as_py() == LEAST:
-            _refuse(pc.equal(column, LEAST), f'has the id {LEAST}, no id,', col, name, where)
     elif not is_text(kind):
         raise UserError(f'column {col!r} of {name} is of type {kind}; ids are integers or text')
+    if pa.types.is_integer(column.type) and pc.min(column).as_py() == LEAST:
+        _refuse(pc.equal(column, LEAST), f'has the id {LEAST}, no id,', col, name, where)
     column = column.dictionary_encode()
     values = column.dictionary
     if len(values) != len(values.unique()) or values.null_count:
@@ -112,9 +112,9 @@ def _whole(column: pa.Array, col: str, name: str, where: Where) -> pa.Array:
         limit = exact(column.type)
         values = column.to_numpy(zero_copy_only=False).astype(np.float64)
         _refuse(np.isnan(values), 'has no id', col, name, where)
-        _refuse(values % 1 != 0, 'has a fraction as its id', col, name, where, AS_TEXT)
         what = f'has an id beyond {limit}, up to which {column.type} holds integers exactly,'
         _refuse(np.abs(values) >= limit, what, col, name, where, 'store ids as integers')
+        _refuse(values % 1 != 0, 'has a fraction as its id', col, name, where, AS_TEXT)
         return pa.array(values.astype(np.int64))
     try:
         return column.cast(pa.int64())
