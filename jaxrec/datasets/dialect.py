@@ -1,7 +1,7 @@
 """How delimited text is written, told from all its bytes instead of assumed.
 
-Text without quotation marks needs no telling: what was read through `Watched` says so. With marks,
-`survey` reads the file once more, as both kinds of writers would have written it:
+Rows without quotation marks need no telling: what was read through `Watched` says so. With marks,
+`survey` reads them once more, as both kinds of writers would have written it:
 
 - quoted (RFC 4180): a field that begins with a mark ends with one, marks inside it are doubled, and
   it may hold delimiters and line ends;
@@ -20,7 +20,7 @@ import numpy as np
 from jaxrec.errors import UserError
 
 BLOCK = 1 << 22
-MARK, CR, LF = b'"\r\n'
+MARK, CR, LF, BACKSLASH = b'"\r\n\\'
 BOM = b'\xef\xbb\xbf'
 CARRIAGE = "has lines that end in a carriage return alone; convert them, e.g. with tr '\\r' '\\n'"
 
@@ -64,13 +64,14 @@ class Watched(io.RawIOBase):
 
 @dataclasses.dataclass
 class Survey:
-    """What a file with quotation marks looks like; lines are numbered from 1, 0 = none.
+    """What text with quotation marks looks like; lines are numbered from 1, 0 = none.
 
     Attributes:
       quoted: the first line that breaks the rules of quoted text.
-      literal: the first line that has another number of delimiters than the first.
+      literal: the first line with another number of fields.
       inside: the first line with a delimiter or line end in a quoted field.
       escaped: the first line with a backslash before a mark.
+      mixed: whether some column has fields with and without marks.
       records: records of quoted text that are not empty.
       lines: lines that are not empty.
     """
@@ -79,54 +80,69 @@ class Survey:
     literal: int = 0
     inside: int = 0
     escaped: int = 0
+    mixed: bool = False
     records: int = 0
     lines: int = 0
 
 
-def survey(file: BinaryIO, delimiter: str) -> Survey:
-    """Reads a text file once, a block of lines at a time, as quoted and as literal text."""
-    found, width, line, is_inside = Survey(), None, 1, 0
+def survey(file: BinaryIO, delimiter: str, fields: int, line: int = 1) -> Survey:
+    """Reads text once, a block of lines at a time, as quoted and as literal.
+
+    Args:
+      file: the rows, without the header.
+      delimiter: one character.
+      fields: of a row.
+      line: number of the first line.
+    """
+    found, is_inside = Survey(), False
+    edge = np.zeros(256, bool)
+    edge[[LF, CR, MARK, ord(delimiter)]] = True
     for text in _blocks(file):
         data = np.frombuffer(text, np.uint8)
-        before = np.concatenate([[LF], data[:-1]])
-        after = np.concatenate([data[1:], [LF]])
         ends = np.flatnonzero(data == LF)
-        split = data == ord(delimiter)
-        mark = data == MARK
-        inside = (np.cumsum(mark) + is_inside) % 2 == 1  # at a mark: it opens
+        split = np.flatnonzero(data == ord(delimiter))
+        marks = np.flatnonzero(data == MARK)
+        returns = np.flatnonzero(data == CR)
+        returns = returns[data[returns + 1] != LF]  # a block ends in LF
 
-        def at(where, line=line, ends=ends):
-            """Line of the first true place, 0 if there is none."""
-            return line + int(np.searchsorted(ends, where.argmax())) if where.any() else 0
+        def first(places, line=line, ends=ends):
+            """Line of the first place, 0 if there is none."""
+            return line + int(np.searchsorted(ends, places.min())) if len(places) else 0
 
-        edge = (LF, CR, MARK, ord(delimiter))
-        opens, closes = mark & inside, mark & ~inside
-        bad = opens & ~np.isin(before, edge) | closes & ~np.isin(after, edge)
-        bad |= ~inside & (data == CR) & (after != LF)
-        found.quoted = found.quoted or at(bad)
-        found.inside = found.inside or at(inside & (split | (data == LF)))
-        found.escaped = found.escaped or at(mark & (before == ord('\\')))
+        def inside(places, marks=marks, flip=is_inside):
+            """Whether places that are no marks are in quoted fields."""
+            return (np.searchsorted(marks, places) + flip) % 2 == 1
+
+        opens, closes = marks[int(is_inside) :: 2], marks[1 - int(is_inside) :: 2]
+        bad = [opens[(opens > 0) & ~edge[data[opens - 1]]], closes[~edge[data[closes + 1]]]]
+        found.quoted = found.quoted or first(np.concatenate([*bad, returns[~inside(returns)]]))
+        held = [split[inside(split)], ends[inside(ends)]]
+        found.inside = found.inside or first(np.concatenate(held))
+        escaped = marks[(marks > 0) & (data[marks - 1] == BACKSLASH)]
+        found.escaped = found.escaped or first(escaped)
         lengths = np.diff(ends, prepend=-1) - 1
-        lengths -= (lengths > 0) & (data[np.maximum(ends - 1, 0)] == CR)
-        full = lengths > 0
-        fields = np.diff(np.searchsorted(np.flatnonzero(split), ends), prepend=0)
-        width = int(fields[full][0]) if width is None and full.any() else width
-        ragged = np.flatnonzero(full & (fields != width))
-        lone = (data == CR) & (after != LF)
-        found.literal = found.literal or (line + int(ragged[0]) if len(ragged) else at(lone))
+        full = lengths > (data[np.maximum(ends - 1, 0)] == CR)
+        widths = np.diff(np.searchsorted(split, ends), prepend=0) + 1
+        ragged = ends[full & (widths != fields)]
+        found.literal = found.literal or first(np.concatenate([ragged, returns]))
+        begins = opens[(opens == 0) | (data[opens - 1] != MARK)]
+        column = np.searchsorted(split, begins)
+        column -= np.concatenate([[0], np.searchsorted(split, ends)])[np.searchsorted(ends, begins)]
+        counts = np.bincount(column)
+        found.mixed |= bool(((counts > 0) & (counts != full.sum())).any())
         found.lines += int(full.sum())
-        outside = ~inside[ends]
+        outside = ~inside(ends)
         starts = np.concatenate([[not is_inside], outside[:-1]])  # a record begins with the line
         found.records += int((outside & (full | ~starts)).sum())
         line += len(ends)
-        is_inside = int(inside[-1])
+        is_inside ^= bool(len(marks) % 2)
     if is_inside:
         found.quoted = found.quoted or line - 1
     return found
 
 
 def _blocks(file: BinaryIO):
-    """Whole lines, each with its end; without a byte order mark."""
+    """Whole lines, each with its end."""
     rest = file.read(len(BOM)).removeprefix(BOM)
     while data := file.read(BLOCK):
         cut = data.rfind(b'\n') + 1

@@ -122,8 +122,7 @@ def read(config: config_lib.Data, most: int | None = None) -> Events:
                 said = tabular.add_text(
                     pieces, opened, path.name, delimiter=delimiter, columns=named
                 )
-                header = named or tabular.header_fields(_first_line(_sample(path)), delimiter)
-                said = {'delimiter': DELIMITERS[delimiter], **said, 'columns': ', '.join(header)}
+                said = {'delimiter': DELIMITERS[delimiter], **said}
             abouts.append({'layout': layout, **said})
     events = pieces.events(_named(config), text=kinds != {PARQUET})
     events.about = {

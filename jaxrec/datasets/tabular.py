@@ -123,38 +123,37 @@ def _refuse_header(ids: dict[str, pa.DictionaryArray], name: str, row: int) -> N
 
 
 def csv_batches(
-    file: BinaryIO,
-    wanted: Pieces,
-    *,
-    delimiter: str,
-    quoted: bool = False,
-    columns: list[str] | None = None,
+    file: BinaryIO, wanted: Pieces, *, names: list[str], delimiter: str, quoted: bool
 ) -> Iterator[pa.RecordBatch]:
     """The wanted columns of delimited text, piece by piece.
 
     Args:
-      file: the text, decompressed.
+      file: the rows, decompressed, without a header line.
       wanted: says which columns.
+      names: of all columns.
       delimiter: one character.
       quoted: whether quotation marks quote fields, else they are letters.
-      columns: names of all columns of a file without a header line; None = it has one.
     """
     types = dict.fromkeys(wanted.columns, pa.string())
     types |= dict.fromkeys((wanted.user_col, wanted.item_col), ID_TYPE)
-    yield from pa.csv.open_csv(
-        file,
-        read_options=pa.csv.ReadOptions(block_size=BLOCK, column_names=columns),
-        parse_options=pa.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char='"' if quoted else False,
-            newlines_in_values=quoted,
-        ),
-        convert_options=pa.csv.ConvertOptions(
-            column_types=types,
-            include_columns=wanted.columns,
-            strings_can_be_null=False,
-        ),
-    )
+    try:
+        yield from pa.csv.open_csv(
+            file,
+            read_options=pa.csv.ReadOptions(block_size=BLOCK, column_names=names),
+            parse_options=pa.csv.ParseOptions(
+                delimiter=delimiter,
+                quote_char='"' if quoted else False,
+                newlines_in_values=quoted,
+            ),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=types,
+                include_columns=wanted.columns,
+                strings_can_be_null=False,
+            ),
+        )
+    except pa.ArrowInvalid as e:
+        if 'Empty CSV file' not in str(e):
+            raise
 
 
 def add_text(
@@ -168,24 +167,36 @@ def add_text(
     """Adds a file of delimited text to `wanted`, written as its bytes say (see `dialect`).
 
     Args:
-      wanted: see `csv_batches`.
+      wanted: which columns, and what is to be filled.
       opened: opens the file, decompressed, each time it is called.
       name: the file's name, for messages.
-      delimiter: see `csv_batches`.
-      columns: see `csv_batches`.
+      delimiter: one character.
+      columns: names of all columns of a file without a header line; None = it has one.
 
     Returns:
-      What the text is like, for people: {'quotes': .., 'line ends': ..}.
+      What the text is like, for people: {'quotes': .., 'line ends': .., 'columns': ..}.
 
     Raises:
       UserError: a row does not parse; its row number (the first below the header is 1) is given.
     """
+    names, above = columns, 0
+    with opened() as file:
+        while not names and (line := file.readline()):
+            names, above = header_fields(_decoded(line), delimiter), above + 1
+        if above and file.read(len(dialect.BOM)) == dialect.BOM:
+            raise UserError(f'{name} has a byte order mark below its header line; remove it')
+
+    def rows():
+        file = opened()
+        for _ in range(above):
+            file.readline()
+        return file
 
     def read(quoted):
         pieces = wanted.like()
-        with opened() as file:
+        with rows() as file:
             watched = dialect.Watched(file)
-            options = {'delimiter': delimiter, 'quoted': quoted, 'columns': columns}
+            options = {'names': names, 'delimiter': delimiter, 'quoted': quoted}
             try:
                 pieces.add(csv_batches(watched, pieces, **options), name)
             except (UserError, pa.ArrowException) as e:
@@ -193,47 +204,48 @@ def add_text(
         return pieces, watched, None
 
     def surveyed():
-        with opened() as file:
-            return dialect.survey(file, delimiter)
+        with rows() as file:
+            return dialect.survey(file, delimiter, len(names), above + 1)
 
-    header = 0 if columns else 1
     pieces, watched, error = read(quoted=False)
     found, quotes = None, 'none'
     if watched.marks:
         found, quotes = surveyed(), 'are letters'
         if dialect.has_quotes(found, name):
             quotes = 'around fields'
-            if not found.inside:
-                _check_one_spelling(opened, wanted, name, delimiter, columns)
+            if found.mixed and not found.inside:
+                with rows() as file:
+                    _check_one_spelling(file, wanted, name, names, delimiter)
             pieces, watched, error = read(quoted=True)
     elif watched.returns:
         raise UserError(f'{name} {dialect.CARRIAGE}')
     if error:
         raise error
     lines = watched.lines
-    if found or pieces.rows + header != lines:  # some of which may be empty
+    if found or pieces.rows != lines:  # some of which may be empty
         found = found or surveyed()
         lines = found.records if quotes == 'around fields' else found.lines
-    if pieces.rows + header != lines:
+    if pieces.rows != lines:
         raise UserError(
-            f'{name} has {lines - header} rows below its header and {pieces.rows} were read; '
-            'look for strange line ends or quotation marks'
+            f'{name} has {lines} rows and {pieces.rows} were read; look for strange line ends or '
+            'quotation marks'
         )
     wanted.extend(pieces)
-    return {'quotes': quotes, 'line ends': 'CR LF' if watched.carriages else 'LF'}
+    ends = 'CR LF' if watched.carriages else 'LF'
+    return {'quotes': quotes, 'line ends': ends, 'columns': ', '.join(names)}
 
 
-def _check_one_spelling(opened, wanted, name, delimiter, columns) -> None:
+def _decoded(line: bytes) -> str:
+    return line.removeprefix(dialect.BOM).decode(errors='replace').rstrip('\r\n')
+
+
+def _check_one_spelling(file, wanted, name, names, delimiter) -> None:
     """UserError if quoted text holds an id both with and without marks: it may be two ids."""
-    values = {column: [] for column in (wanted.user_col, wanted.item_col)}
-    with opened() as file:
-        only = Pieces(wanted.user_col, wanted.item_col)
-        names = columns
-        if not columns:
-            names = header_fields(file.readline().decode('utf-8-sig').rstrip('\r\n'), delimiter)
-        for batch in csv_batches(file, only, delimiter=delimiter, columns=names):
-            for column, pieces in values.items():
-                pieces.append(batch.column(column))
+    only = Pieces(wanted.user_col, wanted.item_col)
+    values = {column: [] for column in only.columns}
+    for batch in csv_batches(file, only, names=names, delimiter=delimiter, quoted=False):
+        for column, pieces in values.items():
+            pieces.append(batch.column(column))
     for column, pieces in values.items():
         raw = set(pa.chunked_array(pieces, ID_TYPE).unique().to_pylist()) if pieces else set()
         for one in raw:
