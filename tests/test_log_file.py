@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxrec.config import Data
 from jaxrec.datasets import events as events_lib
-from jaxrec.datasets import log_file, text_layouts
+from jaxrec.datasets import log_file, raw_ids, text_layouts
 from jaxrec.errors import UserError
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
@@ -330,3 +330,16 @@ def test_error_lines_of_parquet(read_table):
         "no column 'user'",
         "'u', 'item'",
     )
+
+
+def test_dictionaries_with_nulls_and_repeats_among_their_values():
+    values = pa.array(['a', None, 'b', 'a'])
+
+    def checked(codes):
+        users = pa.DictionaryArray.from_arrays(pa.array(codes, pa.int8()), values)
+        return raw_ids.checked(users, 'user', 'log', lambda at: f'row {at + 1}')
+
+    coded = raw_ids.encode([checked([0, 2, 3, 0])], text=False)
+    assert coded.values[coded.codes].tolist() == [b'a', b'b', b'a', b'a']
+    assert len(set(coded.values)) == len(coded.values)
+    fails(lambda: checked([0, 2, 1, 0]), 'row 3', 'no id', "column 'user'")

@@ -74,7 +74,7 @@ def checked(column: pa.Array, col: str, name: str, where: Where) -> pa.Dictionar
         _refuse(pc.equal(column, LEAST), f'has the id {LEAST}, no id,', col, name, where)
     column = column.dictionary_encode()
     values = column.dictionary
-    if len(values) != len(values.unique()) or values.null_count:
+    if values.null_count:
         column = _decoded(column).dictionary_encode()
         values = column.dictionary
     if not pa.types.is_integer(values.type):
@@ -128,7 +128,9 @@ def _whole(column: pa.Array, col: str, name: str, where: Where) -> pa.Array:
 def _text(values: pa.Array, codes: pa.Array, col: str, name: str, where: Where) -> pa.Array:
     """Distinct text ids as large_string."""
     try:
-        values = values.cast(pa.large_binary()).cast(pa.large_string())
+        if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+            values = values.cast(pa.large_binary())
+        values = values.cast(pa.large_string())
     except pa.ArrowInvalid as e:
         raise UserError(
             f'column {col!r} of {name} holds bytes that are not UTF-8 text; convert it, e.g. with '

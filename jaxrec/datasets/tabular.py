@@ -356,7 +356,7 @@ def _check_exact(values, limit, where, col, name, row) -> None:
 
 def _parse(column: pa.Array, col: str, name: str, row: int, dates: bool) -> np.ndarray:
     column = pc.utf8_trim_whitespace(column)
-    if not pc.any(pc.match_substring(column, 'x', ignore_case=True)).as_py():  # 0x10, to Arrow 16
+    if not _has_hexadecimal(column):
         try:
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
@@ -387,6 +387,14 @@ def _parse(column: pa.Array, col: str, name: str, row: int, dates: bool) -> np.n
     raise UserError(
         f'{name} row {row + at}: {value!r} in column {col!r} is not {what}; mend the row or {hint}'
     )
+
+
+def _has_hexadecimal(column: pa.Array) -> bool:
+    """Whether some text is like 0x10, which Arrow takes for the number 16."""
+    letters = column.buffers()[2]
+    if letters is None or not any(x in letters.to_pybytes() for x in (b'x', b'X')):  # fast
+        return False
+    return pc.any(pc.match_substring(column, 'x', ignore_case=True)).as_py()
 
 
 def _has_long_integer(column: pa.Array) -> bool:
