@@ -2,14 +2,12 @@
 
 import dataclasses
 import json
-import pathlib
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from pyarrow import parquet
-from runs import inside, small
+from runs import inside
 
 import jaxrec
 from jaxrec.config import Data, Feature, Optim, Train
@@ -18,9 +16,9 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Rows
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied
-from jaxrec.models import gcn, mmoe, sasrec
+from jaxrec.models import mmoe, sasrec
 from jaxrec.objectives.in_batch import InBatch
-from jaxrec.tasks import click, next_item, nodes
+from jaxrec.tasks import click, next_item
 from jaxrec.training.loop import fit, fit_together
 from jaxrec.training.parallel_runs import expand
 
@@ -167,13 +165,15 @@ def test_runs_of_one_program_and_streams_stand_alone_too(tmp_path):
     fit_together(expand(experiment, ['0', '1'], []), tmp_path / 'seeds')
     fit(applied(experiment, STREAM), tmp_path / 'stream')
     raw = [histories(True).raw_item(n) for n in (1, 2)]
-    wanted = [lists_of(tmp_path / name, raw) for name in ('seeds/seed1', 'stream')]
+    wanted = [jaxrec.load(tmp_path / n).recommend([raw]) for n in ('seeds/seed1', 'stream')]
     error = inside('evaluate', f'--workdir={tmp_path / "seeds"}').error
     assert 'the folders of 2 (seed0, seed1): give one of them' in error
     shutil.rmtree(tmp_path / 'data')
     for name, lists in zip(('seeds/seed1', 'stream'), wanted, strict=True):
         (tmp_path / f'alone-{lists is wanted[0]}').mkdir()
-        assert lists_of(alone(tmp_path / name, tmp_path / f'alone-{lists is wanted[0]}'), raw) == lists
+        assert (
+            lists_of(alone(tmp_path / name, tmp_path / f'alone-{lists is wanted[0]}'), raw) == lists
+        )
 
 
 def test_damaged_bytes_of_a_catalogue_are_one_line_or_change_nothing(kept, tmp_path):
@@ -203,9 +203,10 @@ def test_damaged_bytes_of_a_catalogue_are_one_line_or_change_nothing(kept, tmp_p
             path.write_bytes(whole[path])
         assert refused > 100
         path.write_bytes(b'{}')
-        assert 'start its training again' in inside(
-            'recommend', f'--workdir={run}', '--history=x'
-        ).error
+        assert (
+            'start its training again'
+            in inside('recommend', f'--workdir={run}', '--history=x').error
+        )
         path.unlink()
         assert 'is missing' in inside('recommend', f'--workdir={run}', '--history=x').error
         fit(experiment_of(data), run)  # makes it anew
@@ -216,10 +217,9 @@ def test_damaged_bytes_of_a_catalogue_are_one_line_or_change_nothing(kept, tmp_p
 
 
 def test_the_catalogue_of_another_run_is_refused(kept, tmp_path):
-    run, data, raw = kept
+    run, _, _ = kept
     copy = tmp_path / 'copy'
     shutil.copytree(run, copy)
-    histories(True).save(tmp_path / 'other' / 'columns')
     other = histories(False)
     other.items[0] = 1 + other.items[0] % ITEMS
     other.save(tmp_path / 'other' / 'columns')
@@ -231,7 +231,7 @@ def test_the_catalogue_of_another_run_is_refused(kept, tmp_path):
 
 
 def test_a_catalogue_holds_no_event(kept):
-    run, data, _ = kept
+    run, _, _ = kept
     there = {p.name for p in (run / 'catalogue').iterdir()}
     assert there == {
         'item_ids.npy',
