@@ -170,10 +170,8 @@ def test_runs_of_one_program_and_streams_stand_alone_too(tmp_path):
     assert 'the folders of 2 (seed0, seed1): give one of them' in error
     shutil.rmtree(tmp_path / 'data')
     for name, lists in zip(('seeds/seed1', 'stream'), wanted, strict=True):
-        (tmp_path / f'alone-{lists is wanted[0]}').mkdir()
-        assert (
-            lists_of(alone(tmp_path / name, tmp_path / f'alone-{lists is wanted[0]}'), raw) == lists
-        )
+        moved = alone(tmp_path / name, tmp_path / f'of {name}')
+        assert jaxrec.load(moved).recommend([raw]) == lists
 
 
 def test_damaged_bytes_of_a_catalogue_are_one_line_or_change_nothing(kept, tmp_path):

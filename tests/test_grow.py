@@ -1,5 +1,8 @@
 """Going on from another run: old rows bit for bit under their new numbers, new ones drawn."""
 
+import json
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -114,6 +117,47 @@ def test_old_rows_and_slots_are_carried_over_and_new_ones_drawn(tmp_path, name, 
     slots = {'dense with average': 3, 'rowwise_adagrad': 1, 'sparse_adam': 3, 'streaming logQ': 4}
     assert by_item == 1 + slots[name]
     assert state['step'] == 7
+
+
+@pytest.mark.parametrize('name', ['dense with average', 'rowwise_adagrad', 'streaming logQ'])
+@pytest.mark.parametrize('text', ['', 'x'])
+def test_a_window_of_time_goes_on_from_a_run_alone(tmp_path, name, text, capsys):
+    """Items come and go, ids turn from text to integers: rows by raw id, from the run's folder."""
+    optim, model, shape = SETTINGS[name]
+    devices = jax.devices()[: shape[0] * shape[1]]
+    jax.set_mesh(jax.make_mesh(shape, ('data', 'model'), devices=devices))
+    was = [*OLD, *filter(None, [text])]
+    log = write_log(tmp_path / 'events.csv', was)
+    _, before = saved(tmp_path / 'old', experiment_of(tmp_path, log, optim, **model))
+    assert json.loads((tmp_path / 'old/run.json').read_text())['data_path']
+    shutil.rmtree(tmp_path / 'd')  # the old log's events are nowhere
+    (tmp_path / 'old').rename(tmp_path / 'moved')
+
+    now = [3, *OLD[5:20], *OLD[25:], 100, 101]
+    write_log(log, now)
+    experiment = experiment_of(tmp_path, log, optim, start_from=tmp_path / 'moved', **model)
+    new = opened(experiment)
+    program = Program(experiment, new, 10)
+    fresh = jax.device_get(program.init())
+    state = jax.device_get(state_from(experiment, new, program))
+    gone = [*filter(None, [text]), *OLD[:5], *OLD[20:25]]
+    told = f'{len(was) - len(gone)} items carried over, 3 new, {len(gone)} are gone'
+    assert told in capsys.readouterr().out
+
+    ids = sorted(map(str, was)) if text else was  # how the old catalogue was numbered
+    old_row = {str(raw): n for n, raw in enumerate(ids, 1)}
+    by_item = 0
+    for path, value in jax.tree.leaves_with_path(state):
+        old, drawn = (leaf_at(tree, path) for tree in (before, fresh))
+        if value.shape[:1] != drawn.shape[:1] or 'table' not in str(path) + str(value.shape):
+            continue
+        for row, raw in enumerate(sorted(now), 1):
+            kept = str(raw) in old_row
+            np.testing.assert_array_equal(
+                value[row], old[old_row[str(raw)]] if kept else drawn[row]
+            )
+        by_item += 1
+    assert by_item
 
 
 def leaf_at(tree, path):
