@@ -117,7 +117,7 @@ def test_the_same_lists_through_the_data_and_from_the_run_alone(kept, tmp_path):
     shutil.copytree(data, copied)
     shutil.rmtree(data)  # what config.json and run.json name
     try:
-        with pytest.raises(UserError, match='is not here, and to read it anew'):
+        with pytest.raises(UserError, match='not here now; its source: '):
             jaxrec.load(before)
         moved = alone(copy, tmp_path)
         assert lists_of(moved, raw) == wanted

@@ -97,22 +97,23 @@ def numbers(
     """
     found = [find(one) for one in raw]
     unknown = [one for one, number in zip(raw, found, strict=True) if number is None]
-    if unknown and not skip_unknown:
-        first = unknown[0]
-        hint = near(first, find) or _torn(raw, raw.index(first), find)
-        if len(unknown) == 1:
-            raise UserError(
-                f'{what} {first!r} of {where} is not in the data{hint}; '
-                '--skip_unknown leaves it out'
-            )
+    if not unknown:
+        return found
+    first, several = unknown[0], 's' if len(unknown) > 1 else ''
+    hint = near(first, find) or _torn(raw, raw.index(first), find)
+    if skip_unknown:
+        shown = ', '.join([f'{first!r}{hint}', *map(repr, unknown[1:_SHOWN])])
+        more = ', ..' if len(unknown) > _SHOWN else ''
+        say(f'left out {len(unknown):,} unknown {what}{several} of {where}: {shown}{more}')
+        return found
+    if not several:
         raise UserError(
-            f'{len(unknown):,} of {len(raw):,} {what}s of {where} are not in the data, the first '
-            f'is {first!r}{hint}; --skip_unknown leaves them out'
+            f'{what} {first!r} of {where} is not in the data{hint}; --skip_unknown leaves it out'
         )
-    if unknown:
-        shown = ', '.join(map(repr, unknown[:_SHOWN])) + ', ..' * (len(unknown) > _SHOWN)
-        say(f'left out {len(unknown):,} unknown {what}s of {where}: {shown}')
-    return found
+    raise UserError(
+        f'{len(unknown):,} of {len(raw):,} {what}s of {where} are not in the data, the first is '
+        f'{first!r}{hint}; --skip_unknown leaves them out'
+    )
 
 
 def near(raw: Id, find: Callable[[Id], int | None]) -> str:

@@ -51,7 +51,7 @@ class Recommender:
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
-        if 'queries' not in trained.served.verbs:
+        if 'queries' not in trained.served.verbs or trained.served.catalogue is None:
             raise UserError(f'{trained.workdir} holds no recommender of next items')
         self.trained, self.keep_seen, self.explain = trained, keep_seen, explain
         self.catalogue: Catalogue = trained.served.catalogue
