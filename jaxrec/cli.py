@@ -147,12 +147,10 @@ def _check_config(argv: list[str]) -> None:
 
 
 def _takes_argument(node: ast.AST) -> bool:
-    """False for a get_config that does not look at an argument."""
-    if not isinstance(node, ast.FunctionDef) or node.name != 'get_config' or node.args.vararg:
+    """False for a get_config without parameters."""
+    if not isinstance(node, ast.FunctionDef) or node.name != 'get_config':
         return True
-    names = {arg.arg for arg in (*node.args.posonlyargs, *node.args.args)}
-    read = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    return not names.isdisjoint(read)
+    return bool(node.args.posonlyargs or node.args.args or node.args.vararg)
 
 
 def _config_error(e: BaseException) -> str:

@@ -139,9 +139,7 @@ def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
     except UserError as e:
         gone = ''
         if named is experiment:
-            gone = (
-                f'{prepared or "what"} {workdir} was trained on is not here, and to read it anew: '
-            )
+            gone = f'{workdir} was trained on {prepared or "data"}, not here now; its source: '
         raise UserError(f'{gone}{e}{without}') from e
     if problem.data_hash != run['data_hash']:
         raise UserError(
