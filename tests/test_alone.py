@@ -1,6 +1,7 @@
 """A work directory alone serves lists: without data, log and cache, and wherever it is."""
 
 import dataclasses
+import errno
 import json
 import shutil
 
@@ -130,12 +131,20 @@ def test_the_same_lists_through_the_data_and_from_the_run_alone(kept, tmp_path):
         jaxrec.load(moved).recommend([['nothing']])
 
 
-def test_a_run_of_before_gets_its_catalogue_when_it_goes_on(kept, tmp_path):
+def test_a_run_of_before_gets_its_catalogue_when_it_goes_on(kept, tmp_path, monkeypatch):
     run, data, raw = kept
     older = tmp_path / 'older'
     shutil.copytree(run, older)
     shutil.rmtree(older / 'catalogue')
     (older / 'catalogue.partial7').mkdir()  # of a run that was killed
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    with monkeypatch.context() as disk:
+        disk.setattr(np, 'save', full)
+        with pytest.raises(UserError, match='catalogue: No space left on device'):
+            fit(experiment_of(data), older)
     fit(experiment_of(data), older)
     assert sorted(p.name for p in older.glob('catalogue*')) == ['catalogue']
     assert lists_of(older, raw) == lists_of(run, raw)
