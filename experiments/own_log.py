@@ -17,8 +17,7 @@ from jaxrec.models import sasrec
 from jaxrec.tasks import next_item
 
 
-def get_config(arg: str = '') -> Experiment:
-    del arg
+def get_config() -> Experiment:
     return Experiment(
         model=sasrec.Config(
             dim=128, blocks=2, max_len=100, dropout=0.2, embedding_dropout=0.3, table_dropout=0.1

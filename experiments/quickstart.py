@@ -13,8 +13,7 @@ from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 
-def get_config(arg: str = '') -> Experiment:
-    del arg
+def get_config() -> Experiment:
     return Experiment(
         model=sasrec.Config(dim=64, blocks=2, max_len=50, dropout=0.2, loss='softmax'),
         data=Data(dataset='ml-100k'),

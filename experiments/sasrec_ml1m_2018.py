@@ -12,8 +12,7 @@ from jaxrec.models import sasrec
 from jaxrec.tasks import next_item
 
 
-def get_config(arg: str = '') -> Experiment:
-    del arg
+def get_config() -> Experiment:
     return Experiment(
         model=sasrec.Config(
             variant='2018',

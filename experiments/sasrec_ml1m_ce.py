@@ -12,8 +12,7 @@ from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 
 
-def get_config(arg: str = '') -> Experiment:
-    del arg
+def get_config() -> Experiment:
     return Experiment(
         model=sasrec.Config(
             variant='2018',

@@ -25,6 +25,8 @@ def fit(experiment: Experiment, workdir: str | os.PathLike) -> dict[str, Any]:
 def load(workdir: str | os.PathLike, checkpoint: str = 'best', **options: Any) -> Recommender:
     """The recommender of a run: `.recommend(histories, k)` gives lists.
 
+    The folder is enough, wherever it is; lists for users of the data (`.user`) need the data.
+
     Args:
       workdir: folder of the run.
       checkpoint: 'best' or 'last'.

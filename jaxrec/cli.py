@@ -1,5 +1,6 @@
 """What the commands share: one clear line per user error, and `--json` output."""
 
+import ast
 import json
 import pathlib
 import re
@@ -28,7 +29,15 @@ def run(main: Callable[[list[str]], None]) -> None:
 def define_run_flags() -> None:
     """Flags of a command that trains an experiment: --config, --workdir, --json."""
     from ml_collections import config_flags  # not for the commands that train nothing
+    from ml_collections.config_flags import tuple_parser
 
+    class Tuples(tuple_parser.TupleParser):
+        """--config.model.compress= is the empty tuple."""
+
+        def parse(self, argument):
+            return () if argument == '' else super().parse(argument)
+
+    config_flags.register_flag_parser_for_type(tuple, Tuples())
     config_flags.DEFINE_config_file(
         'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
     )
@@ -45,13 +54,8 @@ def given_run() -> tuple[Any, pathlib.Path]:
 
 def given_experiment() -> Any:
     """The experiment of --config; UserError if there is none."""
-    from ml_collections import config_flags
-
     if FLAGS.config is None:
         raise UserError('give --config=experiments/X.py (see --help)')
-    file = config_flags.get_config_filename(FLAGS['config']).partition(':')[0]
-    if not pathlib.Path(file).is_file():  # ml_collections is silent about it
-        raise UserError(f'no such experiment file: {file} (--config)')
     return FLAGS.config
 
 
@@ -103,11 +107,50 @@ def _parse(argv):
     if 'task' in FLAGS:  # --task.protocol=full is a value of the flag --task
         argv = [re.sub(r'^--?task\.', '--task=', word) for word in argv]
     try:
+        if 'config' in FLAGS:
+            _check_config(argv)
         return FLAGS(argv)
+    except UserError as e:
+        _fail(str(e))
     except BrokenPipeError:  # `--help | head`
         raise SystemExit(1) from None
     except Exception as e:  # the --config file is the user's program: anything may come out of it
         _fail(_config_error(e))
+
+
+def _check_config(argv: list[str]) -> None:
+    """Raises UserError for a --config that is no experiment file, or takes no argument.
+
+    A file that cannot be read as Python is left to ml_collections, which says where.
+    """
+    for at, word in enumerate(argv):
+        name, equals, value = word.lstrip('-').partition('=')
+        if name != 'config' or not word.startswith('-'):
+            continue
+        file, colon, _ = (value if equals else ' '.join(argv[at + 1 : at + 2])).partition(':')
+        path = pathlib.Path(file)
+        if not path.exists():
+            raise UserError(f'no such experiment file: {file} (--config)')
+        if path.suffix != '.py' or not path.is_file():
+            raise UserError(f'--config={file} is not an experiment file, experiments/X.py')
+        try:
+            tree = ast.parse(path.read_bytes())
+        except (SyntaxError, ValueError):
+            continue
+        text = ast.dump(tree)
+        if "'get_config'" not in text:
+            table = "'Table'" in text
+            advice = f'; python -m jaxrec.table --table={file} makes a table' if table else ''
+            raise UserError(f'{file} (--config) has no get_config(){advice}')
+        if colon and not all(map(_takes_argument, tree.body)):
+            raise UserError(f'{file} takes no argument: --config={file} without what is after it')
+
+
+def _takes_argument(node: ast.AST) -> bool:
+    """False for a get_config without parameters."""
+    if not isinstance(node, ast.FunctionDef) or node.name != 'get_config':
+        return True
+    return bool(node.args.posonlyargs or node.args.args or node.args.vararg)
 
 
 def _config_error(e: BaseException) -> str:

@@ -96,7 +96,7 @@ class Train:
     save_every: float = field(10.0, least=0, effect='pace')  # minutes between checkpoints; 0 = none
     log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl
     start_from: str = ''  # work directory of a finished run to go on from (training/warm_start)
-    grow: bool = False  # with start_from: the catalogue may have new items
+    grow: bool = False  # with start_from: items may be new or gone
 
 
 @dataclasses.dataclass

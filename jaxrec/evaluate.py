@@ -1,18 +1,19 @@
 r"""Evaluates a trained model beside what has nothing to learn, under a recorded protocol.
 
 python -m jaxrec.evaluate --workdir=runs/quickstart [--split=test] [--checkpoint=best] \
-    [--task.protocol=uniform --task.negatives=50 --task.filter_seen=False ...] [--json]
+    [--task.protocol=uniform --task.negatives=50 ...] [--output=FILE.json] [--json]
 
 --task.FIELD=VALUE changes a field of the run's task, its protocol above all; what differs from the
 run is added to the names of the files. Writes evaluation_<split>[_<field>-<value>].json into the
-work directory and, if there are metrics with cut-offs and matplotlib is installed, a picture of
-them. --kept=FILE.npz also writes what the values of single users follow from: of a ranking, how
-many candidates score higher than each target (`greater`) and the same (`ties`).
+work directory, or FILE.json, and, if there are metrics with cut-offs and matplotlib is installed, a
+picture of them beside it. --kept=FILE.npz also writes what the values of single users follow from:
+of a ranking, how many candidates score higher than each target (`greater`) and the same (`ties`).
 """
 
 import os
 import pathlib
 import sys
+import tempfile
 import types
 from typing import Any
 
@@ -42,6 +43,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         'task', [], '--task.FIELD=VALUE: fields of the task that differ from the run.'
     )
+    flags.DEFINE_string('output', None, 'File of the report (.json), instead of one in --workdir.')
     flags.DEFINE_string('kept', None, "Also write what single users' values follow from (.npz).")
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_bool(
@@ -61,20 +63,36 @@ def _main() -> None:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
     given = parsed([f'task.{word}' for word in FLAGS.task], '--task')
     changed = {name.removeprefix('task.'): value for name, value in given.items()}
-    trained = load_trained(FLAGS.workdir, FLAGS.checkpoint, changed)
+    kept, workdir = FLAGS.kept and pathlib.Path(FLAGS.kept), pathlib.Path(FLAGS.workdir)
+    name = '_'.join([FLAGS.split, *(f'{n}-{v}' for n, v in changed.items())])
+    if FLAGS.checkpoint != 'best':
+        name += f'_{FLAGS.checkpoint}'
+    output = pathlib.Path(FLAGS.output or workdir / f'evaluation_{name}.json')
+    trained = load_trained(workdir, FLAGS.checkpoint, changed)
+    if jax.process_index() == 0:
+        _check_writable(output, '--output=FILE.json writes the report elsewhere')
+        if kept:
+            _check_writable(kept, 'choose another --kept')
     keep_freed()
     evaluation, measured, references = evaluate(trained, FLAGS.split)
     result = as_json(trained, FLAGS.split, evaluation, measured, references)
     say(report.text(result))
     if jax.process_index() == 0:
-        if FLAGS.kept:
-            with files.replacing(pathlib.Path(FLAGS.kept)) as partial, open(partial, 'wb') as file:
+        if kept:
+            with files.replacing(kept) as partial, open(partial, 'wb') as file:
                 np.savez(file, **measured.to_keep())
-        name = '_'.join([FLAGS.split, *(f'{n}-{v}' for n, v in changed.items())])
-        if FLAGS.checkpoint != 'best':
-            name += f'_{FLAGS.checkpoint}'
-        report.write(result, trained.workdir, name)
+        report.write(result, output)
     cli.emit(result)
+
+
+def _check_writable(path: pathlib.Path, advice: str) -> None:
+    """Raises UserError, before the work, if a file cannot be written there."""
+    if path.is_dir():
+        raise UserError(f'{path} is a folder: {advice}')
+    try:
+        tempfile.TemporaryFile(dir=path.absolute().parent).close()
+    except OSError as e:
+        raise UserError(f'cannot write {path}: {e.strerror}; {advice}') from e
 
 
 def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[str, Measured]]:

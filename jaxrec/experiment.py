@@ -171,6 +171,8 @@ def applied(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
             if name in RENAMED:
                 raise UserError(f'{name} is now {RENAMED[name]}')
             raise UserError(f'the experiment has no field {name}')
+        if value == '' and typing.get_origin(typing.get_type_hints(type(part))[field]) is tuple:
+            value = ()  # --task.cutoffs= as --config.task.cutoffs=
         setattr(part, field, value)
     return experiment
 

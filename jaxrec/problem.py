@@ -13,6 +13,7 @@ is: carried = problem.begin(model, constants); problem.predict for every batch; 
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -145,13 +146,16 @@ class Problem:
       about: a line for people.
       data_hash: of the content.
       data_path: folder of the prepared data, '' if there is none.
-      source: what serving reads (Histories, Rows, Graph).
+      source: the data (Histories, Rows, Graph).
       sizes: what tables and heads are made by, {'item': 12101}.
       ids: raw ids by the same names, ascending, of those whose rows a later run may take over.
       constants: arrays that every step and pass reads; placed once, never saved.
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
+      catalogue: of the data what serving needs besides the model, never events, with
+        `save(folder)`; a run keeps it, so that it is served without its data
+        (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
     """
 
@@ -167,6 +171,7 @@ class Problem:
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    catalogue: Any = None
 
     def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
         """What a whole pass shares (item vectors, a propagated graph); traced, once a pass."""
@@ -241,6 +246,23 @@ class Task:
           process: (index, count): the part of each batch that this process makes.
         """
         raise NotImplementedError
+
+    def open_catalogue(self, folder: pathlib.Path) -> Problem:
+        """The problem as a run keeps it, to be served: without data, periods and evaluations.
+
+        Its sizes, constants and `begin` are those of the problem that was learnt.
+
+        Args:
+          folder: where that problem's `catalogue` was saved.
+
+        Raises:
+          UserError: it is damaged.
+        """
+        raise NotImplementedError
+
+    def idle(self) -> dict[str, str]:
+        """Fields that say nothing beside the values of others, and why, for a message."""
+        return {}
 
 
 @dataclasses.dataclass(frozen=True)

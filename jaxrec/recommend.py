@@ -1,15 +1,23 @@
-r"""Top-k lists from a trained model: for a history, for a user, or for any number of users.
+r"""Top-k lists from a trained model: for a history, for a user, or for any number of them.
 
 python -m jaxrec.recommend --workdir=DIR --history=ID,ID,...       (oldest first)
+python -m jaxrec.recommend --workdir=DIR --history_file=FILE [--output=FILE.parquet]
 python -m jaxrec.recommend --workdir=DIR --user=ID
 python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
 
-Ids are those of the data. FILE has one user id per line; --users=all takes every user of the
-data. A bulk run that was killed goes on where it stopped when started again. Items of the history
-are left out unless --keep_seen. With --explain each row says which of the user's vectors (interests
-of a multi-interest model, numbered from 1) found the item.
+Ids are those of the data, exactly. --history is a line of CSV, in which an id with a comma stands
+in double quotes (--history='"shoe, size 1",b'), or a JSON list. A FILE of ids has one per line; one
+named .json or .jsonl holds lists, and may hold many histories (see jaxrec/serving/given_ids.py).
+--users=all takes every user of the data.
+
+Histories need the work directory alone, wherever it is. Users need the data that it was trained on.
+
+--output ends in .parquet or .csv. A bulk run that was killed goes on where it stopped when started
+again. Items of the history are left out unless --keep_seen. With --explain each row says which of
+the user's vectors (interests of a multi-interest model, numbered from 1) found the item.
 """
 
+import itertools
 import pathlib
 
 import numpy as np
@@ -17,11 +25,13 @@ from absl import flags
 
 from jaxrec import cli
 from jaxrec.cli import say
+from jaxrec.data.catalogue import Items
 from jaxrec.data.histories import Histories
 from jaxrec.devices import cluster
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
-from jaxrec.serving.bulk import write_lists
+from jaxrec.serving import given_ids
+from jaxrec.serving.bulk import check_output, write_lists
 from jaxrec.serving.recommender import Recommender
 from jaxrec.training.restore import Trained, load_trained
 
@@ -32,17 +42,18 @@ def define_flags() -> None:
     """Not done on import, so that several commands can be imported together."""
     cluster.define_flags()
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
-    flags.DEFINE_string('history', None, 'Raw item ids, comma-separated, oldest first.')
+    flags.DEFINE_string('history', None, 'Raw item ids, a line of CSV or JSON, oldest first.')
+    flags.DEFINE_string('history_file', None, 'File of one history, or of many with --output.')
     flags.DEFINE_string('user', None, 'Raw id of a user of the data; all events are used.')
-    flags.DEFINE_string('users', None, "File with one raw user id per line, or 'all'.")
-    flags.DEFINE_string('output', None, 'Parquet file to write; with --users.')
+    flags.DEFINE_string('users', None, "File of raw user ids, or 'all'.")
+    flags.DEFINE_string('output', None, 'FILE.parquet or FILE.csv; for --users, --history_file.')
     flags.DEFINE_integer('k', 10, 'Items per list.')
     flags.DEFINE_bool('keep_seen', False, 'Also recommend items of the history.')
     flags.DEFINE_bool('explain', False, 'Say which interest of the user found each item.')
     flags.DEFINE_bool('skip_unknown', False, 'Leave out unknown ids instead of stopping.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
-    flags.DEFINE_integer('batch_users', 256, 'Users scored at once; with --users.')
-    flags.DEFINE_integer('part_users', 20_000, 'Users per finished part; with --users.')
+    flags.DEFINE_integer('batch_users', 256, 'Users scored at once; with --output.')
+    flags.DEFINE_integer('part_users', 20_000, 'Users per finished part; with --output.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
     )
@@ -58,18 +69,24 @@ def main(argv: list[str]) -> None:
 def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
-    inputs = {'--history': FLAGS.history, '--user': FLAGS.user, '--users': FLAGS.users}
-    given = [name for name, value in inputs.items() if value is not None]
+    inputs = {n: getattr(FLAGS, n) for n in ('history', 'history_file', 'user', 'users')}
+    given = [f'--{name}' for name, value in inputs.items() if value is not None]
     if len(given) != 1:
         found = ' and '.join(given) or 'none of them'
-        raise UserError(f'give exactly one of --history, --user and --users; here is {found}')
-    if (FLAGS.output is None) == (FLAGS.users is not None):
+        raise UserError(
+            f'give exactly one of --history, --history_file, --user and --users; here is {found}'
+        )
+    if FLAGS.users is not None and FLAGS.output is None:
         raise UserError('--users and --output=FILE.parquet go together')
+    if FLAGS.output is not None:
+        if FLAGS.users is None and FLAGS.history_file is None:
+            raise UserError('--output goes with --users and --history_file')
+        check_output(pathlib.Path(FLAGS.output))
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:
         raise UserError('--k, --batch_users and --part_users must be at least 1')
     trained = load_trained(FLAGS.workdir, FLAGS.checkpoint)
     keep_freed()
-    if FLAGS.users is not None:
+    if FLAGS.output is not None:
         cli.emit(_bulk(trained))
     else:
         cli.emit(_single(trained))
@@ -78,19 +95,33 @@ def _main() -> None:
 def _single(trained: Trained) -> dict:
     """One list, printed as a table; returns it with raw ids."""
     recommender = _recommender(trained, batch_users=1)
-    known = recommender.histories
+    catalogue = recommender.catalogue
     if FLAGS.user is not None:
+        known = recommender.histories
         user = known.find_user(FLAGS.user)
         if user is None:
-            raise UserError(f'user {FLAGS.user!r} is not in the data')
+            hint = given_ids.near(FLAGS.user, known.find_user)
+            raise UserError(f'user {FLAGS.user!r} is not in the data{hint}')
         about = {'user': known.raw_user(user)}
         listed = recommender.user(user)
     else:
-        items = parse_history(known, FLAGS.history, FLAGS.skip_unknown)
-        about = {'history': [known.raw_item(item) for item in items]}
+        items = _one_history(catalogue)
+        about = {'history': [catalogue.raw_item(item) for item in items]}
         listed = recommender.after([items])[0]
-    _print(listed, titles=known.titles is not None)
+    _print(listed, titles=catalogue.titles is not None)
     return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
+
+
+def _one_history(items: Items) -> list[int]:
+    """Item numbers of --history, or of a --history_file that holds one."""
+    if FLAGS.history is not None:
+        return parse_history(items, FLAGS.history, FLAGS.skip_unknown)
+    histories = read_histories(items, FLAGS.history_file, FLAGS.skip_unknown)
+    if len(histories) != 1:
+        raise UserError(
+            f'{FLAGS.history_file} holds {len(histories):,} histories: give --output=FILE.parquet'
+        )
+    return histories[0]
 
 
 def _recommender(trained: Trained, batch_users: int) -> Recommender:
@@ -107,69 +138,73 @@ def _print(listed: list[dict], *, titles: bool) -> None:
     if not listed:
         say('nothing left to recommend: the history holds every item (see --keep_seen)')
         return
-    width = max(4, *(len(str(row['item'])) for row in listed))
+    ids = [given_ids.as_text(row['item']) for row in listed]
+    width = max(4, *map(len, ids))
     title = 'title' if titles else ''
     explained = 'interest' in listed[0]
     interest = f'{"interest":>8}  ' if explained else ''
     say(f'{"rank":>4}  {"item":<{width}}  {"score":>9}  {interest}{title}'.rstrip())
-    for rank, row in enumerate(listed, 1):
+    for rank, (raw, row) in enumerate(zip(ids, listed, strict=True), 1):
         interest = f'{row["interest"]:>8}  ' if explained else ''
-        line = f'{rank:>4}  {row["item"]!s:<{width}}  {row["score"]:9.4f}  {interest}'
+        line = f'{rank:>4}  {raw:<{width}}  {row["score"]:9.4f}  {interest}'
         say((line + row['title']).rstrip())
 
 
-def parse_history(histories: Histories, text: str, skip_unknown: bool) -> np.ndarray:
-    """Item numbers int32 of comma-separated raw ids.
+def parse_history(items: Items, text: str, skip_unknown: bool) -> list[int]:
+    """Item numbers of --history.
 
     Raises:
-      UserError: an unknown id (unless `skip_unknown`), or no known one.
+      UserError: it is no list of ids, an unknown id (unless `skip_unknown`), or no known one.
     """
-    raw = [part.strip() for part in text.split(',') if part.strip()]
-    numbers = [histories.find_item(part) for part in raw]
-    unknown = [part for part, number in zip(raw, numbers, strict=True) if number is None]
-    if unknown and not skip_unknown:
-        raise UserError(
-            f'item {unknown[0]!r} of --history is not in the data; --skip_unknown leaves it out'
-        )
-    if len(unknown) == len(raw):
-        raise UserError('--history names no item of the data')
-    return np.array([number for number in numbers if number is not None], np.int32)
+    raw = given_ids.of_text(text, '--history')
+    return _numbers_of_items(items, [raw], '--history', skip_unknown)[0]
+
+
+def read_histories(items: Items, file: str, skip_unknown: bool) -> list[list[int]]:
+    """Item numbers of the histories of --history_file; the same errors, and those of a file."""
+    raw = given_ids.histories_of(pathlib.Path(file), '--history_file')
+    return _numbers_of_items(items, raw, file, skip_unknown)
+
+
+def _numbers_of_items(items, histories, where, skip_unknown):
+    flat = [one for raw in histories for one in raw]
+    found = iter(given_ids.numbers(flat, items.find_item, 'item', where, skip_unknown))
+    numbers = [[n for n in itertools.islice(found, len(raw)) if n is not None] for raw in histories]
+    if not any(numbers):
+        raise UserError(f'{where} names no item of the data')
+    return numbers
 
 
 def _bulk(trained: Trained) -> dict:
+    """Lists of --users or --history_file, written to --output."""
     recommender = _recommender(trained, FLAGS.batch_users)
-    users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)
+    if FLAGS.users is not None:
+        what, given = 'users', None
+        users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)
+    else:
+        items = read_histories(recommender.catalogue, FLAGS.history_file, FLAGS.skip_unknown)
+        what, given = 'histories', recommender.given(items)
+        users = np.arange(given.num_users)
     output = pathlib.Path(FLAGS.output)
-    write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint)
-    say(f'written: {output} ({len(users):,} users)')
-    return {'output': str(output), 'users': len(users), 'k': recommender.k, 'step': trained.step}
+    write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint, given)
+    say(f'written: {output} ({len(users):,} {what})')
+    return {'output': str(output), what: len(users), 'k': recommender.k, 'step': trained.step}
 
 
 def read_users(histories: Histories, source: str, skip_unknown: bool) -> np.ndarray:
-    """0-based numbers int64 of the users in file `source` (one raw id per line), or of 'all'.
+    """0-based numbers int64 of the users in file `source`, or of 'all'.
 
     Raises:
-      UserError: not a text file, unknown users (unless `skip_unknown`), or no known one.
+      UserError: not a file of ids, unknown users (unless `skip_unknown`), or no known one.
     """
     if source == 'all':
         return np.arange(histories.num_users)
-    try:
-        text = pathlib.Path(source).read_text(encoding='utf-8-sig')
-    except UnicodeDecodeError as e:
-        raise UserError(f'{source} is not UTF-8 text; give one user id per line') from e
-    raw = [line.strip() for line in text.splitlines() if line.strip()]
-    numbers = [histories.find_user(line) for line in raw]
-    unknown = [line for line, number in zip(raw, numbers, strict=True) if number is None]
-    if unknown and not skip_unknown:
-        raise UserError(
-            f'{len(unknown):,} of {len(raw):,} users of {source} are not in the data, the first is '
-            f'{unknown[0]!r}; --skip_unknown leaves them out'
-        )
-    if unknown:
-        say(f'left out {len(unknown):,} unknown users, the first is {unknown[0]!r}')
-    if len(unknown) == len(raw):
+    raw = given_ids.ids_of(pathlib.Path(source), '--users')
+    found = given_ids.numbers(raw, histories.find_user, 'user', source, skip_unknown)
+    numbers = [number for number in found if number is not None]
+    if not numbers:
         raise UserError(f'{source} names no user of the data')
-    return np.array([number for number in numbers if number is not None], np.int64)
+    return np.array(numbers, np.int64)
 
 
 if __name__ == '__main__':

@@ -6,8 +6,8 @@ python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickst
 With --seeds_in_parallel=0,1,2 these seeds are trained in one program, into DIR/seed0, DIR/seed1 ..;
 with --vary=optim.learning_rate=1e-3,3e-3 (also several times) every seed with every value.
 
-The work directory gets config.json, run.json, metrics.jsonl, checkpoints/last, checkpoints/best,
-and curves.png if matplotlib is installed.
+The work directory gets config.json, run.json, catalogue, metrics.jsonl, checkpoints/last,
+checkpoints/best, and curves.png if matplotlib is installed.
 
 python -m jaxrec.train --dry_run --config=experiments/sasrec_beauty.py --mesh=64,8 [--items=N]
 
@@ -16,8 +16,8 @@ memory of a device, its operations and what crosses devices. --items=N plans for
 that size instead of the data set's.
 
 --config.train.start_from=runs/before --config.train.grow goes on, in a new work directory, from a
-run on an earlier state of the log: items keep what was learnt, new ones are added (see
-jaxrec/training/warm_start.py).
+run on an earlier state of the log: items keep what was learnt, new ones are added, those that are
+gone are left behind (see jaxrec/training/warm_start.py).
 
 --config.task.periods=12 trains in time order, as a service does: the events are cut by time into
 periods of equally many, and each is predicted before it is learnt.

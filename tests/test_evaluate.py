@@ -1,7 +1,9 @@
 """The evaluate command on a small trained run, as a user starts it, and as a function."""
 
+import errno
 import json
 import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -80,6 +82,31 @@ def test_other_protocol_without_matplotlib(run, monkeypatch):
     assert not (run / f'metric_at_k_{name}.png').exists()
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(run, tmp_path, monkeypatch):
+    """A run's folder may be read-only: --output writes elsewhere."""
+
+    def read_only(dir):
+        if str(dir).startswith(str(run)):
+            raise OSError(errno.EROFS, 'Read-only file system')
+        return temporary(dir=dir)
+
+    temporary = tempfile.TemporaryFile
+    monkeypatch.setattr(tempfile, 'TemporaryFile', read_only)
+    report_file = tmp_path / 'here.json'
+    done = inside('evaluate', f'--workdir={run}', f'--output={report_file}', '--json')
+    assert done.result == json.loads(report_file.read_text())
+    assert (tmp_path / 'metric_at_k_here.png').exists()
+    monkeypatch.setattr(evaluate, 'evaluate', None)
+    for flags, text in (
+        ((), 'Read-only file system; --output=FILE.json writes the report elsewhere'),
+        ((f'--output={tmp_path}/nowhere/x.json',), 'nowhere/x.json: No such file or directory'),
+        ((f'--output={tmp_path}',), 'is a folder'),
+        ((f'--output={report_file}/x.json',), 'x.json: Not a directory'),
+        ((f'--output={report_file}', f'--kept={run}/kept.npz'), 'choose another --kept'),
+    ):
+        assert text in inside('evaluate', f'--workdir={run}', *flags).error
+
+
 def test_too_few_candidates(run):
     trained = load_trained(run, task={'protocol': 'uniform', 'negatives': 500})
     found = evaluate.evaluate(trained, 'test')
@@ -99,6 +126,11 @@ def test_too_few_candidates(run):
         (('--task.protocol=uniform', '--task.negatives=0'), 'must be at least 1'),
         (('--task.nothing=1',), 'no field task.nothing'),
         (('--task.protocol',), 'is not FIELD=VALUE'),
+        # what says nothing under the protocol
+        (('--task.negatives=50',), "task.negatives says nothing here, task.protocol='full'"),
+        (('--task.protocol=s3rec-99', '--task.negatives=50'), 'task.negatives says nothing'),
+        (('--task.protocol=uniform', '--task.filter_seen=False'), 'task.filter_seen says nothing'),
+        (('--task.cutoffs=',), 'task.cutoffs needs at least one cut-off'),
         # what the run has learnt cannot differ
         (('--task.split=temporal',), r'task.split is part of what'),
         (('--task.windows=all',), r'task.windows is part of what'),

@@ -1,6 +1,7 @@
 """Going on from another run: old rows bit for bit under their new numbers, new ones drawn."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from runs import inside
 
 from jaxrec.config import Data, Mesh, Optim, Train
+from jaxrec.devices.mesh import table_rows
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import sasrec
@@ -31,6 +33,7 @@ SETTINGS = {  # optimiser, model, mesh
     'sparse_adam': (Optim(table='sparse_adam'), BCE, (1, 1)),
     'streaming logQ': (Optim(), IN_BATCH, (2, 4)),
 }
+SLOTS = {'dense with average': 3, 'rowwise_adagrad': 1, 'sparse_adam': 3, 'streaming logQ': 4}
 
 
 @pytest.fixture(autouse=True)
@@ -113,9 +116,49 @@ def test_old_rows_and_slots_are_carried_over_and_new_ones_drawn(tmp_path, name, 
         np.testing.assert_array_equal(value[0], was[0])  # padding
         for raw in set(NEW) - set(OLD):
             np.testing.assert_array_equal(value[number[raw]], drawn[number[raw]])
-    slots = {'dense with average': 3, 'rowwise_adagrad': 1, 'sparse_adam': 3, 'streaming logQ': 4}
-    assert by_item == 1 + slots[name]
+    assert by_item == 1 + SLOTS[name]
     assert state['step'] == 7
+
+
+@pytest.mark.parametrize('name', ['dense with average', 'rowwise_adagrad', 'streaming logQ'])
+@pytest.mark.parametrize('text', ['', 'x'])
+def test_a_window_of_time_goes_on_from_a_run_alone(tmp_path, name, text, capsys):
+    """Items come and go, ids turn from text to integers: rows by raw id, from the run's folder."""
+    optim, model, shape = SETTINGS[name]
+    devices = jax.devices()[: shape[0] * shape[1]]
+    jax.set_mesh(jax.make_mesh(shape, ('data', 'model'), devices=devices))
+    was = [*OLD, *filter(None, [text])]
+    log = write_log(tmp_path / 'events.csv', was)
+    _, before = saved(tmp_path / 'old', experiment_of(tmp_path, log, optim, **model))
+    assert json.loads((tmp_path / 'old/run.json').read_text())['data_path']
+    shutil.rmtree(tmp_path / 'd')  # the old log's events are nowhere
+    (tmp_path / 'old').rename(tmp_path / 'moved')
+
+    now = [3, *OLD[5:20], *OLD[25:], 100, 101]
+    write_log(log, now)
+    experiment = experiment_of(tmp_path, log, optim, start_from=tmp_path / 'moved', **model)
+    new = opened(experiment)
+    program = Program(experiment, new, 10)
+    fresh = jax.device_get(program.init())
+    state = jax.device_get(state_from(experiment, new, program))
+    gone = [*filter(None, [text]), *OLD[:5], *OLD[20:25]]
+    told = f'{len(was) - len(gone)} items carried over, 3 new, {len(gone)} are gone'
+    assert told in capsys.readouterr().out
+
+    ids = sorted(map(str, was)) if text else was  # how the old catalogue was numbered
+    old_row = {str(raw): n for n, raw in enumerate(ids, 1)}
+    by_item = 0
+    for path, value in jax.tree.leaves_with_path(state):
+        old, drawn = (leaf_at(tree, path) for tree in (before, fresh))
+        if value.shape[:1] not in ((table_rows(len(now)),), (len(now) + 1,)):
+            continue
+        by_item += 1
+        for row, raw in enumerate(sorted(now), 1):
+            kept = str(raw) in old_row
+            np.testing.assert_array_equal(
+                value[row], old[old_row[str(raw)]] if kept else drawn[row]
+            )
+    assert by_item == 1 + SLOTS[name]
 
 
 def leaf_at(tree, path):
@@ -149,7 +192,7 @@ def test_integers_become_text_once_another_id_comes(tmp_path):
     old = opened(experiment_of(tmp_path, log))
     write_log(log, [*OLD, 'x1'])
     new = opened(experiment_of(tmp_path, log))
-    moves = new_numbers(old.ids['item'], new.ids['item'], tmp_path)
+    moves = new_numbers(old.ids['item'], new.ids['item'])
     assert [new.source.raw_item(int(n)) for n in moves[1:]] == [
         str(old.source.raw_item(n)) for n in range(1, 34)
     ]
@@ -184,12 +227,11 @@ def test_what_cannot_be_gone_on_from_is_refused_in_one_line(tmp_path):
     write_log(log, NEW)
     fails('ids that .*old has not learnt: train.grow adds them', grow=False)
     write_log(log, [*NEW[:5], *NEW[6:]])
-    fails(r'item 18 of \S+old is not in the new data')
+    fails(r'item 18 of \S+old is not in the new data: train.grow leaves', grow=False)
     write_log(log, NEW[:20])
-    fails(r'item 48 and 13 others of')
-    run = json.loads((tmp_path / 'old/run.json').read_text())
-    (tmp_path / 'old/run.json').write_text(json.dumps({**run, 'data_path': str(tmp_path / 'x')}))
-    fails('is gone: its ids are needed')
+    fails(r'item 48 and 13 others of', grow=False)
+    write_log(log, [1, 2, 4])
+    fails('no item of .* is in the new data')
     with pytest.raises(UserError, match=r'train\.grow goes with train\.start_from'):
         check(applied(experiment_of(tmp_path, log), {'train.grow': True}))
 

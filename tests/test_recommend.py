@@ -68,7 +68,7 @@ def make_trained(folder, text_ids=False, titles=True, table=None):
     experiment = Experiment(model=LastConfig())
     return Trained(
         experiment=experiment,
-        problem=NextItem(experiment, histories, {'data_hash': 'abc', 'path': ''}),
+        served=NextItem(experiment, histories, {'data_hash': 'abc', 'path': ''}),
         mesh=jax.sharding.get_mesh(),
         graphdef=graphdef,
         params=nnx.to_pure_dict(state),
@@ -107,6 +107,7 @@ def flags(**given):
     values = {
         'workdir': 'run',
         'history': None,
+        'history_file': None,
         'user': None,
         'users': None,
         'output': None,
@@ -179,13 +180,14 @@ def test_user(tmp_path, mesh, monkeypatch, text_ids):
 @pytest.mark.parametrize(
     'given, text',
     [
-        ({}, 'exactly one of --history, --user and --users; here is none'),
+        ({}, '--history, --history_file, --user and --users; here is none'),
         ({'user': '1', 'history': '5'}, 'here is --history and --user'),
         ({'users': 'all'}, '--users and --output'),
-        ({'user': '100', 'output': 'x'}, '--users and --output'),
+        ({'user': '100', 'output': 'x.csv'}, 'goes with --users and --history_file'),
         ({'user': '100', 'k': 0}, 'at least 1'),
         ({'user': '101'}, "user '101' is not in the data"),
-        ({'history': '5,6,x'}, "item '6' of --history"),
+        ({'history': '5,6'}, "item '6' of --history is not in the data; --skip_unknown"),
+        ({'history': '5,6,x'}, "2 of 3 items of --history .* the first is '6'"),
         ({'history': '6,x', 'skip_unknown': True}, 'no item of the data'),
         ({'history': ''}, 'no item of the data'),
     ],
@@ -295,9 +297,9 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
 
     class Dies:
         trained, k, keep_seen, explain = recommender.trained, 5, False, False
-        histories = recommender.histories
+        histories, catalogue = recommender.histories, recommender.catalogue
 
-        def __call__(self, chosen):
+        def __call__(self, chosen, given):
             if len(calls) == 2:
                 raise KeyboardInterrupt
             calls.append(chosen.tolist())
@@ -328,7 +330,7 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
         return merge(parts)
 
     class Counts(Dies):
-        def __call__(self, chosen):
+        def __call__(self, chosen, given):
             calls.append(chosen.tolist())
             return recommender(chosen)
 

@@ -29,7 +29,7 @@ from runs import (
 from jaxrec import files
 from jaxrec.config import Data, Optim, Train
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, applied, from_record, to_record
+from jaxrec.experiment import Experiment, applied, from_record, parsed, to_record
 from jaxrec.models import sasrec
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.tasks import next_item
@@ -301,6 +301,47 @@ def test_wrong_experiment_files_are_one_line(tmp_path, text, words):
         path.write_text(text)
     error = train(path, tmp_path / 'run').error
     assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'words'),
+    [
+        ('nowhere.py', None, 'no such experiment file'),
+        ('README.md', '# ±', 'README.md is not an experiment file'),
+        ('folder', ..., 'folder is not an experiment file'),
+        ('x.py', 'from jaxrec.paper.spec import Table', 'python -m jaxrec.table --table='),
+        ('x.py:a', 'def get_config():\n    return 1', 'x.py takes no argument'),
+        ('x.py:a', "def get_config(arg=''):\n    return arg", 'must return a jaxrec.experiment'),
+        ('x.py', "def get_config(arg=''):\n    return arg", 'must return a jaxrec.experiment'),
+    ],
+)
+def test_a_file_that_is_no_experiment_or_takes_no_argument(tmp_path, name, text, words):
+    path = tmp_path / name.partition(':')[0]
+    if text is ...:
+        path.mkdir()
+    elif text is not None:
+        path.write_text(text)
+    for flag in ([f'--config={tmp_path / name}'], ['--config', tmp_path / name]):
+        assert words in inside('train', *flag, f'--workdir={tmp_path}/run').error
+
+
+def test_an_empty_value_of_a_tuple_is_the_empty_tuple(tmp_path):
+    flags = ('--config=experiments/kuaiformer_ml1m.py', f'--workdir={tmp_path}/run')
+    error = inside('train', *flags, '--config.model.compress=', '--config.task.cutoffs=5').error
+    assert 'model.compress=() and model.newest=48' in error
+    error = inside('train', *flags, '--config.model.compress=None').error
+    assert 'model.compress=(None,) is not tuple' in error
+    experiment = Experiment(model=sasrec.Config(), data=Data(time_col='t'))
+    given = parsed(['model.contrast=', 'task.cutoffs=', 'data.time_col=', 'optim.eps='], '--x')
+    made = applied(experiment, given)
+    assert (made.model.contrast, made.task.cutoffs, made.data.time_col) == ((), (), '')
+    assert made.optim.eps == ''  # which the check refuses
+
+
+def test_a_log_beside_the_source_of_a_data_set_is_refused(tmp_path):
+    flags = ('--config=experiments/sasrec_beauty.py', f'--workdir={tmp_path}/run')
+    error = inside('train', *flags, '--config.data.log=x.csv', '--config.data.source=y').error
+    assert '--config.data.source is where --config.data.dataset is read from' in error
 
 
 def test_overrides_of_renamed_fields():

@@ -1,7 +1,7 @@
 """Codes of features: small integers made of columns, on the host."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -22,13 +22,17 @@ class Encoder:
       train_ends: int64 [U], absolute end of each user's training events; only they make the edges
         of quantile buckets, _SAMPLE evenly spread ones where there are more.
 
+    Attributes:
+      of_items: codes of the features that items have, int32 [num_items + 1] or [num_items + 1, T]
+        by column; row 0 is padding.
+
     Raises:
       UserError: the histories have no such column, or it does not fit the feature's kind.
     """
 
     def __init__(self, histories: Histories, features: tuple[Feature, ...], train_ends: np.ndarray):
         self._histories, self._features = histories, features
-        self._of_items = {}  # codes of item 0 (padding), 1, ..
+        self.of_items = {}
         self._edges = {}
         for feature in features:
             column = self._column(feature)
@@ -36,26 +40,20 @@ class Encoder:
                 self._edges[feature.column] = self._quantiles(feature, column, train_ends)
             if feature.column in histories.item_features:
                 codes = self._codes(feature, np.asarray(column))
-                self._of_items[feature.column] = np.concatenate([np.zeros_like(codes[:1]), codes])
+                self.of_items[feature.column] = np.concatenate([np.zeros_like(codes[:1]), codes])
 
     def events(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """Codes int32 [n], or [n, T] of sets, of the events with these absolute indices."""
         codes = self.items(self._histories.items[index])
         for feature in self._features:
-            if feature.column not in self._of_items:
+            if feature.column not in self.of_items:
                 values = self._values(feature, index)
                 codes[feature.column] = self._codes(feature, values)
         return codes
 
     def items(self, items: np.ndarray) -> dict[str, np.ndarray]:
         """The same for events of which only the items are known: the rest is missing."""
-        codes = {}
-        for feature in self._features:
-            of_items = self._of_items.get(feature.column)
-            codes[feature.column] = (
-                np.zeros(len(items), np.int32) if of_items is None else (of_items[items])
-            )
-        return codes
+        return item_codes(self._features, self.of_items, items)
 
     def _column(self, feature):
         h, name = self._histories, feature.column
@@ -118,6 +116,22 @@ class Encoder:
                 bucket = np.log1p(values) / np.log1p(feature.cap) * feature.size
             bucket = np.minimum(np.floor(bucket), feature.size)
         return np.where(missing, 0, bucket + 1).astype(np.int32)
+
+
+def item_codes(
+    features: tuple[Feature, ...], of_items: Mapping[str, np.ndarray], items: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Codes int32 [n], or [n, T] of sets, where only the items are known: the rest is missing.
+
+    Args:
+      features: which.
+      of_items: see `Encoder`.
+      items: int32 [n], numbers of the items.
+    """
+    missing = np.zeros(len(items), np.int32)
+    return {
+        f.column: of_items[f.column][items] if f.column in of_items else missing for f in features
+    }
 
 
 def _spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

@@ -2,12 +2,12 @@
 
 import dataclasses
 import os
-import re
 from typing import ClassVar
 
 import numpy as np
 
 from jaxrec.data import stored
+from jaxrec.data.catalogue import Items, find, plain
 from jaxrec.data.ragged import blocks, distinct
 
 NO_TIME = np.iinfo(
@@ -15,11 +15,8 @@ NO_TIME = np.iinfo(
 ).min  # of an event that is older than the user's others, but not known when
 
 
-_INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
-
-
 @dataclasses.dataclass
-class Histories:
+class Histories(Items):
     """Events of all users, user by user and oldest first within a user.
 
     Attributes:
@@ -52,34 +49,17 @@ class Histories:
     def num_users(self) -> int:
         return len(self.offsets) - 1
 
-    @property
-    def num_items(self) -> int:
-        return len(self.item_ids)
-
     def history(self, user: int) -> np.ndarray:
         """Items of user number `user` (0-based), oldest first."""
         return self.items[self.offsets[user] : self.offsets[user + 1]]
 
     def find_user(self, raw) -> int | None:
         """0-based number of the user with raw id `raw` (int, or its text), None if unknown."""
-        return _find(self.user_ids, raw)
-
-    def find_item(self, raw) -> int | None:
-        """1-based number of the item with raw id `raw` (int, or its text), None if unknown."""
-        index = _find(self.item_ids, raw)
-        return None if index is None else index + 1
-
-    def raw_item(self, item: int) -> int | str:
-        """Raw id of item number `item`, as the source gave it."""
-        return _plain(self.item_ids[item - 1])
+        return find(self.user_ids, raw)
 
     def raw_user(self, user: int) -> int | str:
         """Raw id of user number `user`, as the source gave it."""
-        return _plain(self.user_ids[user])
-
-    def title(self, item: int) -> str:
-        """Title of item number `item`, '' where there is none."""
-        return '' if self.titles is None else _plain(self.titles[item - 1])
+        return plain(self.user_ids[user])
 
     def content_hash(self) -> str:
         """sha256 over every column but titles; independent of file format and platform.
@@ -148,18 +128,3 @@ class Histories:
         columns |= {f'feature.{name}': column for name, column in sorted(self.features.items())}
         columns |= {f'item.{name}': column for name, column in sorted(self.item_features.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
-
-
-def _find(ids: np.ndarray, raw) -> int | None:
-    if ids.dtype.kind == 'S':
-        raw = str(raw).encode(errors='surrogateescape')  # of a command line that is not utf-8
-    elif _INTEGER.fullmatch(str(raw)) and abs(int(raw)) < 2**63:
-        raw = int(raw)
-    else:
-        return None
-    index = int(np.searchsorted(ids, raw))
-    return index if index < len(ids) and ids[index] == raw else None
-
-
-def _plain(value) -> int | str:
-    return value.decode() if isinstance(value, bytes) else int(value)

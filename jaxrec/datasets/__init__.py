@@ -77,6 +77,8 @@ def load(
 def _load(config: config_lib.Data, say: Callable) -> tuple[store.Stored, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
+    if config.log and config.source:
+        raise UserError('--source is where --dataset is read from, and --log is read: not both')
     if config.log:
         prepared = _open_prepared(config)
         return prepared or store.find_or_build(_log(config, say), config.data_dir, say)

@@ -43,12 +43,12 @@ def text(result: dict) -> str:
     return '\n'.join(lines)
 
 
-def write(result: dict, workdir: pathlib.Path, name: str) -> None:
-    """Writes the result and, if there is something to draw, its picture into `workdir`."""
-    path = workdir / f'evaluation_{name}.json'
+def write(result: dict, path: pathlib.Path) -> None:
+    """Writes the result and, if there is something to draw, its picture beside it."""
     files.write_json(path, result)
     say(f'\nwritten: {path}')
-    picture = workdir / f'metric_at_k_{name}.png'
+    name = path.stem.removeprefix('evaluation_')
+    picture = path.with_name(f'metric_at_k_{name}.png')
     missing = plot_metric_at_k(picture, {'model': result['metrics'], **result['references']})
     say(f'no {picture.name}: {missing}' if missing else f'written: {picture}')
 

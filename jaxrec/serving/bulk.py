@@ -1,4 +1,4 @@
-"""Lists for any number of users, written as Parquet; a killed run goes on where it stopped."""
+"""Lists for any number of users, as Parquet or CSV; a killed run goes on where it stopped."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pyarrow as pa
 from jax.experimental import multihost_utils
-from pyarrow import parquet
+from pyarrow import csv, parquet
 
 from jaxrec import files
 from jaxrec.cli import say
@@ -22,6 +22,16 @@ from jaxrec.errors import UserError
 from jaxrec.serving.recommender import Recommender
 from jaxrec.training.logs import duration
 
+FORMATS = ('.parquet', '.csv')
+
+
+def check_output(output: pathlib.Path) -> None:
+    """Raises UserError for a file that lists cannot be written to."""
+    if output.is_dir():
+        raise UserError(f'{output} is a folder; --output is the file to write')
+    if output.suffix not in FORMATS:
+        raise UserError(f'--output={output} must end in {" or ".join(FORMATS)}')
+
 
 def write_lists(
     recommender: Recommender,
@@ -29,25 +39,34 @@ def write_lists(
     output: pathlib.Path,
     part_users: int,
     checkpoint: str = 'best',
+    given: Histories | None = None,
 ) -> None:
-    """Writes the lists of `users` as Parquet: user, rank, item, score, title if there are titles,
-    and interest if asked to explain.
+    """Writes the lists of `users`: user, rank, item, score, title if there are titles, and interest
+    if asked to explain.
 
     Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
     same command computes only what is missing.
 
+    Args:
+      recommender: of the model.
+      users: int64 [n], 0-based numbers.
+      output: file; its name says the format, Parquet or CSV.
+      part_users: users of a part.
+      checkpoint: which one the recommender has.
+      given: histories whose `users` are meant, with a column 'history' instead of 'user', counted
+        from 1; None = those of the data.
+
     Raises:
       UserError: the parts there belong to another command, or one is writing them now.
     """
-    if output.is_dir():
-        raise UserError(f'{output} is a folder; --output is the file to write')
-    manifest = _manifest(recommender, users, part_users, checkpoint)
+    check_output(output)
+    manifest = _manifest(recommender, users, part_users, checkpoint, given)
     with _only_writer(output):
-        _write_lists(recommender, users, output, manifest)
+        _write_lists(recommender, users, output, manifest, given)
 
 
-def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest: dict) -> None:
-    histories, part_users = recommender.histories, manifest['part_users']
+def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given) -> None:
+    part_users = manifest['part_users']
     folder = output.with_name(output.name + '.parts')
     if jax.process_index() == 0:
         _claim(folder, manifest)
@@ -62,13 +81,13 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
     progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))
     for i in todo:
         chosen = users[starts[i] : starts[i] + part_users]
-        table = _table(histories, chosen, *recommender(chosen), recommender.explain)
+        table = _table(recommender, chosen, given, *recommender(chosen, given))
         if jax.process_index() == 0:
             _write(parts[i], table.schema, [table])
         progress.add(len(chosen))
     progress.close()
     if jax.process_index() == 0:
-        whole = folder / 'whole.parquet'
+        whole = folder / f'whole{output.suffix}'
         _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
         os.replace(whole, output)
         shutil.rmtree(folder)
@@ -89,17 +108,25 @@ def _only_writer(output: pathlib.Path) -> Iterator[None]:
 
 
 def _manifest(
-    recommender: Recommender, users: np.ndarray, part_users: int, checkpoint: str
+    recommender: Recommender,
+    users: np.ndarray,
+    part_users: int,
+    checkpoint: str,
+    given: Histories | None,
 ) -> dict:
     """What the parts belong to."""
     trained = recommender.trained
+    digest = hashlib.sha256(np.ascontiguousarray(users, '<i8'))
+    if given is not None:
+        digest.update(np.ascontiguousarray(given.offsets, '<i8'))
+        digest.update(np.ascontiguousarray(given.items, '<i4'))
     return {
         'workdir': str(trained.workdir.resolve()),
         'checkpoint': checkpoint,
         'step': trained.step,
         'parameters': _digest(trained.params),
-        'data_hash': trained.problem.data_hash,
-        'users': hashlib.sha256(np.ascontiguousarray(users, '<i8')).hexdigest(),
+        'data_hash': trained.served.data_hash,
+        'users': digest.hexdigest(),
         'k': recommender.k,
         'keep_seen': recommender.keep_seen,
         'explain': recommender.explain,
@@ -137,20 +164,22 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     files.write_json(path, manifest)
 
 
-def _table(histories: Histories, users, scores, items, interests, explain) -> pa.Table:
+def _table(recommender: Recommender, users, given, scores, items, interests) -> pa.Table:
     """Long format, one row per recommended item."""
     user, place = np.nonzero(items)
     number = items[user, place] - 1
+    owners = recommender.histories if given is None else given
+    catalogue = recommender.catalogue
     columns = {
-        'user': _raw(histories.user_ids, users[user]),
+        'user' if given is None else 'history': _raw(owners.user_ids, users[user]),
         'rank': pa.array((place + 1).astype(np.int32)),
-        'item': _raw(histories.item_ids, number),
+        'item': _raw(catalogue.item_ids, number),
         'score': pa.array(scores[user, place]),
     }
-    if explain:
+    if recommender.explain:
         columns['interest'] = pa.array(interests[user, place] + 1)
-    if histories.titles is not None:
-        columns['title'] = _raw(histories.titles, number)
+    if catalogue.titles is not None:
+        columns['title'] = _raw(catalogue.titles, number)
     return pa.table(columns)
 
 
@@ -168,9 +197,11 @@ def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
 
 
 def _write(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    with files.replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+    """CSV quotes every text, so that it comes back as it is, '007' as text too."""
+    writer = csv.CSVWriter if path.suffix == '.csv' else parquet.ParquetWriter
+    with files.replacing(path) as partial, writer(partial, schema) as file:
         for table in tables:
-            writer.write_table(table)
+            file.write_table(table)
 
 
 class _Progress:

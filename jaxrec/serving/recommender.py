@@ -9,7 +9,8 @@ import numpy as np
 from flax import nnx
 from jax import P
 
-from jaxrec.data.features import Encoder
+from jaxrec.data.catalogue import Catalogue
+from jaxrec.data.features import item_codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
 from jaxrec.data.splits import Targets
@@ -17,6 +18,7 @@ from jaxrec.devices.mesh import place_whole, serving_rows
 from jaxrec.devices.top_k import top_k, winners
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import beginning
+from jaxrec.serving.given_ids import near
 from jaxrec.training.restore import Trained
 
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
@@ -25,12 +27,17 @@ _IN_FLIGHT = 4  # batches given to the device before the results of the first ar
 class Recommender:
     """Top-k lists from whole histories.
 
+    Histories of raw ids need no data, only what the run keeps. Users of the data need them.
+
     Args:
       trained: the model, of a problem of the next-item task.
       k: length of the lists.
       keep_seen: also recommend items of the history.
       explain: rows also say which of the user's vectors found the item.
       batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
+
+    Attributes:
+      catalogue: the items.
     """
 
     def __init__(
@@ -44,25 +51,35 @@ class Recommender:
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
-        if 'queries' not in trained.problem.verbs:
+        if 'queries' not in trained.served.verbs or trained.served.catalogue is None:
             raise UserError(f'{trained.workdir} holds no recommender of next items')
         self.trained, self.keep_seen, self.explain = trained, keep_seen, explain
-        self.histories = trained.problem.source
-        self.k = min(k, self.histories.num_items)
+        self.catalogue: Catalogue = trained.served.catalogue
+        self.k = min(k, self.catalogue.num_items)
         self._batch_users = batch_users
-        inputs, problem = trained.experiment.model.inputs(), trained.problem
-        self._max_len = inputs.max_len
-        self._encoder = Encoder(self.histories, inputs.features, problem.split.train_ends)
+        self._inputs = trained.experiment.model.inputs()
         self._top_k = jax.jit(
-            functools.partial(_top_k, trained.graphdef, self.histories.num_items, keep_seen),
+            functools.partial(_top_k, trained.graphdef, self.catalogue.num_items, keep_seen),
             static_argnames='k',
         )
         with jax.set_mesh(trained.mesh):
-            begin = beginning(trained.graphdef, problem)
-            self._catalogue = begin(trained.params, trained.constants)
+            begin = beginning(trained.graphdef, trained.served)
+            self._vectors = begin(trained.params, trained.constants)
 
-    def __call__(self, users: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Lists for 0-based `users` of the data, from all their events.
+    @property
+    def histories(self) -> Histories:
+        """The data, opened when they are first asked for; UserError if they are gone."""
+        return self.trained.problem.source
+
+    def __call__(
+        self, users: np.ndarray, given: Histories | None = None, k: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Lists for 0-based `users` of the data, or of other histories, from all their events.
+
+        Args:
+          users: int64 [n].
+          given: histories of `given`; None = those of the data.
+          k: length of the lists; None = that of the object.
 
         Returns:
           scores float32 [len(users), k] and item numbers int32 [len(users), k], best first;
@@ -70,9 +87,16 @@ class Recommender:
           gave the score, from 0.
 
         Raises:
-          UserError: a score is not a number.
+          UserError: a score is not a number, or the data are asked for and gone.
         """
-        return self._lists(self.histories, users, self._encoder.events, self.k)
+        k = self.k if k is None else min(k, self.catalogue.num_items)
+        if k < 1:
+            raise UserError(f'k={k} must be at least 1')
+        if given is None:
+            return self._lists(self.histories, users, self.trained.problem.codes, k)
+        features, of_items = self._inputs.features, self.catalogue.codes
+        codes = lambda index: item_codes(features, of_items, given.items[index])  # noqa: E731
+        return self._lists(given, users, codes if features else None, k)
 
     def recommend(
         self, histories: Sequence[Sequence[int | str]], k: int | None = None
@@ -99,34 +123,34 @@ class Recommender:
 
     def after(self, histories: Sequence[Sequence[int]], k: int | None = None) -> list[list[dict]]:
         """The same after histories of item numbers."""
-        k = self.k if k is None else min(k, self.histories.num_items)
-        if k < 1:
-            raise UserError(f'k={k} must be at least 1')
-        if not histories:
-            return []
-        flat = np.concatenate([np.asarray(h, np.int32).reshape(-1) for h in histories])
-        given = Histories(
-            flat,
-            np.concatenate([[0], np.cumsum([len(h) for h in histories])]).astype(np.int64),
-            np.arange(len(histories)),
-            self.histories.item_ids,
-        )
-        codes = lambda index: self._encoder.items(given.items[index])  # noqa: E731
-        lists = self._lists(given, np.arange(len(histories)), codes, k)
+        given = self.given(histories)
+        lists = self(np.arange(given.num_users), given, k)
         return [self._listed(*row) for row in zip(*lists, strict=True)]
+
+    def given(self, histories: Sequence[Sequence[int]]) -> Histories:
+        """Histories of item numbers, oldest first, as users 1, 2, .. of this catalogue."""
+        flat = [np.asarray(history, np.int32).reshape(-1) for history in histories]
+        return Histories(
+            np.concatenate([np.zeros(0, np.int32), *flat]),
+            np.concatenate([[0], np.cumsum([len(one) for one in flat])]).astype(np.int64),
+            np.arange(1, len(flat) + 1),
+            self.catalogue.item_ids,
+        )
 
     def user(self, user: int) -> list[dict]:
         """The list of a user of the data, by 0-based number, see `recommend`."""
         return self._listed(*(column[0] for column in self(np.array([user]))))
 
     def _number(self, item):
-        number = self.histories.find_item(item)
+        number = self.catalogue.find_item(item)
         if number is None:
-            raise UserError(f'item {item!r} is not in the data')
+            raise UserError(
+                f'item {item!r} is not in the data{near(item, self.catalogue.find_item)}'
+            )
         return number
 
     def _listed(self, scores, items, interests):
-        known, listed = self.histories, []
+        known, listed = self.catalogue, []
         for score, item, interest in zip(scores, items, interests, strict=True):
             if item:
                 row = {'item': known.raw_item(item), 'title': known.title(item)}
@@ -140,7 +164,7 @@ class Recommender:
         waiting, params = collections.deque(), self.trained.params
         with jax.set_mesh(self.trained.mesh):
             for chosen, batch in self._batches(histories, users, codes):
-                out = self._top_k(params, self._catalogue, place_whole(batch), k=k)
+                out = self._top_k(params, self._vectors, place_whole(batch), k=k)
                 waiting.append((chosen, out))
                 while len(waiting) > _IN_FLIGHT:
                     _read(waiting, *lists)
@@ -155,7 +179,7 @@ class Recommender:
         return history_batches(
             histories,
             whole,
-            max_len=self._max_len,
+            max_len=self._inputs.max_len,
             codes=codes,
             **serving_rows(self._batch_users),
         )

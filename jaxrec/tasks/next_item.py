@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,8 +19,9 @@ import numpy as np
 from jaxrec import datasets
 from jaxrec.config import field
 from jaxrec.data import positives, splits
+from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
-from jaxrec.data.features import Codes, Encoder, check_features
+from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.splits import Split, Targets
@@ -149,6 +151,30 @@ class Config(Task):
         histories, meta = datasets.load(experiment.data, say=say)
         return NextItem(experiment, histories, meta, process)
 
+    def open_catalogue(self, folder: pathlib.Path) -> 'Retrieval':
+        """Lists after histories need the items alone; see `problem.Task`."""
+        catalogue = Catalogue.load(folder)
+        return Retrieval(
+            about=f'{catalogue.name or "data"}: {catalogue.num_items:,} items',
+            data_hash=catalogue.data_hash,
+            data_path='',
+            source=None,
+            sizes={'item': catalogue.num_items, 'user': catalogue.num_users},
+            periods=(),
+            evaluations={},
+            ids={'item': catalogue.item_ids},
+            catalogue=catalogue,
+        )
+
+    def idle(self) -> dict[str, str]:
+        """What the protocol does not ask for."""
+        found = {}
+        if self.protocol not in ('uniform', 'popularity'):
+            found['negatives'] = f'task.protocol={self.protocol!r} does not draw so many'
+        if self.protocol != 'full':
+            found['filter_seen'] = f'task.protocol={self.protocol!r} ranks drawn candidates'
+        return found
+
     def generated(self, experiment: Any, items: int) -> 'NextItem':
         """The problem on generated histories that fill every row, of a catalogue of `items`.
 
@@ -163,7 +189,17 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=_everything(histories))
 
 
-class NextItem(Problem):
+class Retrieval(Problem):
+    """Items by their dot products with a history's vectors."""
+
+    verbs = ('catalogue', 'queries')
+
+    def begin(self, model: Model, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The item vectors."""
+        return model.catalogue(constants)
+
+
+class NextItem(Retrieval):
     """Next-item prediction on histories.
 
     Args:
@@ -177,8 +213,6 @@ class NextItem(Problem):
       split: which events train, validate and test; of a stream, up to the end.
       codes: of the features that the model reads, None if it reads none.
     """
-
-    verbs = ('catalogue', 'queries')
 
     def __init__(
         self,
@@ -197,7 +231,7 @@ class NextItem(Problem):
                 for n, (before, after) in enumerate(itertools.pairwise(starts))
             ]
             self.split, evaluations = _everything(histories), {}
-            self.codes = self._codes(histories, starts[1])
+            train_ends = starts[1]
         else:
             self.split = split or splits.split(
                 histories,
@@ -207,7 +241,7 @@ class NextItem(Problem):
                 targets=task.targets,
                 prefix_share=task.prefix_share,
             )
-            self.codes = self._codes(histories, self.split.train_ends)
+            train_ends = self.split.train_ends
             periods = [lambda: Period(self.batches())]
             evaluations = {
                 'valid': lambda: self.ranking('valid', max_users=self._task.valid_users),
@@ -215,6 +249,9 @@ class NextItem(Problem):
             }
             if task.split == 'leave-one-out':
                 notes = (splits.LEAK_WARNING,)
+        features = experiment.model.inputs().features
+        encoder = Encoder(histories, features, train_ends)
+        self.codes = encoder.events if features else None
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
@@ -226,15 +263,19 @@ class NextItem(Problem):
             evaluations=evaluations,
             ids={'item': histories.item_ids},
             notes=notes,
+            catalogue=Catalogue(
+                histories.item_ids,
+                histories.num_users,
+                meta['data_hash'],
+                histories.titles,
+                encoder.of_items,
+                histories.name,
+            ),
         )
         protocol = protocols.protocol_of(task)
         self._filter_seen = protocol.candidates == 'all' and protocol.filter_seen
         deepest = max(protocol.cutoffs) if protocol.candidates == 'all' else 0
         self._depth = min(deepest, histories.num_items)
-
-    def begin(self, model: Model, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """The item vectors."""
-        return model.catalogue(constants)
 
     def predict(self, model: Model, carried: Any, batch: dict, full: bool) -> dict[str, jax.Array]:
         """Counts of the targets, with `full` also top lists and how the interests share them."""
@@ -293,10 +334,6 @@ class NextItem(Problem):
             'codes': self.codes,
             'process': self._process,
         }
-
-    def _codes(self, histories: Histories, train_ends: np.ndarray) -> Codes | None:
-        features = self._experiment.model.inputs().features
-        return Encoder(histories, features, train_ends).events if features else None
 
     def _users(self, extras, common) -> positives.Users:
         """What contrastive terms want to know of the users of a batch."""

@@ -1,6 +1,7 @@
 """Opens what a run has trained: its checkpoint, its data and its mesh."""
 
 import dataclasses
+import functools
 import math
 import os
 import pathlib
@@ -16,6 +17,7 @@ from jaxrec.devices.mesh import make_mesh, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, check, effect, from_record
 from jaxrec.problem import Problem
+from jaxrec.training import catalogue
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
@@ -26,7 +28,7 @@ class Trained:
     """A trained model with everything needed to use it, on its mesh."""
 
     experiment: Experiment
-    problem: Problem
+    served: Problem  # as the run keeps it, see `Problem.catalogue`; else on the data
     mesh: jax.sharding.Mesh
     graphdef: Any
     params: dict
@@ -34,6 +36,18 @@ class Trained:
     step: int
     workdir: pathlib.Path
     checkpoint: str  # 'best' or 'last'
+
+    @functools.cached_property
+    def problem(self) -> Problem:
+        """The problem on its data, which are opened when they are first asked for.
+
+        Raises:
+          UserError: they are gone or have changed.
+        """
+        if self.served.periods:
+            return self.served
+        with jax.set_mesh(self.mesh):
+            return open_problem(self.workdir, self.experiment)
 
 
 def load_trained(
@@ -47,51 +61,89 @@ def load_trained(
       task: fields of the task that are to differ from the run's, {'protocol': 'full'}.
 
     Raises:
-      UserError: no run or no checkpoint there, its data set is gone or has changed, or a field
-        that the task lacks.
+      UserError: no run or no checkpoint there, its catalogue is damaged, a run without one whose
+        data are gone or have changed, or a field that the task lacks or that says nothing.
     """
     workdir = pathlib.Path(workdir)
     if which not in ('best', 'last'):
         raise UserError(f"unknown checkpoint {which!r}: use 'best' or 'last'")
-    if not (workdir / 'config.json').exists():
-        raise UserError(f'{workdir} holds no run: train one with --workdir={workdir} first')
-    trained = from_record(files.read_json(workdir / 'config.json'))
+    trained = read_experiment(workdir, f'train one with --workdir={workdir} first')
     changed = {f'task.{name}': value for name, value in (task or {}).items()}
     experiment = applied(trained, changed)
     for name in changed:
         if effect(name, experiment) not in ('measure', 'pace'):
             raise UserError(f'{name} is part of what {workdir} has learnt: it cannot differ')
     check(experiment)
+    for name, why in experiment.task.idle().items():
+        if f'task.{name}' in changed:
+            raise UserError(f'task.{name} says nothing here, {why}: leave it out')
     checkpoints = Checkpoints(workdir)
     step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
     if step is None:
         raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
     mesh = make_mesh(Mesh(model=math.gcd(experiment.mesh.model, jax.device_count())))
     with jax.set_mesh(mesh):
-        problem = open_problem(workdir, experiment)
-        graphdef, params = split_model(experiment.model, problem.sizes)
+        served = served_problem(workdir, experiment)
+        graphdef, params = split_model(experiment.model, served.sizes)
         if which == 'best':
             params, _ = checkpoints.restore_best(params)
         else:
             optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
             state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
             params = evaluated(state)
-        constants = put_whole(problem.constants)
+        constants = put_whole(served.constants)
     checkpoints.close()
-    return Trained(experiment, problem, mesh, graphdef, params, constants, step, workdir, which)
+    return Trained(experiment, served, mesh, graphdef, params, constants, step, workdir, which)
+
+
+def read_experiment(workdir: pathlib.Path, advice: str) -> Experiment:
+    """The experiment of a run.
+
+    Raises:
+      UserError: the folder holds none, or several; with `advice` if it holds none.
+    """
+    if (workdir / 'config.json').exists():
+        return from_record(files.read_json(workdir / 'config.json'))
+    inside = sorted(path.parent for path in workdir.glob('*/config.json'))
+    if inside:
+        names = ', '.join(folder.name for folder in inside[:5]) + ', ..' * (len(inside) > 5)
+        raise UserError(
+            f'{workdir} holds no run but the folders of {len(inside):,} ({names}): give one of '
+            f'them, e.g. {inside[0]}'
+        )
+    raise UserError(f'{workdir} holds no run: {advice}')
+
+
+def served_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
+    """The problem of a run from the catalogue that it keeps, else on its data."""
+    data_hash = files.read_json(workdir / 'run.json')['data_hash']
+    kept = catalogue.kept(workdir, experiment.task, data_hash)
+    return kept or open_problem(workdir, experiment)
 
 
 def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
-    """The problem of a run on the prepared data that it used, else on what its config names."""
+    """The problem of a run on the prepared data that it used, else on what its config names.
+
+    Raises:
+      UserError: neither is there, or they have changed.
+    """
     run = files.read_json(workdir / 'run.json')
-    prepared = pathlib.Path(run['data_path'])
-    named = experiment
-    if run['data_path'] and prepared.exists():
-        named = dataclasses.replace(experiment, data=Data(log=str(prepared)))
-    problem = named.task.open(named, say)
+    prepared, named = run['data_path'], experiment
+    if prepared and pathlib.Path(prepared).exists():
+        named = dataclasses.replace(experiment, data=Data(log=prepared))
+    without = ''
+    if (workdir / catalogue.FOLDER).exists():
+        without = '; lists after histories (--history, --history_file) need no data'
+    try:
+        problem = named.task.open(named, say)
+    except UserError as e:
+        gone = ''
+        if named is experiment:
+            gone = f'{workdir} was trained on {prepared or "data"}, not here now; its source: '
+        raise UserError(f'{gone}{e}{without}') from e
     if problem.data_hash != run['data_hash']:
         raise UserError(
             f'the data set has changed since {workdir} was trained (hash {problem.data_hash[:12]}, '
-            f'trained on {run["data_hash"][:12]}): train again in another --workdir'
+            f'trained on {run["data_hash"][:12]}): train again in another --workdir{without}'
         )
     return problem

@@ -17,6 +17,7 @@ from jaxrec.devices import cluster
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, effect, flat, from_record, to_record
 from jaxrec.problem import Problem
+from jaxrec.training import catalogue
 
 
 @contextlib.contextmanager
@@ -90,7 +91,12 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
 
 
 def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
-    """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
+    """Writes catalogue/, config.json and run.json, which gets one entry more for every (re)start.
+
+    Raises:
+      UserError: the catalogue cannot be written.
+    """
+    catalogue.keep(workdir, experiment.task, problem)
     path = workdir / 'run.json'
     sessions = files.read_json(path)['sessions'] if path.exists() else []
     sessions.append(
