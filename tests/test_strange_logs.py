@@ -418,6 +418,21 @@ def test_clean_removes_copies_of_a_log_that_has_changed(tmp_path):
     assert not (root / 'log' / 'scratch.x').exists()
 
 
+def test_a_log_that_changes_while_it_is_read(tmp_path, monkeypatch):
+    log = tmp_path / 'log.csv'
+    log.write_text(PLAIN)
+    real = log_file.read
+
+    def grows(config):
+        found = real(config)
+        log.write_text(PLAIN + 'u3,c,9\n')
+        return found
+
+    monkeypatch.setattr(log_file, 'read', grows)
+    config = Data(log=str(log), data_dir=str(tmp_path / 'data'))
+    refused(lambda: datasets.load(config, say=str), 'has changed while it was read')
+
+
 def test_a_log_is_known_by_all_its_parts(tmp_path):
     for n in range(3):
         (tmp_path / f'{n}.csv').write_text(PLAIN)

@@ -128,6 +128,7 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
 
     root = pathlib.Path(config.data_dir).expanduser().absolute()
     name = pathlib.Path(config.log).name
+    content = log_parts.content_hash(config.log, root)
 
     def read(scratch: pathlib.Path) -> store.Source:
         say(f'reading {config.log}')
@@ -138,14 +139,12 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
         for column, ids in (('user', histories.user_ids), ('item', histories.item_ids)):
             for remark in raw_ids.remarks(ids, getattr(config, f'{column}_col')):
                 say(f'note: {remark}')
-        return store.Source(
-            histories,
-            f'Interaction log {name}.',
-            store.log_source(config.log),
-            log_parts.content_hash(config.log, root),
-        )
+        if log_parts.content_hash(config.log, root) != content:
+            raise UserError(f'{config.log} has changed while it was read; start again')
+        about = f'Interaction log {name}.'
+        return store.Source(histories, about, store.log_source(config.log), content)
 
-    return store.Recipe(f'log/{log_file.key(config)}/{store.VERSION}', read)
+    return store.Recipe(f'log/{log_file.key(config, content)}/{store.VERSION}', read)
 
 
 def _synthetic(config: config_lib.Data) -> store.Recipe:

@@ -24,6 +24,7 @@ from jaxrec.data.ragged import blocks, ranges
 from jaxrec.datasets import raw_ids, store, tabular
 from jaxrec.errors import UserError
 
+FOOTER = 1 << 16  # bytes of a file that tell whether it is the same
 MISSING = "--beam_runner needs Apache Beam: pip install 'jaxrec[beam]'"
 
 
@@ -58,10 +59,11 @@ def prepare(
         raise UserError(f'no such file: {config.log} (--log)')
     schema = _schema(config, [one.path for one in found])
     options_of_data = [config.user_col, config.item_col, config.time_col]
-    identity = repr([sorted((f.path, f.size_in_bytes) for f in found), *options_of_data])
+    files = sorted((f.path, f.size_in_bytes, f.last_updated_in_seconds) for f in found)
+    identity = repr([files, [_footer(path) for path, _, _ in files], *options_of_data])
     key = hashlib.sha256(identity.encode()).hexdigest()[:16]
     root = pathlib.Path(config.data_dir).expanduser().absolute()
-    folder = root / 'log' / f'beam-{key}' / store.VERSION
+    folder = root / 'log' / f'{store.OF_BEAM}{key}' / store.VERSION
     if prepared := store.find(folder):
         return prepared
     with store.locked(folder, root), store.scratch_beside(folder) as scratch:
@@ -82,6 +84,17 @@ def prepare(
         histories = _from_records(folder, np.load(ids, allow_pickle=False), scratch, config.log)
         histories.save(folder / store.COLUMNS, about)
     return store.find(folder)
+
+
+def _footer(path: str) -> str:
+    """Hash of a Parquet file's end, which holds the size, place and range of every column."""
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        file.seek(0, 2)
+        file.seek(max(file.tell() - FOOTER, 0))
+        return hashlib.sha256(file.read(FOOTER)).hexdigest()
 
 
 def _schema(config, paths) -> pa.Schema:

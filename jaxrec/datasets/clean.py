@@ -40,7 +40,7 @@ def clean(data_dir: str, log: str = '') -> list[Removed]:
     """
     root = pathlib.Path(data_dir).expanduser().absolute()
     removed = []
-    for folder in sorted(root.glob('log/*')):
+    for folder in sorted(root.glob('log/[!.]*')):
         versions = [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
         for version in versions:
             if why := _outdated(version, root, log):
@@ -66,6 +66,8 @@ def _bytes(folder: pathlib.Path) -> int:
 
 def _outdated(version: pathlib.Path, root: pathlib.Path, log: str) -> str:
     """Why no command will open this copy of a log again, '' if one may."""
+    if version.parent.name.startswith(store.OF_BEAM):  # by size and time of remote files
+        return ''
     try:
         meta = json.loads((version / store.COLUMNS / 'meta.json').read_text())
         source, content = meta['source'], meta.get('content', '')

@@ -60,12 +60,16 @@ SAMPLE = 1 << 20  # bytes looked at to tell the layout
 LARGE = 1 << 24  # events of a Parquet log that are read into memory together
 
 
-def key(config: config_lib.Data) -> str:
-    """Folder name for the prepared log: its stem, and a hash of its content and the options."""
-    root = pathlib.Path(config.data_dir).expanduser().absolute()
+def key(config: config_lib.Data, content: str) -> str:
+    """Folder name for the prepared log: its stem, and a hash of its content and the options.
+
+    Args:
+      config: the options.
+      content: hash of config.log, see `log_parts.content_hash`.
+    """
     options = [config.layout, config.user_col, config.item_col, config.time_col, config.columns]
     options += [','.join(columns(config)), config.min_user, config.min_item]
-    identity = repr([log_parts.content_hash(config.log, root), *options])
+    identity = repr([content, *options])
     name = pathlib.Path(config.log).name.split('.')[0]
     stem = re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:40].strip('_') or 'log'
     return f'{stem}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}'
