@@ -140,7 +140,8 @@ def _bulk(trained: Trained) -> dict:
     recommender = _recommender(trained, FLAGS.batch_users)
     users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)
     output = pathlib.Path(FLAGS.output)
-    write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint)
+    with cli.goes_on():
+        write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint)
     say(f'written: {output} ({len(users):,} users)')
     return {'output': str(output), 'users': len(users), 'k': recommender.k, 'step': trained.step}
 
