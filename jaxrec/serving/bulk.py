@@ -123,7 +123,7 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     """Makes the folder of parts for `manifest`, or checks that the one there is for it."""
     path = folder / 'manifest.json'
     if path.exists():
-        there = files.read_json(path)
+        there = files.read_json(path, dict)
         differs = [name for name in manifest if there.get(name) != manifest[name]]
         if differs:
             raise UserError(

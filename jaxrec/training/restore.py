@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 
-from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.config import Data, Mesh
 from jaxrec.devices.mesh import make_mesh, put_whole
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, applied, check, effect, from_record
+from jaxrec.experiment import Experiment, applied, check, effect, read
 from jaxrec.problem import Problem
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
+from jaxrec.training.workdir import read_run
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ def load_trained(
         raise UserError(f"unknown checkpoint {which!r}: use 'best' or 'last'")
     if not (workdir / 'config.json').exists():
         raise UserError(f'{workdir} holds no run: train one with --workdir={workdir} first')
-    trained = from_record(files.read_json(workdir / 'config.json'))
+    trained = read(workdir / 'config.json')
     changed = {f'task.{name}': value for name, value in (task or {}).items()}
     experiment = applied(trained, changed)
     for name in changed:
@@ -83,7 +83,7 @@ def load_trained(
 
 def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
     """The problem of a run on the prepared data that it used, else on what its config names."""
-    run = files.read_json(workdir / 'run.json')
+    run = read_run(workdir)
     prepared = pathlib.Path(run['data_path'])
     named = experiment
     if run['data_path'] and prepared.exists():

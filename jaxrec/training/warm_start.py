@@ -14,16 +14,16 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, flat, from_record, to_record
+from jaxrec.experiment import Experiment, flat, read, to_record
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import Optimizer
 from jaxrec.training.restore import open_problem
 from jaxrec.training.state import Program, abstract_state, split_model
+from jaxrec.training.workdir import read_run
 
 _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 
@@ -44,9 +44,9 @@ def state_from(experiment: Experiment, problem: Problem, program: Program) -> di
     folder = pathlib.Path(experiment.train.start_from)
     if not (folder / 'config.json').exists():
         raise UserError(f'train.start_from={folder} holds no run')
-    before = from_record(files.read_json(folder / 'config.json'))
+    before = read(folder / 'config.json')
     _check_same(folder, before, experiment)
-    path = pathlib.Path(files.read_json(folder / 'run.json')['data_path'])
+    path = pathlib.Path(read_run(folder)['data_path'])
     if not path.exists():
         raise UserError(f'{path}, the prepared data of {folder}, is gone: its ids are needed')
     old = open_problem(folder, before)

@@ -15,7 +15,7 @@ import jax
 from jaxrec import files
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, effect, flat, from_record, to_record
+from jaxrec.experiment import Experiment, effect, flat, read, to_record
 from jaxrec.problem import Problem
 
 
@@ -39,11 +39,26 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """run.json of a run: 'data_hash', 'data_path', and 'sessions', one of every start.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    session = dict.fromkeys(('time', 'platform'), str) | {'versions': dict, 'devices': list}
+    session |= {'git': dict | None}
+    path = workdir / 'run.json'
+    run = files.read_json(path, {'data_hash': str, 'data_path': str, 'sessions': [session]})
+    if not run['sessions']:
+        raise UserError(f'{path} names no start of the run: put it back or delete its folder')
+    return run
+
+
 def claim_runs(state: pathlib.Path, names: list[str]) -> None:
     """Notes beside their common state which runs share a program; UserError if others do."""
     path = state / 'runs.json'
     if path.exists():
-        there = files.read_json(path)
+        there = files.read_json(path, [str])
         if there != names:
             raise UserError(
                 f'{state.parent} holds the runs {", ".join(there)} in one program, this command '
@@ -70,13 +85,13 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
     """
     if not (workdir / 'config.json').exists():
         return
-    there, here = files.read_json(workdir / 'run.json')['data_hash'], problem.data_hash
+    there, here = read_run(workdir)['data_hash'], problem.data_hash
     if there != here:
         raise UserError(
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
             'use another --workdir'
         )
-    old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
+    old = read(workdir / 'config.json')  # a new field has its default
     old, new = flat(to_record(old)), flat(to_record(experiment))
     may_differ = {'place', 'pace', 'length'}
     if experiment.optim.schedule == 'constant':  # else the decay depends on the epochs
@@ -92,7 +107,7 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
 def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
     """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
     path = workdir / 'run.json'
-    sessions = files.read_json(path)['sessions'] if path.exists() else []
+    sessions = read_run(workdir)['sessions'] if path.exists() else []
     sessions.append(
         {
             'from_step': step,
