@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from jaxrec.errors import UserError
@@ -107,9 +107,12 @@ def misfit(value: Any, shape: Any, name: str = 'it') -> str:
     return next(filter(None, wrong), '')
 
 
-def seal(folder: pathlib.Path) -> None:
-    """Writes down what is in a finished folder, for `broken` to find what changes in it."""
-    write_json(folder / SEAL, {name: _content(folder / name) for name in _inside(folder)})
+def seal(folder: pathlib.Path, but: Collection[str] = ()) -> None:
+    """Writes down what is in a folder, for `broken` to find what changes in it; `but` may."""
+    paths = sorted(path for path in folder.rglob('*') if path.is_file())
+    inside = {str(path.relative_to(folder)): path for path in paths}
+    contents = {name: _content(path) for name, path in inside.items() if name not in but}
+    write_json(folder / SEAL, contents)
 
 
 def broken(folder: pathlib.Path) -> str:
@@ -131,11 +134,6 @@ def broken(folder: pathlib.Path) -> str:
         if found != there:
             return f'{name} has other bytes than were written'
     return ''
-
-
-def _inside(folder: pathlib.Path) -> list[str]:
-    paths = (p for p in folder.rglob('*') if p.is_file() and p.name != SEAL)
-    return sorted(str(p.relative_to(folder)) for p in paths)
 
 
 def _content(path: pathlib.Path) -> dict:

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -154,9 +154,23 @@ def check_shared(folder: pathlib.Path) -> None:
                 'a file system that all of them share'
             )
         time.sleep(0.1)
-    multihost_utils.sync_global_devices(
-        'shared'
-    )  # nobody goes on, and writes the next token, before all have seen this one
+    meet('shared')  # nobody goes on, and writes the next token, before all have seen this one
+
+
+def meet(name: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def of_first(look: Callable[[], str]) -> str:
+    """What process 0 finds, the same in all: at most 500 bytes of it where there are others."""
+    if jax.process_count() == 1:
+        return look()
+    found = look().encode()[:500] if jax.process_index() == 0 else b''
+    padded = np.frombuffer(found.ljust(500, b'\0'), np.uint8)
+    told = multihost_utils.broadcast_one_to_all(padded).tobytes()
+    return told.rstrip(b'\0').decode(errors='replace')
 
 
 def detected(environment: dict[str, str] | os._Environ = os.environ) -> str | None:

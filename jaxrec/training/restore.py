@@ -18,7 +18,7 @@ from jaxrec.problem import Problem
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
-from jaxrec.training.workdir import read_run
+from jaxrec.training.workdir import check_owner, read_run
 
 
 @dataclasses.dataclass
@@ -63,20 +63,23 @@ def load_trained(
             raise UserError(f'{name} is part of what {workdir} has learnt: it cannot differ')
     check(experiment)
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
-    if step is None:
-        raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
+    newest = checkpoints.best_step if which == 'best' else checkpoints.last_step
+    if newest() is None:
+        raise UserError(checkpoints.missing(which))
     mesh = make_mesh(Mesh(model=math.gcd(experiment.mesh.model, jax.device_count())))
     with jax.set_mesh(mesh):
         problem = open_problem(workdir, experiment)
         graphdef, params = split_model(experiment.model, problem.sizes)
         if which == 'best':
-            params, _ = checkpoints.restore_best(params)
+            params, host = checkpoints.restore_best(params)
         else:
             optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
-            state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
+            abstract = abstract_state(graphdef, params, optimizer)
+            state, host = checkpoints.restore_last(abstract)
             params = evaluated(state)
+        check_owner(host, read_run(workdir).get('id'), workdir)
         constants = put_whole(problem.constants)
+    step = newest()
     checkpoints.close()
     return Trained(experiment, problem, mesh, graphdef, params, constants, step, workdir, which)
 

@@ -23,7 +23,7 @@ from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import Optimizer
 from jaxrec.training.restore import open_problem
 from jaxrec.training.state import Program, abstract_state, split_model
-from jaxrec.training.workdir import read_run
+from jaxrec.training.workdir import check_owner, read_run
 
 _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 
@@ -57,7 +57,8 @@ def state_from(experiment: Experiment, problem: Problem, program: Program) -> di
     optimizer = program.optimizer
     graphdef, abstract = split_model(before.model, old.sizes)
     checkpoints = Checkpoints(folder)
-    restored, _ = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+    restored, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+    check_owner(host, read_run(folder).get('id'), folder)
     step = checkpoints.last_step()
     checkpoints.close()
     followed = _followed(experiment.model, optimizer, old.sizes, moves)

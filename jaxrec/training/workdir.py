@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
@@ -52,6 +54,29 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     if not run['sessions']:
         raise UserError(f'{path} names no start of the run: put it back or delete its folder')
     return run
+
+
+def run_id(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> str:
+    """What tells a run's checkpoints from another's: what it was when it first began."""
+    if (workdir / 'run.json').exists() and 'id' in (run := read_run(workdir)):
+        return run['id']
+    fields = flat(to_record(experiment))
+    moot = ('place', 'pace', 'length', 'epochs')
+    made_of = {name: v for name, v in fields.items() if effect(name, experiment) not in moot}
+    text = json.dumps([made_of, problem.data_hash], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def check_owner(host: dict, owner: str | None, where: pathlib.Path) -> None:
+    """Raises UserError if a checkpoint, by its host's part, was made by another run than `owner`.
+
+    Neither runs nor checkpoints of before had a name.
+    """
+    if owner and host.get('run', owner) != owner:
+        raise UserError(
+            f'the checkpoints in {where} were made by another run: put those of this one back, or '
+            'use another --workdir'
+        )
 
 
 def claim_runs(state: pathlib.Path, names: list[str]) -> None:
@@ -104,7 +129,9 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
             )
 
 
-def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
+def record(
+    workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int, id: str
+) -> None:
     """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
     path = workdir / 'run.json'
     sessions = read_run(workdir)['sessions'] if path.exists() else []
@@ -120,7 +147,8 @@ def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step
             'host': platform.platform(),
         }
     )
-    run = {'data_hash': problem.data_hash, 'data_path': problem.data_path, 'sessions': sessions}
+    run = {'id': id, 'data_hash': problem.data_hash, 'data_path': problem.data_path}
+    run |= {'sessions': sessions}
     if jax.process_index() == 0:
         files.write_json(path, run)
         files.write_json(workdir / 'config.json', to_record(experiment))
