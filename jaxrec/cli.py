@@ -8,6 +8,7 @@ line of standard output is an object in each of these cases; where a command has
 
 import contextlib
 import json
+import logging as python_logging
 import pathlib
 import re
 import signal
@@ -28,6 +29,7 @@ _silent = False
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` with absl flags; mistakes and stops end in one line and an exit code."""
     before = signal.signal(signal.SIGTERM, _stop)
+    _quiet_savers()
     try:
         app.run(_guarded(main), flags_parser=_parse)
     except (KeyboardInterrupt, Stopped) as e:  # while the flags were read
@@ -131,6 +133,29 @@ def _end(error: BaseException) -> NoReturn:
 
 def _stop(number, frame):
     raise Stopped(f'by {signal.Signals(number).name}', 128 + number)
+
+
+def _quiet_savers() -> None:
+    """Leaves out the tracebacks of a failed save (orbax): `wait` raises what its threads met."""
+
+    def told_here(record):
+        return not (record.exc_info and 'orbax' in _files(record.exc_info[1], record.pathname))
+
+    def hook(unraisable, print_=sys.unraisablehook):
+        code = getattr(unraisable.object, 'cr_code', None)  # of a coroutine that nobody awaits
+        orphan = code is not None and 'orbax' in code.co_filename
+        if not orphan and str(unraisable.exc_value) != 'Event loop is closed':
+            print_(unraisable)
+
+    for name in ('absl', 'asyncio'):
+        python_logging.getLogger(name).addFilter(told_here)
+    sys.unraisablehook = hook
+
+
+def _files(error: BaseException | None, first: str) -> str:
+    """Paths of the code that an exception has come through."""
+    walked = traceback.walk_tb(error.__traceback__) if error else ()
+    return '\n'.join([first, *(frame.f_code.co_filename for frame, _ in walked)])
 
 
 def _json_wanted() -> bool:

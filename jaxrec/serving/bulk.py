@@ -69,7 +69,7 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
     progress.close()
     if jax.process_index() == 0:
         whole = folder / 'whole.parquet'
-        _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
+        _write(whole, _schema(parts[0]), _row_groups(parts))
         os.replace(whole, output)
         shutil.rmtree(folder)
 
@@ -160,15 +160,34 @@ def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
     return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
 
 
+def _schema(part: pathlib.Path) -> pa.Schema:
+    try:
+        return parquet.read_schema(part)
+    except (pa.ArrowException, OSError) as e:
+        raise _damaged(part, e) from e
+
+
+def _damaged(part: pathlib.Path, error: Exception) -> UserError:
+    reason = str(error).splitlines()[0]
+    return UserError(f'{part} is damaged ({reason}): delete it and give the same command again')
+
+
 def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
     for part in parts:
-        with parquet.ParquetFile(part) as file:
-            for group in range(file.num_row_groups):
-                yield file.read_row_group(group)
+        try:
+            with parquet.ParquetFile(part, page_checksum_verification=True) as file:
+                for group in range(file.num_row_groups):
+                    yield file.read_row_group(group)
+        except (pa.ArrowException, OSError) as e:
+            raise _damaged(part, e) from e
 
 
 def _write(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    with files.replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
+    summed = {'write_page_checksum': True}
+    with (
+        files.replacing(path) as partial,
+        parquet.ParquetWriter(partial, schema, **summed) as writer,
+    ):
         for table in tables:
             writer.write_table(table)
 

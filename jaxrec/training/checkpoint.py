@@ -17,7 +17,6 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import logging
 
 from jaxrec import files
 from jaxrec.cli import say
@@ -26,7 +25,7 @@ from jaxrec.errors import UserError
 
 KEPT = {'last': 2, 'best': 1}  # of each series
 _ASIDE = 'damaged'  # folder beside the series
-_UNFINISHED = '*.orbax-checkpoint-tmp*'
+_RECORDS = ('config.json', 'run.json', 'runs.json', 'metrics.jsonl', 'curves.png')
 _WRITTEN_AFTER = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # the seal; no numbers are in them
 
 
@@ -215,9 +214,12 @@ class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
 
 
 def clear_unfinished(workdir: pathlib.Path) -> None:
-    """Removes what killed saves have left; only while no other process saves."""
-    for leftover in (workdir / 'checkpoints').glob(f'*/{_UNFINISHED}'):
+    """Removes what killed trainings have left half written; only for who has claimed `workdir`."""
+    for leftover in (workdir / 'checkpoints').glob('*/*.orbax-checkpoint-tmp*'):
         shutil.rmtree(leftover, ignore_errors=True)
+    for name in _RECORDS:
+        for leftover in workdir.glob(f'{name}.partial*'):
+            leftover.unlink(missing_ok=True)
 
 
 def _check_fit(folder: pathlib.Path, abstract: dict) -> None:
@@ -236,14 +238,6 @@ def _check_fit(folder: pathlib.Path, abstract: dict) -> None:
                 f'{here.get(name)} here); it belongs to another config, or to another version of '
                 'jaxrec: use another --workdir'
             )
-
-
-def _told_later(record) -> bool:
-    """Keeps what orbax logs of a failed save quiet: `wait` raises it."""
-    return not (record.exc_info and '/orbax/' in record.pathname)
-
-
-logging.get_absl_logger().addFilter(_told_later)
 
 
 @contextlib.contextmanager

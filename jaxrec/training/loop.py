@@ -164,7 +164,7 @@ class _Run:
             experiments.items(), progress, problems, strict=True
         ):
             place = folder / name
-            workdir.record(place, experiment, problem, self.step, self._ids[len(self.places)])
+            workdir.record(place, experiment, problem, self.step)
             active, predicted = jax.process_index() == 0, self._host['predicted']
             logs = Logs(place, self.step, active, predicted)
             closing.enter_context(contextlib.closing(logs))

@@ -13,12 +13,12 @@ from jaxrec.cli import say
 from jaxrec.config import Data, Mesh
 from jaxrec.devices.mesh import make_mesh, put_whole
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, applied, check, effect, read
+from jaxrec.experiment import Experiment, applied, check, effect
 from jaxrec.problem import Problem
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
-from jaxrec.training.workdir import check_owner, read_run
+from jaxrec.training.workdir import check_owner, read_config, read_run
 
 
 @dataclasses.dataclass
@@ -55,7 +55,7 @@ def load_trained(
         raise UserError(f"unknown checkpoint {which!r}: use 'best' or 'last'")
     if not (workdir / 'config.json').exists():
         raise UserError(f'{workdir} holds no run: train one with --workdir={workdir} first')
-    trained = read(workdir / 'config.json')
+    trained = read_config(workdir)
     changed = {f'task.{name}': value for name, value in (task or {}).items()}
     experiment = applied(trained, changed)
     for name in changed:

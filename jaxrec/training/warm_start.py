@@ -16,14 +16,14 @@ import numpy as np
 
 from jaxrec.cli import say
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, flat, read, to_record
+from jaxrec.experiment import Experiment, flat, to_record
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import Optimizer
 from jaxrec.training.restore import open_problem
 from jaxrec.training.state import Program, abstract_state, split_model
-from jaxrec.training.workdir import check_owner, read_run
+from jaxrec.training.workdir import check_owner, read_config, read_run
 
 _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 
@@ -44,7 +44,7 @@ def state_from(experiment: Experiment, problem: Problem, program: Program) -> di
     folder = pathlib.Path(experiment.train.start_from)
     if not (folder / 'config.json').exists():
         raise UserError(f'train.start_from={folder} holds no run')
-    before = read(folder / 'config.json')
+    before = read_config(folder)
     _check_same(folder, before, experiment)
     path = pathlib.Path(read_run(folder)['data_path'])
     if not path.exists():

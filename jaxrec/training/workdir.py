@@ -20,6 +20,8 @@ from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, effect, flat, read, to_record
 from jaxrec.problem import Problem
 
+_MAY_DIFFER = ('place', 'pace', 'length', 'epochs')  # effects of fields, where a run goes on
+
 
 @contextlib.contextmanager
 def claimed(workdir: pathlib.Path) -> Iterator[None]:
@@ -56,15 +58,36 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     return run
 
 
+def read_config(workdir: pathlib.Path) -> Experiment:
+    """The experiment of a run, from config.json.
+
+    Raises:
+      UserError: it is missing, damaged, or not what run.json says that it was.
+    """
+    path = workdir / 'config.json'
+    experiment = read(path)
+    written = read_run(workdir).get('config')  # runs of before did not note it
+    if written not in (None, _digest(files.read_json(path), experiment)):
+        raise UserError(
+            f'{path} has other values than the run was trained with: put it back, or train anew in '
+            'another --workdir'
+        )
+    return experiment
+
+
+def _digest(record: dict, experiment: Experiment, *more: str) -> str:
+    """Of the fields of an experiment's record that must stay as they are while a run goes on."""
+    fields = flat(record).items()
+    kept = {n: v for n, v in fields if effect(n, experiment) not in _MAY_DIFFER}
+    text = json.dumps([kept, *more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def run_id(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> str:
     """What tells a run's checkpoints from another's: what it was when it first began."""
     if (workdir / 'run.json').exists() and 'id' in (run := read_run(workdir)):
         return run['id']
-    fields = flat(to_record(experiment))
-    moot = ('place', 'pace', 'length', 'epochs')
-    made_of = {name: v for name, v in fields.items() if effect(name, experiment) not in moot}
-    text = json.dumps([made_of, problem.data_hash], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return _digest(to_record(experiment), experiment, problem.data_hash)
 
 
 def check_owner(host: dict, owner: str | None, where: pathlib.Path) -> None:
@@ -116,11 +139,11 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
             'use another --workdir'
         )
-    old = read(workdir / 'config.json')  # a new field has its default
+    old = read_config(workdir)  # a new field has its default
     old, new = flat(to_record(old)), flat(to_record(experiment))
-    may_differ = {'place', 'pace', 'length'}
-    if experiment.optim.schedule == 'constant':  # else the decay depends on the epochs
-        may_differ.add('epochs')
+    may_differ = set(_MAY_DIFFER)
+    if experiment.optim.schedule != 'constant':  # the decay depends on the epochs
+        may_differ.discard('epochs')
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and effect(name, experiment) not in may_differ:
             raise UserError(
@@ -129,9 +152,7 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
             )
 
 
-def record(
-    workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int, id: str
-) -> None:
+def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
     """Writes config.json and run.json; run.json gets one entry more for every (re)start."""
     path = workdir / 'run.json'
     sessions = read_run(workdir)['sessions'] if path.exists() else []
@@ -147,11 +168,17 @@ def record(
             'host': platform.platform(),
         }
     )
-    run = {'id': id, 'data_hash': problem.data_hash, 'data_path': problem.data_path}
-    run |= {'sessions': sessions}
+    record = to_record(experiment)
+    run = {
+        'id': run_id(workdir, experiment, problem),
+        'config': _digest(record, experiment),
+        'data_hash': problem.data_hash,
+        'data_path': problem.data_path,
+        'sessions': sessions,
+    }
     if jax.process_index() == 0:
         files.write_json(path, run)
-        files.write_json(workdir / 'config.json', to_record(experiment))
+        files.write_json(workdir / 'config.json', record)
 
 
 def versions() -> dict[str, str]:
