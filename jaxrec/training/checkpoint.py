@@ -103,7 +103,7 @@ class Checkpoints:
         if damaged:
             why = f'{damaged[0]} is damaged ({self._wrong[damaged[0]]}): copy it again'
             if name == 'last':
-                return f'{why}, or delete {folder} to train anew (the best checkpoint stays)'
+                return f'{why}, or delete {self._folder} to train anew; the best one can be served'
             return f'{why}, or {other}' if last is not None else f'{why}, or train anew'
         if last is None:
             return f'{folder.parent.parent} has no {name} checkpoint: its run has not got that far'
@@ -213,6 +213,16 @@ class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
         await super().finalize()
 
 
+def check_begun(workdir: pathlib.Path) -> None:
+    """Raises UserError if a run that has no `last` checkpoint is not a new one: it has a `best`."""
+    folder = workdir.absolute() / 'checkpoints'
+    if any(folder.glob('best/[0-9]*')):
+        raise UserError(
+            f'{folder} has a best checkpoint and no last one to go on from: copy that back, or '
+            'delete this folder to train anew'
+        )
+
+
 def clear_unfinished(workdir: pathlib.Path) -> None:
     """Removes what killed trainings have left half written; only for who has claimed `workdir`."""
     for leftover in (workdir / 'checkpoints').glob('*/*.orbax-checkpoint-tmp*'):
@@ -253,6 +263,7 @@ def _one_line(folder):
             cause = cause.__cause__ or cause.__context__
         text = str(cause or e)
         known = ('No space left', 'Permission denied', 'Read-only', 'Disk quota', 'Not a directory')
+        known += ('File too large', 'Input/output error')
         if cause is None and not any(k in text for k in known):
             raise
         reason = next((k for k in known if k in text), text.splitlines()[0])

@@ -31,7 +31,7 @@ from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import Experiment
 from jaxrec.problem import Batches
 from jaxrec.training import summary, warm_start, workdir
-from jaxrec.training.checkpoint import Checkpoints, clear_unfinished
+from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
 from jaxrec.training.parallel_runs import Runs
 from jaxrec.training.places import Place, Progress, Watch
@@ -151,6 +151,8 @@ class _Run:
         self.program = make(given, self.problem, horizon)
         self.step, progress = 0, [Progress() for _ in names]
         if last is None:
+            for name in names:
+                check_begun(folder / name)
             self.state = self._first_state()
         else:
             self.state, host = checkpoints.restore_last(self.program.abstract())
