@@ -125,7 +125,7 @@ def _end(error: BaseException) -> NoReturn:
     """Ends the command: of a bug with its traceback, else with a line."""
     text, code = verdict(error)
     if code == BUG:
-        emit({'error': f'{type(error).__name__}: {error}', 'exit': BUG})
+        emit({'error': ' '.join(f'{type(error).__name__}: {error}'.split()), 'exit': BUG})
         raise error
     tell(text, code, 'error' if code == MISTAKE else 'stopped')
     sys.exit(code)
@@ -136,26 +136,24 @@ def _stop(number, frame):
 
 
 def _quiet_savers() -> None:
-    """Leaves out the tracebacks of a failed save (orbax): `wait` raises what its threads met."""
-
-    def told_here(record):
-        return not (record.exc_info and 'orbax' in _files(record.exc_info[1], record.pathname))
-
-    def hook(unraisable, print_=sys.unraisablehook):
-        code = getattr(unraisable.object, 'cr_code', None)  # of a coroutine that nobody awaits
-        orphan = code is not None and 'orbax' in code.co_filename
-        if not orphan and str(unraisable.exc_value) != 'Event loop is closed':
-            print_(unraisable)
-
+    """Leaves out the tracebacks of a failed save (orbax): whoever waits for it is told."""
     for name in ('absl', 'asyncio'):
-        python_logging.getLogger(name).addFilter(told_here)
-    sys.unraisablehook = hook
+        python_logging.getLogger(name).addFilter(_not_of_savers)
+    sys.unraisablehook = _unraisable
 
 
-def _files(error: BaseException | None, first: str) -> str:
-    """Paths of the code that an exception has come through."""
-    walked = traceback.walk_tb(error.__traceback__) if error else ()
-    return '\n'.join([first, *(frame.f_code.co_filename for frame, _ in walked)])
+def _not_of_savers(record: python_logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    frames = traceback.walk_tb(error.__traceback__) if error else ()
+    places = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return error is None or not any('/orbax/' in place for place in places)
+
+
+def _unraisable(found: Any) -> None:
+    code = getattr(found.object, 'cr_code', None)  # of a coroutine that nobody awaits any more
+    of_saver = code is not None and '/orbax/' in code.co_filename
+    if not of_saver and str(found.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(found)
 
 
 def _json_wanted() -> bool:
