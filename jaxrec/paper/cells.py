@@ -56,8 +56,9 @@ def read(folder: pathlib.Path, cell: Cell) -> dict | None:
             'python -m jaxrec.table --adopt --why=.. --results=.. takes it over'
         )
     record = files.read_json(path, _CELL)
-    if wrong := [seed for seed in record['seeds'] if not seed.isdecimal()] or not record['seeds']:
-        raise UserError(f'{path} is damaged (its seeds are {wrong}); put it back or delete it')
+    seeds = list(record['seeds'])
+    if not seeds or not all(map(str.isdecimal, seeds)):
+        raise UserError(f'{path} is damaged (its seeds are {seeds}); put it back or delete it')
     return record
 
 

@@ -138,7 +138,7 @@ def read_series(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
 def _drop_after(path: pathlib.Path, step: int, periods: int) -> None:
     """Rewrites a JSONL file without lines after `step` and `periods`, or damaged ones."""
     kept = [
-        line
+        line.rstrip('\n') + '\n'
         for _, line, values in _lines(path)
         if values is not None and values['step'] <= step and values.get('period', 0) <= periods
     ]
@@ -156,7 +156,5 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[int, str, dict | None]]:
                 values = json.loads(line)
             except (ValueError, RecursionError):
                 values = None
-            whole = line.endswith('\n') and not files.misfit(
-                values, {'step': int, str: int | float}
-            )
-            yield number, line, values if whole else None
+            wrong = files.misfit(values, {'step': int, str: int | float})
+            yield number, line, None if wrong else values
