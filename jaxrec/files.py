@@ -67,7 +67,7 @@ def read_json(path: pathlib.Path, shape: Any = object) -> Any:
       UserError: the file is missing or damaged, or holds something else.
     """
     try:
-        value = json.loads(path.read_text(encoding='utf-8'))
+        value = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_object)
     except FileNotFoundError as e:
         raise UserError(f'{path} is missing') from e
     except (ValueError, RecursionError) as e:
@@ -78,6 +78,13 @@ def read_json(path: pathlib.Path, shape: Any = object) -> Any:
             'delete its folder'
         )
     return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError('a name stands there twice')
+    return made
 
 
 def misfit(value: Any, shape: Any, name: str = 'it') -> str:
@@ -128,18 +135,22 @@ def broken(folder: pathlib.Path) -> str:
         path = folder / name
         if not path.is_file():
             return f'{name} is missing'
-        found = _content(path)
-        if found['bytes'] != there['bytes']:
-            return f'{name} has {found["bytes"]:,} bytes of {there["bytes"]:,}'
-        if found != there:
+        size = path.stat().st_size
+        if size != there['bytes']:
+            return f'{name} has {size:,} bytes of {there["bytes"]:,}'
+        if digest(path) != there['sha256']:
             return f'{name} has other bytes than were written'
     return ''
 
 
-def _content(path: pathlib.Path) -> dict:
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file: some 1.5 GB/s where the processor has instructions for it."""
     with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-        return {'bytes': file.tell(), 'sha256': digest}
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _content(path: pathlib.Path) -> dict:
+    return {'bytes': path.stat().st_size, 'sha256': digest(path)}
 
 
 @contextlib.contextmanager

@@ -24,12 +24,16 @@ import pytest
 from pyarrow import parquet
 from runs import check_same_run, inside, line, metrics_of, params_of, same, small, started, write
 from test_table import Pretend, table_file
+from test_tables import make_stored
 
 import jaxrec
 from jaxrec import files, table
 from jaxrec.errors import UserError
 from jaxrec.evaluation import plots
 from jaxrec.experiment import applied
+from jaxrec.paper import cells as cells_lib
+from jaxrec.paper import grid
+from jaxrec.serving import bulk
 from jaxrec.training import loop
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
@@ -345,6 +349,58 @@ def test_a_torn_line_stops_no_run_and_a_damaged_one_is_told(runs, tmp_path):
         loop.read_series(path)
     fit(experiment, run)
     assert metrics_of(run).items() >= metrics_of(folder / 'whole').items()  # and one at the stop
+
+
+def test_damaged_cells_of_a_table_are_the_same_numbers_or_a_line(tmp_path):
+    table_, cells, records, _ = make_stored()
+
+    def numbers():
+        found = {cell.key: cells_lib.read(tmp_path, cell) for cell in cells}
+        lines = grid.build(table_, cells, found).lines
+        return {(one.name, *head): v.mean for one in lines for head, v in one.values.items()}
+
+    for cell in cells:
+        cells_lib.write(tmp_path, cell, records[cell.key])
+    expected, right, refused = numbers(), 0, 0
+    for case in range(CASES or 100):
+        path = cells_lib.path_of(tmp_path, RNG.choice(cells))
+        before = path.read_bytes()
+        how = RNG.choice((flip, flip, flip, cut, blank, other_json))
+        how(path)
+        try:
+            found = numbers()  # of other JSON perhaps with a seed less, which the table says
+            assert how is other_json or found == pytest.approx(expected, abs=2e-6), case
+            right += 1
+        except UserError as e:
+            one_line(e)
+            refused += 1
+        path.write_bytes(before)
+    print(f'cells: {right} right, {refused} refused')
+
+
+def test_damaged_parts_of_lists_are_the_same_lists_or_a_line(runs, tmp_path):
+    _, folder = runs
+    recommender = jaxrec.load(folder / 'whole', k=3)
+    users, output = np.arange(recommender.histories.num_users), tmp_path / 'x.parquet'
+    bulk.write_lists(recommender, users, output, 70)
+    expected = parquet.read_table(output)
+    output.unlink()
+    with pytest.MonkeyPatch.context() as patch:  # a kill comes when all parts are there
+        patch.setattr(bulk, '_row_groups', lambda parts: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            bulk.write_lists(recommender, users, output, 70)
+    parts = tmp_path / 'x.parquet.parts'
+    shutil.copytree(parts, tmp_path / 'parts')
+    for case in range(CASES // 10 or 12):
+        shutil.rmtree(parts, ignore_errors=True)
+        shutil.copytree(tmp_path / 'parts', parts)
+        path = RNG.choice(sorted(parts.iterdir()))
+        RNG.choice((flip, cut, blank, remove))(path)
+        try:
+            bulk.write_lists(recommender, users, output, 70)
+            assert parquet.read_table(output).equals(expected), f'case {case}: {path.name}'
+        except UserError as e:
+            assert str(tmp_path) in one_line(e)
 
 
 # ---- writes that fail

@@ -81,6 +81,10 @@ def record(ranks, *, data='d' * 64, protocol='full', code='c'):
 
 @pytest.fixture
 def stored():
+    return make_stored()
+
+
+def make_stored():
     """The table, its cells, and records of them: 'good' is better, 'same' is not."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 40, (3, 400))

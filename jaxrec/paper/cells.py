@@ -280,6 +280,11 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
                 f'{name}: {metric} has no values of single {record["unit"]}s, '
                 'which a table tests: choose another metric'
             ) from e
+        except (IndexError, TypeError, ValueError) as e:
+            raise UserError(
+                f'{name}: no {metric} follows from what is kept of seed {seed} ({e}): the file is '
+                'damaged; put it back or delete it'
+            ) from e
         mean, told = np.average(values, weights=weights), run['metrics'].get(metric, np.nan)
         if not abs(mean - told) <= _ROUNDING:
             raise UserError(

@@ -53,7 +53,7 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
         _claim(folder, manifest)
     starts = range(0, len(users), part_users)
     parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
-    there = np.array([part.exists() for part in parts], bool)
+    there = np.array([_digest_of(part).exists() for part in parts], bool)
     if jax.process_count() > 1:  # process 0 may have written one before another looked
         there = multihost_utils.broadcast_one_to_all(there)
     todo = np.flatnonzero(~there).tolist()
@@ -65,11 +65,14 @@ def _write_lists(recommender: Recommender, users, output: pathlib.Path, manifest
         table = _table(histories, chosen, *recommender(chosen), recommender.explain)
         if jax.process_index() == 0:
             _write(parts[i], table.schema, [table])
+            files.write_text(_digest_of(parts[i]), files.digest(parts[i]))
         progress.add(len(chosen))
     progress.close()
     if jax.process_index() == 0:
+        for part in parts:
+            _check(part)
         whole = folder / 'whole.parquet'
-        _write(whole, _schema(parts[0]), _row_groups(parts))
+        _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
         os.replace(whole, output)
         shutil.rmtree(folder)
 
@@ -160,34 +163,29 @@ def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
     return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
 
 
-def _schema(part: pathlib.Path) -> pa.Schema:
-    try:
-        return parquet.read_schema(part)
-    except (pa.ArrowException, OSError) as e:
-        raise _damaged(part, e) from e
+def _digest_of(part: pathlib.Path) -> pathlib.Path:
+    """Where the digest of a finished part stands; without it the part is not there."""
+    return part.with_name(part.name + '.sha256')
 
 
-def _damaged(part: pathlib.Path, error: Exception) -> UserError:
-    reason = str(error).splitlines()[0]
-    return UserError(f'{part} is damaged ({reason}): delete it and give the same command again')
+def _check(part: pathlib.Path) -> None:
+    """Raises UserError if a part is not what was written."""
+    wanted = _digest_of(part).read_bytes()
+    if not part.exists() or files.digest(part).encode() != wanted:
+        raise UserError(
+            f'{part} is damaged: delete {_digest_of(part)}, and the same command makes it again'
+        )
 
 
 def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:
     for part in parts:
-        try:
-            with parquet.ParquetFile(part, page_checksum_verification=True) as file:
-                for group in range(file.num_row_groups):
-                    yield file.read_row_group(group)
-        except (pa.ArrowException, OSError) as e:
-            raise _damaged(part, e) from e
+        with parquet.ParquetFile(part) as file:
+            for group in range(file.num_row_groups):
+                yield file.read_row_group(group)
 
 
 def _write(path: pathlib.Path, schema: pa.Schema, tables: Iterable[pa.Table]) -> None:
-    summed = {'write_page_checksum': True}
-    with (
-        files.replacing(path) as partial,
-        parquet.ParquetWriter(partial, schema, **summed) as writer,
-    ):
+    with files.replacing(path) as partial, parquet.ParquetWriter(partial, schema) as writer:
         for table in tables:
             writer.write_table(table)
 
