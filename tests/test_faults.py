@@ -331,6 +331,21 @@ def test_records_of_another_shape_are_one_line_with_the_path(runs, tmp_path, nam
         assert str(run / name) in one_line(error.value)
 
 
+@pytest.mark.parametrize('value', [None, [], 3, 'gone'])
+@pytest.mark.parametrize('entry', ['id', 'config', 'data_hash', 'data_path', 'sessions'])
+def test_entries_of_another_type_are_one_line_with_the_path(runs, tmp_path, entry, value):
+    _, _, run = copy_of(runs, tmp_path)
+    record = json.loads((run / 'run.json').read_text())
+    record[entry] = value
+    if value == 'gone':
+        del record[entry]
+    files.write_json(run / 'run.json', record)
+    for use in (lists, lambda run: fit(runs[0], run)):
+        with pytest.raises(UserError) as error:
+            use(run)
+        assert str(run / 'run.json') in one_line(error.value)
+
+
 def test_a_changed_number_of_the_config_is_not_believed(runs, tmp_path):
     _, _, run = copy_of(runs, tmp_path)
     text = (run / 'config.json').read_text()

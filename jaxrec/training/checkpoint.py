@@ -209,7 +209,8 @@ class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
     """The folder that a checkpoint is written to, sealed before it gets its name."""
 
     async def finalize(self):
-        await asyncio.to_thread(files.seal, pathlib.Path(self.get()), _WRITTEN_AFTER)
+        if self.get_final().name.isdigit():  # a step's, not one of the parts inside
+            await asyncio.to_thread(files.seal, pathlib.Path(self.get()), _WRITTEN_AFTER)
         await super().finalize()
 
 

@@ -46,6 +46,8 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """run.json of a run: 'data_hash', 'data_path', and 'sessions', one of every start.
 
+    And 'id' and 'config', hashes of what it is, which runs of before have not.
+
     Raises:
       UserError: it is missing or damaged.
     """
@@ -53,6 +55,9 @@ def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     session |= {'git': dict | None}
     path = workdir / 'run.json'
     run = files.read_json(path, {'data_hash': str, 'data_path': str, 'sessions': [session]})
+    hashes = {'id': str, 'config': str}
+    if hashes.keys() & run.keys():
+        files.read_json(path, hashes)
     if not run['sessions']:
         raise UserError(f'{path} names no start of the run: put it back or delete its folder')
     return run
