@@ -1,29 +1,51 @@
-"""What the commands share: one clear line per user error, and `--json` output."""
+"""What the commands share: one clear line however they end, exit codes, and `--json` output.
+
+Exit codes: 0 finished; MISTAKE of the user; BUG, with its traceback; stopped by a signal: AGAIN if
+the same command goes on from what is saved, else 128 + the signal's number. With --json the last
+line of standard output is an object in each of these cases; where a command has not finished, its
+'exit' is the code, beside 'error' or 'stopped'.
+"""
 
 import ast
+import contextlib
 import json
+import logging as python_logging
 import pathlib
 import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TextIO
 
 from absl import app, flags, logging
 
 from jaxrec.config import RENAMED
-from jaxrec.errors import UserError
+from jaxrec.errors import BUG, MISTAKE, Stopped, UserError
 
 FLAGS = flags.FLAGS
 _silent = False
 
 
 def run(main: Callable[[list[str]], None]) -> None:
-    """Runs `main(argv)` with absl flags; a user's mistake ends in one line and exit code 2."""
+    """Runs `main(argv)` with absl flags; mistakes and stops end in one line and an exit code."""
+    before = signal.signal(signal.SIGTERM, _stop)
+    _quiet_savers()
     try:
         app.run(_guarded(main), flags_parser=_parse)
-    except KeyboardInterrupt:
-        _fail('interrupted')
+    except (KeyboardInterrupt, Stopped) as e:  # while the flags were read
+        _end(e)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def goes_on() -> Iterator[None]:
+    """Around work of which finished parts are kept: a stop in it leaves with AGAIN."""
+    try:
+        yield
+    except (KeyboardInterrupt, Stopped) as e:
+        raise Stopped(f'{verdict(e)[0]}; the same command goes on from here') from e
 
 
 def define_run_flags() -> None:
@@ -82,23 +104,78 @@ def emit(result: dict) -> None:
         print(json.dumps(result, allow_nan=False), flush=True)
 
 
+def verdict(error: BaseException) -> tuple[str, int]:
+    """(what to tell in one line, exit code) of what a command ended with; ('', BUG) of a bug."""
+    if isinstance(error, UserError):
+        return str(error), MISTAKE
+    if isinstance(error, OSError):
+        where = f' ({error.filename})' if error.filename else ''
+        return f'{error.strerror or error}{where}', MISTAKE
+    if isinstance(error, Stopped):
+        return str(error), error.code
+    if isinstance(error, KeyboardInterrupt):
+        return 'by SIGINT', 128 + signal.SIGINT
+    return '', BUG
+
+
+def tell(text: str, code: int, kind: str = 'error') -> None:
+    """One line on standard error, {kind: line, 'exit': code} if --json was given."""
+    line = ' '.join(text.split())
+    print(f'{kind}: {line}', file=sys.stderr, flush=True)
+    emit({kind: line, 'exit': code})
+
+
+def _end(error: BaseException) -> NoReturn:
+    """Ends the command: of a bug with its traceback, else with a line."""
+    text, code = verdict(error)
+    if code == BUG:
+        emit({'error': ' '.join(f'{type(error).__name__}: {error}'.split()), 'exit': BUG})
+        raise error
+    tell(text, code, 'error' if code == MISTAKE else 'stopped')
+    sys.exit(code)
+
+
+def _stop(number, frame):
+    raise Stopped(f'by {signal.Signals(number).name}', 128 + number)
+
+
+def _quiet_savers() -> None:
+    """Leaves out the tracebacks of a failed save (orbax): whoever waits for it is told."""
+    for name in ('absl', 'asyncio'):
+        python_logging.getLogger(name).addFilter(_not_of_savers)
+    sys.unraisablehook = _unraisable
+
+
+def _not_of_savers(record: python_logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    frames = traceback.walk_tb(error.__traceback__) if error else ()
+    places = [record.pathname, *(frame.f_code.co_filename for frame, _ in frames)]
+    return error is None or not any('/orbax/' in place for place in places)
+
+
+def _unraisable(found: Any) -> None:
+    code = getattr(found.object, 'cr_code', None)  # of a coroutine that nobody awaits any more
+    of_saver = code is not None and '/orbax/' in code.co_filename
+    if not of_saver and str(found.exc_value) != 'Event loop is closed':
+        sys.__unraisablehook__(found)
+
+
 def _json_wanted() -> bool:
-    return 'json' in FLAGS and FLAGS.is_parsed() and FLAGS.json
+    if FLAGS.is_parsed():
+        return 'json' in FLAGS and FLAGS.json
+    return any(word in ('--json', '-json', '--json=true') for word in sys.argv)
 
 
 def _guarded(main):
     def wrapped(argv):
         if len(argv) > 1:
-            _fail(f'unexpected argument {argv[1]!r}; every option starts with --')
+            _end(UserError(f'unexpected argument {argv[1]!r}; every option starts with --'))
         if not FLAGS['verbosity'].present:  # libraries log dozens of INFO lines
             logging.set_verbosity(logging.WARNING)
         try:
             main(argv)
-        except UserError as e:
-            _fail(str(e))
-        except OSError as e:
-            where = f' ({e.filename})' if e.filename else ''
-            _fail(f'{e.strerror or e}{where}')
+        except (Exception, KeyboardInterrupt, Stopped) as e:
+            _end(e)
 
     return wrapped
 
@@ -115,7 +192,7 @@ def _parse(argv):
     except BrokenPipeError:  # `--help | head`
         raise SystemExit(1) from None
     except Exception as e:  # the --config file is the user's program: anything may come out of it
-        _fail(_config_error(e))
+        _end(UserError(_config_error(e)))
 
 
 def _check_config(argv: list[str]) -> None:
@@ -179,8 +256,3 @@ def _moved(text: str) -> str:
         if name in words and (section in words or section.capitalize() in words or not section):
             return f'{old} is now {new}'
     return ''
-
-
-def _fail(message: str) -> None:
-    print('error: ' + ' '.join(message.split()), file=sys.stderr, flush=True)
-    sys.exit(2)

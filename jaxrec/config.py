@@ -9,6 +9,8 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
+LARGEST_SEED = 2**63 - 1  # no two of 0 .. this share a stream or a key, see `rng`
+
 
 def field(
     default: Any,
@@ -89,7 +91,7 @@ class Train:
     microbatches: int = field(1, least=1)  # turns in which a step works through its rows
     epochs: int = field(20, least=1, effect='epochs')
     steps: int = field(0, least=0, effect='length')  # > 0: stop after so many, whatever `epochs`
-    seed: int = field(0, least=0, effect='seed')
+    seed: int = field(0, least=0, most=LARGEST_SEED, effect='seed')
     eval_every: float = field(1.0, above=0)  # epochs between validations
     patience: int = field(0, least=0)  # validations without a new best before stopping; 0 = never
     metric: str = ''  # of the best checkpoint and early stopping; '' = the task's first

@@ -6,12 +6,13 @@ import dataclasses
 import importlib
 import json
 import math
+import pathlib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from jaxrec import tasks
+from jaxrec import files, tasks
 from jaxrec.config import RENAMED, Data, Mesh, Optim, Train
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Task
@@ -193,39 +194,64 @@ def to_record(experiment: Experiment) -> dict:
     return json.loads(json.dumps(record))
 
 
+def read(path: pathlib.Path) -> Experiment:
+    """The experiment in a run's config.json.
+
+    Raises:
+      UserError: with the path, if there is none, or one of another version of jaxrec.
+    """
+    record = files.read_json(path, dict)
+    try:
+        return from_record(record)
+    except UserError as e:
+        raise UserError(f'{path}: {e}') from e
+
+
 def from_record(record: dict) -> Experiment:
-    """Inverse of `to_record`."""
-    record = dict(record)
+    """Inverse of `to_record`; UserError for what is none of this version's."""
     if 'task' not in record:
         raise UserError('the run was made by a version of jaxrec before tasks: train it again')
+    named = {'type': str}
+    if wrong := files.misfit(record, {'model': named, 'task': named}, 'the record'):
+        raise UserError(f'{wrong}: it is no experiment')
+    record = dict(record)
     for section in ('model', 'task'):
         values = dict(record[section])
         module, _, name = values.pop('type').partition(':')
         try:
             kind = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as e:
+        except (ImportError, AttributeError, ValueError, TypeError) as e:
             raise UserError(
                 f'the run needs the {section} {module}.{name}, which cannot be imported'
             ) from e
-        record[section] = _rebuild(kind, values)
-    return _rebuild(Experiment, record)
+        record[section] = _rebuild(kind, values, section)
+    made = _rebuild(Experiment, record)
+    for section in SECTIONS:
+        check_fields(getattr(made, section), section)
+    return made
 
 
-def _rebuild(kind, values):
+def _rebuild(kind, values, name=''):
+    if not (dataclasses.is_dataclass(kind) and isinstance(kind, type) and isinstance(values, dict)):
+        raise UserError(f'{name}={values!r} is not made of fields that this version knows')
     hints = typing.get_type_hints(kind)
     unknown = values.keys() - {f.name for f in dataclasses.fields(kind)}
     if unknown:
         raise UserError(f'the run was made by another version of jaxrec: no field {min(unknown)}')
     made = {}
-    for name, value in values.items():
-        hint = hints[name]
-        if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-            value = _rebuild(hint, value)
+    for field, value in values.items():
+        hint, inner = hints[field], f'{name}.{field}'.lstrip('.')
+        if dataclasses.is_dataclass(hint):
+            value = _rebuild(hint, value, inner)
         if isinstance(value, list):
             of = (typing.get_args(hint) or (None,))[0]
-            value = tuple(_rebuild(of, v) if dataclasses.is_dataclass(of) else v for v in value)
-        made[name] = value
-    return kind(**made)
+            parts = dataclasses.is_dataclass(of)
+            value = tuple(_rebuild(of, v, inner) if parts else v for v in value)
+        made[field] = value
+    try:
+        return kind(**made)
+    except TypeError as e:  # a field without a default is missing
+        raise UserError(f'{name} lacks a field: {e}') from e
 
 
 def flat(tree: dict, prefix: str = '') -> dict:

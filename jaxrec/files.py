@@ -1,27 +1,48 @@
-"""Small files that are there whole or not at all, and locks between processes."""
+"""Files that are there whole or not at all, records of a known shape, and locks."""
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from jaxrec.errors import UserError
 
+SEAL = 'contents.json'  # of a sealed folder: size and sha256 of each file in it
+
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a name beside `path` to write to; it becomes `path` if the block ends well."""
+    """Gives a name beside `path` to write to; it becomes `path` if the block ends well.
+
+    Raises:
+      OSError: it cannot be written; with `path` as its filename, which a failed write lacks.
+    """
     partial = path.with_name(f'{path.name}.partial{os.getpid()}')
     try:
-        yield partial
-        with open(partial, 'rb') as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path, partial):
+            yield partial
+            with open(partial, 'rb') as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first error is the one to tell
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path, partial: pathlib.Path | None = None) -> Iterator[None]:
+    """Gives an OSError that names no file, or `partial`, the name `path`."""
+    try:
+        yield
+    except OSError as e:
+        if e.filename not in (None, path, str(path), partial, str(partial)):
+            raise
+        reason = e.strerror or str(e) or type(e).__name__
+        raise OSError(e.errno or 0, reason.splitlines()[0], str(path)) from e
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
@@ -35,14 +56,101 @@ def write_json(path: pathlib.Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + '\n')
 
 
-def read_json(path: pathlib.Path) -> Any:
-    """What a JSON file holds; UserError if it is missing or damaged."""
+def read_json(path: pathlib.Path, shape: Any = object) -> Any:
+    """What a JSON file holds.
+
+    Args:
+      path: of the file.
+      shape: what must be there, see `misfit`.
+
+    Raises:
+      UserError: the file is missing or damaged, or holds something else.
+    """
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
+        value = json.loads(path.read_text(encoding='utf-8'), object_pairs_hook=_object)
     except FileNotFoundError as e:
         raise UserError(f'{path} is missing') from e
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f'{path} is damaged ({e}); put it back or delete its folder') from e
+    if wrong := misfit(value, shape):
+        raise UserError(
+            f'{path} is not what this version of jaxrec writes there ({wrong}); put it back or '
+            'delete its folder'
+        )
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        raise ValueError('a name stands there twice')
+    return made
+
+
+def misfit(value: Any, shape: Any, name: str = 'it') -> str:
+    """What is wrong with a value of JSON, '' if nothing is.
+
+    Args:
+      value: to look at.
+      shape: a type; {'name': shape, str: shape} of an object that has these entries and maybe
+        others, which are alike; [shape] of a list of alike values.
+      name: of the value, for the text.
+    """
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f'{name} is no object'
+        missing = [one for one in shape if one is not str and one not in value]
+        if missing:
+            return f'{name} has no {missing[0]!r}'
+        others = shape.get(str, object)
+        wrong = (misfit(part, shape.get(one, others), repr(one)) for one, part in value.items())
+    elif isinstance(shape, list):
+        if not isinstance(value, list):
+            return f'{name} is no list'
+        wrong = (misfit(one, shape[0], f'{name}[{nth}]') for nth, one in enumerate(value))
+    else:
+        fits = isinstance(value, shape) and (not isinstance(value, bool) or shape in (bool, object))
+        return '' if fits else f'{name} is no {getattr(shape, "__name__", shape)}'
+    return next(filter(None, wrong), '')
+
+
+def seal(folder: pathlib.Path, but: Collection[str] = ()) -> None:
+    """Writes down what is in a folder, for `broken` to find what changes in it; `but` may."""
+    paths = sorted(path for path in folder.rglob('*') if path.is_file())
+    inside = {str(path.relative_to(folder)): path for path in paths}
+    contents = {name: _content(path) for name, path in inside.items() if name not in but}
+    write_json(folder / SEAL, contents)
+
+
+def broken(folder: pathlib.Path) -> str:
+    """What has happened to a sealed folder: the first file that is not as it was, '' if none.
+
+    Of a folder without a seal, which was made before there were any, '' too.
+    """
+    try:
+        sealed = read_json(folder / SEAL, {str: {'bytes': int, 'sha256': str}})
+    except UserError as e:
+        return '' if not (folder / SEAL).exists() else str(e).partition(';')[0]
+    for name, there in sealed.items():
+        path = folder / name
+        if not path.is_file():
+            return f'{name} is missing'
+        size = path.stat().st_size
+        if size != there['bytes']:
+            return f'{name} has {size:,} bytes of {there["bytes"]:,}'
+        if digest(path) != there['sha256']:
+            return f'{name} has other bytes than were written'
+    return ''
+
+
+def digest(path: pathlib.Path) -> str:
+    """SHA-256 of a file: some 1.5 GB/s where the processor has instructions for it."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _content(path: pathlib.Path) -> dict:
+    return {'bytes': path.stat().st_size, 'sha256': digest(path)}
 
 
 @contextlib.contextmanager

@@ -186,7 +186,8 @@ def _bulk(trained: Trained) -> dict:
         what, given = 'histories', recommender.given(items)
         users = np.arange(given.num_users)
     output = pathlib.Path(FLAGS.output)
-    write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint, given)
+    with cli.goes_on():
+        write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint, given)
     say(f'written: {output} ({len(users):,} {what})')
     return {'output': str(output), what: len(users), 'k': recommender.k, 'step': trained.step}
 

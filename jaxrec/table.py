@@ -26,7 +26,7 @@ from absl import flags
 
 from jaxrec import cli, files
 from jaxrec.cli import say
-from jaxrec.errors import UserError
+from jaxrec.errors import Stopped, UserError
 from jaxrec.experiment import parsed
 from jaxrec.paper import adopt, grid, hashes, page, spec, text
 from jaxrec.paper import cells as cells_lib
@@ -110,7 +110,7 @@ def _run(cells, folder) -> dict[str, str]:
         signal.signal(number, lambda *_: runner.stop())
     failed = runner.run(chosen, FLAGS.processes)
     if runner.stopping.is_set():
-        raise UserError('stopped by a signal; the same command goes on from here')
+        raise Stopped('by a signal; the same command goes on from here')
     return failed
 
 

@@ -38,7 +38,7 @@ from jaxrec import cli, experiment
 from jaxrec.cli import say
 from jaxrec.devices import cluster
 from jaxrec.devices.malloc import keep_freed
-from jaxrec.errors import UserError
+from jaxrec.errors import AGAIN, UserError
 from jaxrec.training import plan
 from jaxrec.training.loop import fit, fit_together
 from jaxrec.training.parallel_runs import expand
@@ -80,9 +80,10 @@ def main(argv: list[str]) -> None:
         else:
             summary = fit(given, folder, **options)
             runs = {'': summary}
-        cli.emit(summary)
-    if any(run['stopped'] == 'signal' for run in runs.values()) and cluster.requeued():
-        sys.exit(cluster.AGAIN)
+        stopped = any(run['stopped'] == 'signal' for run in runs.values())
+        cli.emit({**summary, 'stopped': 'signal', 'exit': AGAIN} if stopped else summary)
+    if stopped:
+        sys.exit(AGAIN)
 
 
 def _plan(given: experiment.Experiment) -> dict:

@@ -198,12 +198,16 @@ def test_a_mistake_on_one_process_ends_both_with_one_line(setting, tmp_path, fla
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     line = [sys.executable, '-m', 'jaxrec.train', f'--config={config}', f'--workdir={tmp_path}']
-    line += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2']
+    line += [f'--coordinator=127.0.0.1:{port}', '--num_processes=2', '--json']
     both = [started([*line, f'--process_id={i}', *[flag] * i]) for i in range(2)]
-    output = ''.join(p.communicate(timeout=120)[0] for p in both)
+    outputs = [p.communicate(timeout=120)[0] for p in both]
+    output = ''.join(outputs)
     assert [p.returncode for p in both] == [2, 2], output
     (error,) = errors_of(output)
     assert words in error and 'Traceback' not in output
+    (told,) = [line for line in output.splitlines() if line.startswith('{')]
+    assert told in outputs[0] and json.loads(told)['exit'] == 2  # of whichever of them it was
+    assert json.loads(told)['error'].endswith(error.partition('2: ')[2] or error[7:])
 
 
 def test_two_runs_in_one_workdir(setting, tmp_path):

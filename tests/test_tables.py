@@ -65,6 +65,7 @@ def record(ranks, *, data='d' * 64, protocol='full', code='c'):
         }
     return {
         'format': cells_lib.FORMAT,
+        'config': {},
         'hashes': {'config': 'k', 'data': data},
         'protocol': {
             'name': protocol,
@@ -80,6 +81,10 @@ def record(ranks, *, data='d' * 64, protocol='full', code='c'):
 
 @pytest.fixture
 def stored():
+    return make_stored()
+
+
+def make_stored():
     """The table, its cells, and records of them: 'good' is better, 'same' is not."""
     rng = np.random.default_rng(0)
     base = rng.integers(0, 40, (3, 400))
@@ -342,6 +347,9 @@ def a_cell(row=0, **changes):
 def test_values_of_users_share_ties():
     made = record([np.array([0, 9, 30])])
     made['seeds']['0']['kept']['ties'] = cells_lib.pack(np.array([0, 1, 0]))
+    with pytest.raises(UserError, match=r'HR@10 of seed 0 is 0\.66.*, and 0\.500000 by .* damaged'):
+        cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
+    made['seeds']['0']['metrics']['HR@10'] = 0.5
     values, weights = cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
     np.testing.assert_allclose(values, [[1, 0.5, 0]])
     np.testing.assert_array_equal(weights, [1, 1, 1])
@@ -353,6 +361,7 @@ def test_values_of_users_with_several_targets():
     owner, greater = np.array([0, 0, 1]), np.array([0, 30, 4])
     made = record([greater])
     made['seeds']['0']['kept']['owner'] = cells_lib.pack(owner)
+    made['seeds']['0']['metrics']['Recall@10'] = 0.75
     cell = a_cell(**{'task.split': 'users', 'task.targets': 'all'})
     values, weights = cells_lib.per_example(made, cell, 'Recall@10', ['0'])
     np.testing.assert_array_equal(values, [[0.5, 1]])

@@ -40,8 +40,8 @@ def parse(argument: str) -> Parameters:
       UserError: unknown parameter, or not a number, or a value that makes no sense.
     """
     p = parameters.parse(Parameters, NAME, argument)
-    if p.classes < 2 or p.features < p.classes or p.seed < 0 or min(p.words, p.train) < 1:
-        raise UserError(f'{NAME} needs features >= classes >= 2, words >= 1, train >= 1, seed >= 0')
+    if p.classes < 2 or p.features < p.classes or min(p.words, p.train) < 1:
+        raise UserError(f'{NAME} needs features >= classes >= 2, words >= 1, train >= 1')
     if not (0 <= p.within <= 1 and 0 <= p.own <= 1 and p.degree > 0):
         raise UserError(f'{NAME} needs within and own in [0, 1] and degree > 0')
     if p.train * p.classes + p.valid + p.test > p.nodes or min(p.valid, p.test) < 1:

@@ -38,8 +38,8 @@ def parse(argument: str) -> Parameters:
       UserError: unknown parameter, or not a number, or a value that makes no sense.
     """
     p = parameters.parse(Parameters, 'synthetic', argument)
-    if p.users < 1 or p.length < 3 or p.items < 3 * p.length or p.seed < 0:
-        raise UserError('synthetic needs users >= 1, length >= 3, items >= 3 * length, seed >= 0')
+    if p.users < 1 or p.length < 3 or p.items < 3 * p.length:
+        raise UserError('synthetic needs users >= 1, length >= 3, items >= 3 * length')
     if not (0 <= p.likely <= 1 and 0 <= p.other <= 1 - p.likely):
         raise UserError('synthetic needs likely >= 0, other >= 0 and likely + other <= 1')
     return p

@@ -5,8 +5,8 @@ take the same steps, so whatever one of them decides alone (a clock, a signal, a
 there) must be agreed upon before it changes what is computed, and an error of one ends all: each
 process leaves with the same exit code, and one of them says why.
 
-Exit codes: 0 finished; 2 a mistake of the user; 1 a bug (with its traceback); AGAIN stopped by a
-signal after saving, or another process was lost: the same command goes on from the last checkpoint.
+The exit codes are those of `cli`; AGAIN is also for another process that was lost: the same command
+goes on from the last checkpoint.
 """
 
 import collections
@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -33,9 +33,8 @@ from jax.experimental import multihost_utils
 
 from jaxrec import cli
 from jaxrec.devices.mesh import any_process
-from jaxrec.errors import UserError
+from jaxrec.errors import AGAIN, BUG, Stopped, UserError
 
-AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 _JOIN_SECONDS = 600  # pods of one job may start minutes apart
 _HEARTBEAT_SECONDS = 60  # without a sign of life: a process is lost
 _FINISH_SECONDS = 24 * 3600  # the first to finish waits for the last, which may be writing files
@@ -85,13 +84,6 @@ def joined() -> Iterator[None]:
         end_all(e)
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
     follower.join()
-
-
-def requeued() -> bool:
-    """Whether something may run this command again if its exit code asks for it."""
-    return jax.process_count() > 1 or any(
-        name in os.environ for name in ('SLURM_JOB_ID', 'KUBERNETES_SERVICE_HOST')
-    )
 
 
 class StopSignal:
@@ -162,9 +154,23 @@ def check_shared(folder: pathlib.Path) -> None:
                 'a file system that all of them share'
             )
         time.sleep(0.1)
-    multihost_utils.sync_global_devices(
-        'shared'
-    )  # nobody goes on, and writes the next token, before all have seen this one
+    meet('shared')  # nobody goes on, and writes the next token, before all have seen this one
+
+
+def meet(name: str) -> None:
+    """Returns when all processes have come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def of_first(look: Callable[[], str]) -> str:
+    """What process 0 finds, the same in all: at most 500 bytes of it where there are others."""
+    if jax.process_count() == 1:
+        return look()
+    found = look().encode()[:500] if jax.process_index() == 0 else b''
+    padded = np.frombuffer(found.ljust(500, b'\0'), np.uint8)
+    told = multihost_utils.broadcast_one_to_all(padded).tobytes()
+    return told.rstrip(b'\0').decode(errors='replace')
 
 
 def detected(environment: dict[str, str] | os._Environ = os.environ) -> str | None:
@@ -230,42 +236,38 @@ def _client():
 def _follow() -> None:
     """Waits until one process ends in an error, then ends this one with the same exit code."""
     try:
-        code = _client().blocking_key_value_get(_ENDED, 1000 * 365 * 24 * 3600)
+        told = _client().blocking_key_value_get(_ENDED, 1000 * 365 * 24 * 3600)
     except Exception:  # the run is over, or process 0 is gone: the main thread notices itself
         return
     if not _leaving:
-        _exit(int(code))
+        _exit_as_told(told)
 
 
 def end_all(error: BaseException) -> None:
     """Ends this process, and the others, because of `error`; from any thread."""
     place = f'process {jax.process_index()} of {jax.process_count()}'
     cause = error.__cause__ if isinstance(error, UserError) else error
-    code, text = 1, ''
+    text, code = cli.verdict(error)
     if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else 1
-    elif isinstance(error, KeyboardInterrupt):
-        code, text = 2, 'interrupted'
-    elif isinstance(error, OSError) and error.filename:
-        code, text = 2, f'{error.strerror} ({error.filename})'
-    elif _LOST.search(str(cause)):
-        code, text = AGAIN, _lost(str(cause).strip().splitlines()[0])
-    elif isinstance(error, UserError):
-        code, text = 2, str(error)
+        code = error.code if isinstance(error.code, int) else BUG
+    elif _LOST.search(str(cause)) and not (isinstance(error, OSError) and error.filename):
+        text, code = _lost(str(cause).strip().splitlines()[0]), AGAIN
+    kind = 'stopped' if isinstance(error, (KeyboardInterrupt, Stopped)) else 'error'
+    line = ' '.join((text or f'{type(error).__name__}: {error}').split())
     if jax.process_index():
         time.sleep(0.3)  # where all have the same error process 0 tells it
     _leaving.append(code)
     try:
-        _client().key_value_set(_ENDED, str(code))
+        _client().key_value_set(_ENDED, json.dumps({kind: f'{place}: {line}', 'exit': code}))
     except Exception as e:
         if 'ALREADY_EXISTS' in str(e):  # another process has told why
-            _exit(int(_client().blocking_key_value_get(_ENDED, 1000)))
+            _exit_as_told(_client().blocking_key_value_get(_ENDED, 1000))
     if text:
-        who = f'{place}: ' if jax.process_index() else ''
-        print('error: ' + who + ' '.join(text.split()), file=sys.stderr, flush=True)
-    elif code:
+        cli.tell(f'{place}: {line}' if jax.process_index() else line, code, kind)
+    elif not isinstance(error, SystemExit):
         print(f'{place}:', file=sys.stderr)
         traceback.print_exception(error)
+        cli.emit({kind: line, 'exit': code})
     time.sleep(1)  # for the others to read the code; with process 0 it is gone
     _exit(code)
 
@@ -275,6 +277,13 @@ def _lost(reason: str) -> str:
         f'another process of this run was lost ({reason[:200]}); the same command goes on from the '
         'last checkpoint'
     )
+
+
+def _exit_as_told(told: str) -> None:
+    """Leaves with the code of the process that ended first, which has said why."""
+    end = json.loads(told)
+    cli.emit(end)
+    _exit(end['exit'])
 
 
 def _exit(code: int) -> None:

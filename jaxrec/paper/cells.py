@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
+import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 
@@ -15,10 +16,28 @@ from jaxrec import files
 from jaxrec.errors import UserError
 from jaxrec.paper import hashes
 from jaxrec.paper.spec import Cell
+from jaxrec.training import workdir
 from jaxrec.training.logs import LOG, read_series
 
 FORMAT = 2
 _DIGITS = 8
+_ROUNDING = 1e-6  # of a mean beside the values it is of
+# What of the records is read, see `files.misfit`; the rest is told.
+_SHARED = {'split': str, 'protocol': dict, 'unit': str}
+_METRICS = {'metrics': {str: int | float}}
+_CELL = {
+    **_SHARED,
+    'config': dict,
+    'hashes': {'config': str, 'data': str},
+    'seeds': {str: {**_METRICS, 'kept': {str: str}, 'code': str}},
+}
+_EVALUATION = {
+    **_SHARED,
+    **_METRICS,
+    **dict.fromkeys(('groups', 'details', 'references'), dict),
+    **dict.fromkeys(('examples', 'step'), int),
+    'data_hash': str,
+}
 
 
 def path_of(folder: pathlib.Path, cell: Cell) -> pathlib.Path:
@@ -30,12 +49,16 @@ def read(folder: pathlib.Path, cell: Cell) -> dict | None:
     path = path_of(folder, cell)
     if not path.exists():
         return None
-    record = files.read_json(path)
-    if record.get('format') != FORMAT:
+    there = files.read_json(path, {'format': int})['format']
+    if there != FORMAT:
         raise UserError(
-            f'{path} has format {record.get("format")}, this version reads {FORMAT}; '
+            f'{path} has format {there}, this version reads {FORMAT}; '
             'python -m jaxrec.table --adopt --why=.. --results=.. takes it over'
         )
+    record = files.read_json(path, _CELL)
+    seeds = list(record['seeds'])
+    if not seeds or not all(map(str.isdecimal, seeds)):
+        raise UserError(f'{path} is damaged (its seeds are {seeds}); put it back or delete it')
     return record
 
 
@@ -105,12 +128,15 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
         been edited meanwhile), evaluation.json and ranks.npz.
       command: that trains it, for people.
     """
-    evaluations = {seed: files.read_json(runs[seed] / 'evaluation.json') for seed in runs}
+    evaluations = {
+        seed: files.read_json(folder / 'evaluation.json', _EVALUATION)
+        for seed, folder in runs.items()
+    }
     first = next(iter(evaluations.values()))
     for seed, result in evaluations.items():
         if result['data_hash'] != now.data or result['protocol'] != first['protocol']:
             raise UserError(f'{runs[seed]} was evaluated on other data or under another protocol')
-        ran = hashes.of_record(files.read_json(runs[seed] / 'config.json'))
+        ran = hashes.config_record(experiment_lib.read(runs[seed] / 'config.json'))
         if ran != json.loads(json.dumps(hashes.config_record(cell.experiment))):
             raise UserError(
                 f'{runs[seed]} ran with another config than the table says: overrides must be '
@@ -129,9 +155,13 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
 
 
 def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
-    session = files.read_json(folder / 'run.json')['sessions'][-1]
-    with np.load(folder / 'kept.npz') as kept:
-        packed = {name: pack(kept[name]) for name in kept.files}
+    session = workdir.read_run(folder)['sessions'][-1]
+    path = folder / 'kept.npz'
+    try:
+        with np.load(path) as kept:
+            packed = {name: pack(kept[name]) for name in kept.files}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        raise UserError(f'{path} is damaged ({e}); delete it and evaluation.json beside it') from e
     series = read_series(folder / LOG)
     metric = experiment_lib.metric(cell.experiment)
     return {
@@ -141,7 +171,7 @@ def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
         'best_step': result['step'],
         'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
         'kept': packed,
-        'code': files.read_json(folder / 'trained.json')['code'],
+        'code': files.read_json(folder / 'trained.json', {'code': str})['code'],
         'git': session['git'],
         'versions': session['versions'],
         'platform': session['platform'],
@@ -231,17 +261,36 @@ def unpack(text: str) -> np.ndarray:
 
 
 def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> tuple:
-    """(float64 [seeds, N] values of a metric of every user, row or graph; float64 [N] weights)."""
-    rows, weights = [], None
+    """(float64 [seeds, N] values of a metric of every user, row or graph; float64 [N] weights).
+
+    Raises:
+      UserError: the metric has none, or the record is damaged: its mean is not theirs.
+    """
+    rows, weights, name = [], None, f'{cell.row} / {cell.column}'
     for seed in seeds:
-        kept = {name: unpack(text) for name, text in record['seeds'][seed]['kept'].items()}
+        run = record['seeds'][seed]
+        try:
+            kept = {name: unpack(text) for name, text in run['kept'].items()}
+        except (ValueError, zlib.error) as e:
+            raise UserError(f'{name}: what is kept of seed {seed} is damaged ({e})') from e
         try:
             values, weights = cell.experiment.task.values(kept, metric, record['protocol'])
         except KeyError as e:
             raise UserError(
-                f'{cell.row} / {cell.column}: {metric} has no values of single {record["unit"]}s, '
+                f'{name}: {metric} has no values of single {record["unit"]}s, '
                 'which a table tests: choose another metric'
             ) from e
+        except (IndexError, TypeError, ValueError) as e:
+            raise UserError(
+                f'{name}: no {metric} follows from what is kept of seed {seed} ({e}): the file is '
+                'damaged; put it back or delete it'
+            ) from e
+        mean, told = np.average(values, weights=weights), run['metrics'].get(metric, np.nan)
+        if not abs(mean - told) <= _ROUNDING:
+            raise UserError(
+                f'{name}: {metric} of seed {seed} is {told} in the stored cell, and {mean:.6f} by '
+                'what is kept of it: the file is damaged; put it back or delete it'
+            )
         rows.append(values)
     return np.stack(rows), weights
 

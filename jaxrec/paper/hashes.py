@@ -5,7 +5,7 @@ import hashlib
 import json
 import pathlib
 
-from jaxrec.experiment import Experiment, flat, from_record, rules, to_record
+from jaxrec.experiment import Experiment, flat, rules, to_record
 
 PACKAGE = pathlib.Path(__file__).parent.parent
 # Fields with these effects (`config.field`) say where, how often and in which portions, not what.
@@ -39,11 +39,6 @@ def config_record(experiment: Experiment) -> dict:
     effects = {name: rule.get('effect', 'result') for name, rule in rules(experiment)}
     fields = sorted(flat(to_record(experiment)).items())
     return {name: value for name, value in fields if effects.get(name) not in _NO_MATTER}
-
-
-def of_record(record: dict) -> dict:
-    """The same of an experiment's record, as a run's config.json holds it."""
-    return config_record(from_record(record))
 
 
 def matters(name: str, experiment: Experiment) -> bool:

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shlex
+import signal
 import subprocess
 import sys
 import threading
@@ -19,13 +20,14 @@ from typing import Any
 
 from jaxrec import files
 from jaxrec.cli import say
-from jaxrec.errors import UserError
+from jaxrec.errors import AGAIN, UserError
 from jaxrec.experiment import metric
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper import hashes, locks
 from jaxrec.paper.spec import Cell
 
 _LOOK = 2.0  # seconds between looks at cells that others hold
+_STOPPED = (AGAIN, 128 + signal.SIGTERM, 128 + signal.SIGINT)  # exit codes of commands
 
 
 @dataclasses.dataclass
@@ -151,8 +153,6 @@ class Runner:
                     flag = f'--config.train.seed={seed}'
                     code = hashes.code_hash(cell.experiment)
                     summary = self._command([*words, flag, f'--workdir={place}'], place, lock)
-                    if summary['stopped'] == 'signal':
-                        raise UserError('stopped by a signal; the same command goes on')
                     files.write_json(place / 'trained.json', {**summary, 'code': code})
         for place in places.values():
             self._evaluate(place, lock)
@@ -192,6 +192,8 @@ class Runner:
             with self._guard:
                 self._children.discard(child)
             child.stdout.close()
+        if child.returncode in _STOPPED:  # all are, where a scheduler ends a job
+            self.stop()
         if child.returncode:
             last = (log.read_text(errors='replace').strip().splitlines() or ['no output'])[-1]
             raise UserError(f'{last.removeprefix("error: ")[:400]} (see {log})')

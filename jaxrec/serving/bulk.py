@@ -72,7 +72,7 @@ def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given
         _claim(folder, manifest)
     starts = range(0, len(users), part_users)
     parts = [folder / f'part-{i:06}.parquet' for i in range(len(starts))]
-    there = np.array([part.exists() for part in parts], bool)
+    there = np.array([_digest_of(part).exists() for part in parts], bool)
     if jax.process_count() > 1:  # process 0 may have written one before another looked
         there = multihost_utils.broadcast_one_to_all(there)
     todo = np.flatnonzero(~there).tolist()
@@ -84,9 +84,12 @@ def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given
         table = _table(recommender, chosen, given, *recommender(chosen, given))
         if jax.process_index() == 0:
             _write(parts[i], table.schema, [table])
+            files.write_text(_digest_of(parts[i]), files.digest(parts[i]))
         progress.add(len(chosen))
     progress.close()
     if jax.process_index() == 0:
+        for part in parts:
+            _check(part)
         whole = folder / f'whole{output.suffix}'
         _write(whole, parquet.read_schema(parts[0]), _row_groups(parts))
         os.replace(whole, output)
@@ -150,7 +153,7 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     """Makes the folder of parts for `manifest`, or checks that the one there is for it."""
     path = folder / 'manifest.json'
     if path.exists():
-        there = files.read_json(path)
+        there = files.read_json(path, dict)
         differs = [name for name in manifest if there.get(name) != manifest[name]]
         if differs:
             raise UserError(
@@ -187,6 +190,20 @@ def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
     """ids[index] as int64 or text."""
     chosen = pa.array(ids[index])
     return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
+
+
+def _digest_of(part: pathlib.Path) -> pathlib.Path:
+    """Where the digest of a finished part stands; without it the part is not there."""
+    return part.with_name(part.name + '.sha256')
+
+
+def _check(part: pathlib.Path) -> None:
+    """Raises UserError if a part is not what was written."""
+    wanted = _digest_of(part).read_bytes()
+    if not part.exists() or files.digest(part).encode() != wanted:
+        raise UserError(
+            f'{part} is damaged: delete {_digest_of(part)}, and the same command makes it again'
+        )
 
 
 def _row_groups(parts: list[pathlib.Path]) -> Iterator[pa.Table]:

@@ -1,19 +1,32 @@
 """Checkpoints of a run (orbax): `last` to go on from, `best` to evaluate and serve.
 
 A checkpoint is written beside its final name and renamed when it is whole, so a killed run never
-leaves half of one behind.
+leaves half of one behind. With it goes a list of its files with their hashes (`files.seal`): one
+that was changed, cut short or copied in part since is found when it is read. Of `last` two are
+kept: where the newest is damaged a run goes on from the one before, to the same numbers.
 """
 
+import asyncio
 import contextlib
+import functools
 import pathlib
+import shutil
 import sys
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxrec import files
+from jaxrec.cli import say
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
+
+KEPT = {'last': 2, 'best': 1}  # of each series
+_ASIDE = 'damaged'  # folder beside the series
+_RECORDS = ('config.json', 'run.json', 'runs.json', 'metrics.jsonl', 'curves.png')
+_WRITTEN_AFTER = ('_CHECKPOINT_METADATA', 'commit_success.txt')  # the seal; no numbers are in them
 
 
 class Checkpoints:
@@ -26,53 +39,106 @@ class Checkpoints:
     def __init__(self, workdir: pathlib.Path):
         folder = workdir.absolute() / 'checkpoints'
         self._folder = folder
+        self._wrong = {}  # what is wrong with a step's folder, '' = nothing, once it was looked at
         background = ocp.AsyncOptions()
         if jax.process_count() > 1:
             background = ocp.AsyncOptions(barrier_sync_fn=self._barrier)
-        options = ocp.CheckpointManagerOptions(max_to_keep=1, async_options=background)
         with _one_line(folder):
-            self._last, self._best = (
-                ocp.CheckpointManager(folder / name, options=options) for name in ('last', 'best')
-            )
+            self._series = {
+                name: ocp.CheckpointManager(
+                    folder / name,
+                    options=ocp.CheckpointManagerOptions(
+                        max_to_keep=kept, async_options=background, temporary_path_class=_Sealed
+                    ),
+                )
+                for name, kept in KEPT.items()
+            }
 
     def save_last(self, step: int, state: dict, host: dict) -> None:
         """Saves the whole train state and `host` (JSON-able), in the background."""
         self.wait()  # `host` may speak of a best that must not be lost
-        self._save(self._last, step, state, host)
+        self._save('last', step, state, host)
 
     def save_best(self, step: int, params: dict, host: dict) -> None:
         """Saves the parameters that scored best so far, in the background."""
         self.wait()  # several processes would mix up the barriers of two saves at once
-        self._save(self._best, step, params, host)
+        self._save('best', step, params, host)
 
     def last_step(self) -> int | None:
-        """Step of the newest whole checkpoint, None if there is none."""
-        return self._last.latest_step()
+        """Step of the newest one to go on from, None if there is none.
+
+        Raises:
+          UserError: all are damaged.
+        """
+        step = next(self._whole('last'), None)
+        if step is None and self._series['last'].latest_step() is not None:
+            raise UserError(self.missing('last'))
+        return step
 
     def best_step(self) -> int | None:
-        return self._best.latest_step()
+        """Step of the best one, None if there is none that is not damaged."""
+        return next(self._whole('best'), None)
 
     def restore_last(self, abstract: dict) -> tuple[dict, dict]:
-        """(state, host); `abstract` gives shapes, dtypes and placement (sharding.concrete)."""
-        return self._restore(self._last, abstract)
+        """(state, host) of the newest that is not damaged; those that are, are named.
+
+        Args:
+          abstract: shapes, dtypes and placement (`mesh.concrete`).
+
+        Raises:
+          UserError: there is none, all are damaged, or it belongs to another model.
+        """
+        return self._restore('last', abstract)
 
     def restore_best(self, abstract: dict) -> tuple[dict, dict]:
-        """(params, host)."""
-        return self._restore(self._best, abstract)
+        """(params, host), like `restore_last`."""
+        return self._restore('best', abstract)
+
+    def missing(self, name: str) -> str:
+        """Why a series has nothing to restore, and what to do about it."""
+        folder = self._folder / name
+        damaged = [path for path, wrong in self._wrong.items() if wrong and path.parent == folder]
+        last = next(self._whole('last'), None) if name == 'best' else None
+        other = f'--checkpoint=last takes the one of step {last}'
+        if damaged:
+            why = f'{damaged[0]} is damaged ({self._wrong[damaged[0]]}): copy it again'
+            if name == 'last':
+                return f'{why}, or delete {self._folder} to train anew; the best one can be served'
+            return f'{why}, or {other}' if last is not None else f'{why}, or train anew'
+        if last is None:
+            return f'{folder.parent.parent} has no {name} checkpoint: its run has not got that far'
+        return f'{folder.parent.parent} has no best checkpoint (not yet, or not any more): {other}'
+
+    def put_aside(self) -> None:
+        """Moves what was found damaged to where no save meets it."""
+        damaged = [path for path, wrong in self._wrong.items() if wrong]
+        if damaged and jax.process_index() == 0:
+            with _one_line(self._folder):
+                for path in damaged:
+                    target = self._folder / _ASIDE / f'{path.parent.name}-{path.name}'
+                    target.parent.mkdir(exist_ok=True)
+                    shutil.rmtree(target, ignore_errors=True)
+                    path.rename(target)
+        if damaged:
+            say(f'what is damaged was moved to {self._folder / _ASIDE}')
+            cluster.meet('damaged checkpoints')
+            for manager in self._series.values():
+                manager.reload()
+            self._wrong = {}
 
     def wait(self) -> None:
         """Returns when everything saved so far is on disk; UserError if it could not be written."""
         with _one_line(self._folder):
-            self._last.wait_until_finished()
-            self._best.wait_until_finished()
+            for manager in self._series.values():
+                manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the disk and ends the background threads."""
         try:
             self.wait()
         finally:
-            self._last.close()
-            self._best.close()
+            for manager in self._series.values():
+                manager.close()
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         """Where the processes wait for each other in the background: not after a failed write."""
@@ -85,15 +151,12 @@ class Checkpoints:
                 cluster.end_all(e)
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
-    def _save(self, manager, step, tree, host):
-        newest = manager.latest_step()
-        if newest == step:  # resumed just before it and came here again
+    def _save(self, name, step, tree, host):
+        manager = self._series[name]
+        if manager.latest_step() == step:  # resumed just before it and came here again
             return
-        if newest is not None and newest > step:
-            raise UserError(
-                f'{manager.directory} holds step {newest}, later than this run is ({step}): '
-                'checkpoints were removed by hand; use another --workdir'
-            )
+        for later in [other for other in manager.all_steps() if other > step]:
+            manager.delete(later)  # a best one that a run, gone back, has not come to again
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':
@@ -109,22 +172,83 @@ class Checkpoints:
                 ),
             )
 
-    def _restore(self, manager, abstract):
-        step = manager.latest_step()
-        if step is None:
-            raise UserError(f'{manager.directory} holds no checkpoint')
+    def _restore(self, name, abstract):
         args = ocp.args.Composite(
             tree=ocp.args.StandardRestore(abstract), host=ocp.args.JsonRestore()
         )
-        try:
-            restored = manager.restore(step, args=args)
-        except (ValueError, KeyError, TypeError) as e:
-            reason = str(e).strip().splitlines()[0]
+        for step in self._whole(name):
+            folder = self._folder / name / str(step)
+            try:
+                _check_fit(folder, abstract)
+                restored = self._series[name].restore(step, args=args)
+                return restored.tree, restored.host
+            except UserError:
+                raise
+            except Exception as e:
+                if (folder / files.SEAL).exists():  # its files are those that were written
+                    raise
+                self._note(folder, (str(e).strip() or type(e).__name__).splitlines()[0])
+        raise UserError(self.missing(name))
+
+    def _whole(self, name) -> Iterator[int]:
+        """Steps of a series whose files are those that were written, the newest first."""
+        for step in sorted(self._series[name].all_steps(), reverse=True):
+            folder = self._folder / name / str(step)
+            if folder not in self._wrong:
+                self._note(folder, cluster.of_first(lambda folder=folder: files.broken(folder)))
+            if not self._wrong[folder]:
+                yield step
+
+    def _note(self, folder, wrong):
+        self._wrong[folder] = wrong
+        if wrong:
+            say(f'the checkpoint {folder} is damaged: {wrong}')
+
+
+class _Sealed(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """The folder that a checkpoint is written to, sealed before it gets its name."""
+
+    async def finalize(self):
+        if self.get_final().name.isdigit():  # a step's, not one of the parts inside
+            await asyncio.to_thread(files.seal, pathlib.Path(self.get()), _WRITTEN_AFTER)
+        await super().finalize()
+
+
+def check_begun(workdir: pathlib.Path) -> None:
+    """Raises UserError if a run that has no `last` checkpoint is not a new one: it has a `best`."""
+    folder = workdir.absolute() / 'checkpoints'
+    if any(folder.glob('best/[0-9]*')):
+        raise UserError(
+            f'{folder} has a best checkpoint and no last one to go on from: copy that back, or '
+            'delete this folder to train anew'
+        )
+
+
+def clear_unfinished(workdir: pathlib.Path) -> None:
+    """Removes what killed trainings have left half written; only for who has claimed `workdir`."""
+    for leftover in (workdir / 'checkpoints').glob('*/*.orbax-checkpoint-tmp*'):
+        shutil.rmtree(leftover, ignore_errors=True)
+    for name in _RECORDS:
+        for leftover in workdir.glob(f'{name}.partial*'):
+            leftover.unlink(missing_ok=True)
+
+
+def _check_fit(folder: pathlib.Path, abstract: dict) -> None:
+    """Raises UserError if a checkpoint's arrays are not those of `abstract`."""
+
+    def shapes(tree):
+        name = functools.partial(jax.tree_util.keystr, simple=True, separator='.')
+        return {name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(tree)}
+
+    there = shapes(ocp.StandardCheckpointHandler().metadata(folder / 'tree').tree)
+    here = shapes(abstract)
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
             raise UserError(
-                f'checkpoint {step} in {self._folder} does not fit this model ({reason}); '
-                'it belongs to another config: use another --workdir'
-            ) from e
-        return restored.tree, restored.host
+                f'checkpoint {folder} does not fit this model ({name} is {there.get(name)} there, '
+                f'{here.get(name)} here); it belongs to another config, or to another version of '
+                'jaxrec: use another --workdir'
+            )
 
 
 @contextlib.contextmanager
@@ -140,6 +264,7 @@ def _one_line(folder):
             cause = cause.__cause__ or cause.__context__
         text = str(cause or e)
         known = ('No space left', 'Permission denied', 'Read-only', 'Disk quota', 'Not a directory')
+        known += ('File too large', 'Input/output error')
         if cause is None and not any(k in text for k in known):
             raise
         reason = next((k for k in known if k in text), text.splitlines()[0])

@@ -1,13 +1,17 @@
 """What a run writes down while it goes: metrics.jsonl, TensorBoard if installed, progress lines."""
 
+import contextlib
 import json
 import pathlib
 import time
+from collections.abc import Iterator
 
 from jaxrec import files
 from jaxrec.cli import people, say
+from jaxrec.errors import UserError
 
 LOG = 'metrics.jsonl'
+_FLUSH_SECONDS = 30  # between writes to the disk for TensorBoard
 
 
 class Logs:
@@ -28,22 +32,19 @@ class Logs:
             return
         path = workdir / LOG
         _drop_after(path, first_step, periods)
-        self._file = open(path, 'a', buffering=1)
-        try:
-            import tensorboardX
-        except ImportError:
-            return
-        self._tensorboard = tensorboardX.SummaryWriter(str(workdir / 'tensorboard'))
+        self._path, self._file = path, open(path, 'a', buffering=1)
+        with contextlib.suppress(ImportError):
+            self._tensorboard = _TensorBoard(workdir / 'tensorboard')
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """One line {"step", "seconds", **values} in metrics.jsonl, and TensorBoard scalars."""
         if not self._active:
             return
         seconds = round(time.monotonic() - self._started, 3)
-        self._file.write(json.dumps({'step': step, 'seconds': seconds, **values}) + '\n')
+        with files.naming(self._path):
+            self._file.write(json.dumps({'step': step, 'seconds': seconds, **values}) + '\n')
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name.replace('@', '_at_'), value, step)
+            self._tensorboard.write(step, values)
 
     def progress(self, text: str) -> None:
         """A line that the next one overwrites on a terminal, a plain line elsewhere."""
@@ -69,9 +70,41 @@ class Logs:
             return
         if self._open_line:
             say()
-        self._file.close()
+        with files.naming(self._path):
+            self._file.close()
         if self._tensorboard is not None:
             self._tensorboard.close()
+
+
+class _TensorBoard:
+    """Scalars for TensorBoard, written where they are made known: a failed write is an error here.
+
+    (tensorboardX's own SummaryWriter fails in a thread of its own, and then waits for it for ever.)
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        from tensorboardX.event_file_writer import EventsWriter
+
+        self._folder, self._flushed = folder, time.monotonic()
+        with files.naming(folder):
+            folder.mkdir(exist_ok=True)
+            self._events = EventsWriter(str(folder / 'events'))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with files.naming(self._folder):
+            for name, value in values.items():
+                told = scalar(name.replace('@', '_at_'), value)
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=told))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._events.flush()
+                self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        with files.naming(self._folder):
+            self._events.close()
 
 
 def duration(seconds: float) -> str:
@@ -84,33 +117,44 @@ def duration(seconds: float) -> str:
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'
 
 
-def _drop_after(path: pathlib.Path, step: int, periods: int) -> None:
-    """Rewrites a JSONL file without lines after `step` and `periods` (or a torn last line)."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            values = json.loads(line)
-            if values['step'] <= step and values.get('period', 0) <= periods:
-                kept.append(line + '\n')
-        except (ValueError, KeyError):
-            continue
-    files.write_text(path, ''.join(kept))
-
-
 def read_series(path: pathlib.Path) -> dict[str, list[tuple[int, float]]]:
     """(step, value) pairs by name from a metrics.jsonl; {} if there is none.
 
     A last line that is torn, by a kill or because it is being written, is left out.
+
+    Raises:
+      UserError: another line is damaged.
     """
     series = {}
-    if not path.exists():
-        return series
-    *lines, _ = path.read_text(encoding='utf-8').split('\n')  # what follows the last \n
-    for line in lines:
-        values = json.loads(line)
-        step = values.pop('step')
-        for name, value in values.items():
-            series.setdefault(name, []).append((step, value))
+    for number, line, values in _lines(path):
+        if values is None and line.endswith('\n'):
+            raise UserError(f'{path}, line {number} is damaged: remove that line')
+        for name, value in (values or {}).items():
+            if name != 'step':
+                series.setdefault(name, []).append((values['step'], value))
     return series
+
+
+def _drop_after(path: pathlib.Path, step: int, periods: int) -> None:
+    """Rewrites a JSONL file without lines after `step` and `periods`, or damaged ones."""
+    kept = [
+        line.rstrip('\n') + '\n'
+        for _, line, values in _lines(path)
+        if values is not None and values['step'] <= step and values.get('period', 0) <= periods
+    ]
+    if path.exists():
+        files.write_text(path, ''.join(kept))
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[int, str, dict | None]]:
+    """(number, text, values) of the lines of a metrics.jsonl, None for a torn or damaged one."""
+    if not path.exists():
+        return
+    with open(path, encoding='utf-8', errors='replace', newline='\n') as file:
+        for number, line in enumerate(file, 1):
+            try:
+                values = json.loads(line)
+            except (ValueError, RecursionError):
+                values = None
+            wrong = files.misfit(values, {'step': int, str: int | float})
+            yield number, line, None if wrong else values

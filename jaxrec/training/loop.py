@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from jaxrec import experiment as experiment_lib
+from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.config import Mesh
 from jaxrec.devices import cluster
@@ -30,7 +31,7 @@ from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import Experiment
 from jaxrec.problem import Batches
 from jaxrec.training import summary, warm_start, workdir
-from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
 from jaxrec.training.parallel_runs import Runs
 from jaxrec.training.places import Place, Progress, Watch
@@ -109,6 +110,9 @@ def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
         closing.enter_context(workdir.claimed(folder))
         if together:
             workdir.claim_runs(state_folder, list(experiments))
+        for place in {state_folder, *(folder / name for name in experiments)}:
+            if jax.process_index() == 0:
+                clear_unfinished(place)
         for (name, experiment), problem in zip(experiments.items(), problems, strict=True):
             (folder / name).mkdir(exist_ok=True)
             workdir.compare(folder / name, experiment, problem)
@@ -134,6 +138,10 @@ class _Run:
         self._higher = self.experiment.task.metrics()[self.metric].higher
         self._checkpoints, names = checkpoints, list(experiments)
         self._host = {'period': 0, 'since': 0, 'predicted': 0, 'before': []}
+        self._ids = [
+            workdir.run_id(folder / name, experiment, problem)
+            for (name, experiment), problem in zip(experiments.items(), problems, strict=True)
+        ]
         last = checkpoints.last_step()
         first = self._period(0)
         first_batches = first[0].batches
@@ -143,14 +151,13 @@ class _Run:
         self.program = make(given, self.problem, horizon)
         self.step, progress = 0, [Progress() for _ in names]
         if last is None:
+            for name in names:
+                check_begun(folder / name)
             self.state = self._first_state()
-            self._save(progress)
         else:
             self.state, host = checkpoints.restore_last(self.program.abstract())
-            if 'runs' not in host or len(host['runs']) != len(names):
-                raise UserError(f'{folder} holds another kind of run; use another --workdir')
-            progress = [Progress(**one) for one in host['runs']]
-            self.step, self._host = last, {name: host[name] for name in self._host}
+            self.step, progress = checkpoints.last_step(), self._taken_up(host, folder)
+            checkpoints.put_aside()
             say(f'going on from step {self.step}')
         begun = int(np.ravel(jax.device_get(self.state['step']))[0]) - self.step
         self.program.start(begun)
@@ -167,6 +174,10 @@ class _Run:
             if make is Runs:
                 best = closing.enter_context(contextlib.closing(Checkpoints(place)))
             self.places.append(Place(name, place, logs, best, one))
+        if last is None:
+            self._save()
+        else:
+            self._mend_best()
         self._pass = Pass(self.program.graphdef, self.problem, self.program.constants)
         self._first, valid = first, self.problem.evaluations.get('valid')
         self._valid = valid() if valid and len(self.problem.periods) == 1 else None
@@ -188,7 +199,7 @@ class _Run:
             self._host |= {'period': number + 1, 'since': self.step}
         if len(self.problem.periods) > 1:  # the newest parameters are the ones to serve
             for place, params in self._runs():
-                place.checkpoints.save_best(self.step, params, dataclasses.asdict(place.progress))
+                self._save_best(place, params)
         for name, found in self.summaries().items():
             say(summary.text(name, found, len(self.problem.periods)))
 
@@ -249,7 +260,7 @@ class _Run:
             place.logs.write(self.step, {f'valid/{name}': v for name, v in metrics.items()})
             best = progress.update(self.step, metrics[self.metric], self._higher)
             if best:
-                place.checkpoints.save_best(self.step, params, dataclasses.asdict(progress))
+                self._save_best(place, params)
             kind = self.metric.partition('@')[2]
             shown = [self.metric, *(n for n in metrics if n.partition('@')[2] == kind)]
             text = '  '.join(f'{name} {metrics[name]:.4f}' for name in dict.fromkeys(shown[:4]))
@@ -316,14 +327,47 @@ class _Run:
             return warm_start.state_from(self.experiment, self.problem, self.program)
         return self.program.init()
 
-    def _save(self, progress=None) -> None:
+    def _save(self) -> None:
         """The last checkpoint; what it says of bests must be on disk before."""
-        if progress is None:
-            progress = [place.progress for place in self.places]
-            for place in self.places:
-                place.checkpoints.wait()
-        host = {**self._host, 'runs': [dataclasses.asdict(one) for one in progress]}
+        for place in self.places:
+            place.checkpoints.wait()
+        progress = [dataclasses.asdict(place.progress) for place in self.places]
+        host = {**self._host, 'runs': progress, 'run': ' '.join(self._ids)}
         self._checkpoints.save_last(self.step, self.state, host)
+
+    def _save_best(self, place, params) -> None:
+        host = {**dataclasses.asdict(place.progress), 'run': self._ids[self.places.index(place)]}
+        place.checkpoints.save_best(self.step, params, host)
+
+    def _taken_up(self, host, folder) -> list[Progress]:
+        """What the host's part of the last checkpoint says; UserError if it is another run's."""
+        shape = {name: type(value) for name, value in self._host.items()}
+        progress = {f.name: int for f in dataclasses.fields(Progress)}
+        shape |= {'runs': [{**progress, 'best': float | int | None}]}
+        if wrong := files.misfit(host, shape, 'its state'):
+            raise UserError(
+                f'{folder} was made by another version of jaxrec ({wrong}): go on with that one, '
+                'or use another --workdir'
+            )
+        workdir.check_owner(host, ' '.join(self._ids), folder)
+        if len(host['runs']) != len(self._ids):
+            raise UserError(f'{folder} holds another kind of run; use another --workdir')
+        self._host = {name: host[name] for name in self._host}
+        return [Progress(**{name: one[name] for name in shape['runs'][0]}) for one in host['runs']]
+
+    def _mend_best(self) -> None:
+        """Makes best checkpoints that are gone again where the last one has them; else says so."""
+        for place, params in self._runs():
+            progress, found = place.progress, place.checkpoints.best_step()
+            place.checkpoints.put_aside()
+            if progress.best is None or found is not None:
+                continue
+            gone = f'the best checkpoint of {place.folder}, of step {progress.best_step}, is gone'
+            if progress.best_step == self.step:
+                self._save_best(place, params)
+                say(f'{gone}: made again from the last one')
+            else:
+                say(f'{gone}: evaluate and recommend with --checkpoint=last until a better one')
 
     def _diverged(self, what: str, place: Place) -> UserError:
         where = f', in run {place.name}' if place.name else ''

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 from jax import P
 
+from jaxrec import rng
 from jaxrec.devices.mesh import put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
@@ -103,7 +104,7 @@ class Runs:
             name: np.array([_value(e, name) for e in self.experiments], np.float32)
             for name in self._varied
         }
-        self._values[_SEED] = np.array([e.train.seed for e in self.experiments], np.int32)
+        self._values[_SEED] = np.stack([rng.words(e.train.seed) for e in self.experiments])
         self._init = self._over_runs(self._init_one)
         self._step = None
 
@@ -162,7 +163,7 @@ class Runs:
 
     def _init_one(self, values):
         graphdef, optimizer = self._parts(values)
-        model, key = self._shared.model, jax.random.key(values[_SEED])
+        model, key = self._shared.model, rng.key(values[_SEED])
         return new_state(graphdef, model, self._sizes, optimizer, key)
 
     def _step_one(self, values, state, batch, constants):

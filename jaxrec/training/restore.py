@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 
-from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.config import Data, Mesh
 from jaxrec.devices.mesh import make_mesh, put_whole
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, applied, check, effect, from_record
+from jaxrec.experiment import Experiment, applied, check, effect
 from jaxrec.problem import Problem
 from jaxrec.training import catalogue
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
+from jaxrec.training.workdir import check_owner, read_config, read_run
 
 
 @dataclasses.dataclass
@@ -78,20 +78,23 @@ def load_trained(
         if f'task.{name}' in changed:
             raise UserError(f'task.{name} says nothing here, {why}: leave it out')
     checkpoints = Checkpoints(workdir)
-    step = checkpoints.best_step() if which == 'best' else checkpoints.last_step()
-    if step is None:
-        raise UserError(f'{workdir} has no {which} checkpoint yet: its run has not got that far')
+    newest = checkpoints.best_step if which == 'best' else checkpoints.last_step
+    if newest() is None:
+        raise UserError(checkpoints.missing(which))
     mesh = make_mesh(Mesh(model=math.gcd(experiment.mesh.model, jax.device_count())))
     with jax.set_mesh(mesh):
         served = served_problem(workdir, experiment)
         graphdef, params = split_model(experiment.model, served.sizes)
         if which == 'best':
-            params, _ = checkpoints.restore_best(params)
+            params, host = checkpoints.restore_best(params)
         else:
             optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
-            state, _ = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
+            abstract = abstract_state(graphdef, params, optimizer)
+            state, host = checkpoints.restore_last(abstract)
             params = evaluated(state)
+        check_owner(host, read_run(workdir).get('id'), workdir)
         constants = put_whole(served.constants)
+    step = newest()
     checkpoints.close()
     return Trained(experiment, served, mesh, graphdef, params, constants, step, workdir, which)
 
@@ -103,7 +106,7 @@ def read_experiment(workdir: pathlib.Path, advice: str) -> Experiment:
       UserError: the folder holds none, or several; with `advice` if it holds none.
     """
     if (workdir / 'config.json').exists():
-        return from_record(files.read_json(workdir / 'config.json'))
+        return read_config(workdir)
     inside = sorted(path.parent for path in workdir.glob('*/config.json'))
     if inside:
         names = ', '.join(folder.name for folder in inside[:5]) + ', ..' * (len(inside) > 5)
@@ -116,7 +119,7 @@ def read_experiment(workdir: pathlib.Path, advice: str) -> Experiment:
 
 def served_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
     """The problem of a run from the catalogue that it keeps, else on its data."""
-    data_hash = files.read_json(workdir / 'run.json')['data_hash']
+    data_hash = read_run(workdir)['data_hash']
     kept = catalogue.kept(workdir, experiment.task, data_hash)
     return kept or open_problem(workdir, experiment)
 
@@ -127,7 +130,7 @@ def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
     Raises:
       UserError: neither is there, or they have changed.
     """
-    run = files.read_json(workdir / 'run.json')
+    run = read_run(workdir)
     prepared, named = run['data_path'], experiment
     if prepared and pathlib.Path(prepared).exists():
         named = dataclasses.replace(experiment, data=Data(log=prepared))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from jaxrec import rng
 from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Problem
@@ -53,7 +54,7 @@ def init_state(model: ModelConfig, sizes: Sizes, optimizer: Optimizer, seed: int
     """A new train state on the current mesh; a function of `seed` alone, whatever the mesh."""
     graphdef, _ = split_model(model, sizes)
     init = jax.jit(lambda key: new_state(graphdef, model, sizes, optimizer, key))
-    return init(jax.random.key(seed))
+    return init(rng.key(seed))
 
 
 def new_state(
@@ -68,7 +69,9 @@ def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
     return concrete(jax.eval_shape(lambda p: _state(graphdef, p, optimizer), params))
 
 
-def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int = 1) -> Callable:
+def train_step(
+    graphdef: Any, optimizer: Optimizer, seed: int | jax.Array, microbatches: int = 1
+) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
     All randomness is fold_in(key(seed), step), so a step can be done again bit for bit. The metrics
@@ -77,7 +80,7 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
     Args:
       graphdef: of the model, see `split_model`.
       optimizer: see `make_optimizer`.
-      seed: of dropout and negatives.
+      seed: of dropout and negatives; `rng.words` of one that is traced.
       microbatches: the batch's rows are worked through in so many turns and the gradients summed:
         the same step but for the draws of dropout and negatives, for a loss that is a mean over
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
@@ -89,7 +92,7 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
 
     @jax.jit(donate_argnums=0)
     def step(state, batch, constants=None):
-        key = jax.random.fold_in(jax.random.key(seed), state['step'])
+        key = jax.random.fold_in(rng.key(seed), state['step'])
         new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
         new['step'] = state['step'] + 1
         if ema:

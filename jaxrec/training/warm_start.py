@@ -18,7 +18,6 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, flat, to_record
@@ -29,6 +28,7 @@ from jaxrec.training.optim import Optimizer
 from jaxrec.training.parallel_runs import Runs
 from jaxrec.training.restore import read_experiment, served_problem
 from jaxrec.training.state import Program, abstract_state, split_model
+from jaxrec.training.workdir import check_owner, read_run
 
 _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 _GONE = np.iinfo(np.int32).max  # the new number of an item that is no longer there: no row
@@ -64,7 +64,8 @@ def state_from(experiment: Experiment, problem: Problem, program: Program | Runs
     optimizer = program.optimizer
     graphdef, abstract = split_model(before.model, old.sizes)
     checkpoints = Checkpoints(folder)
-    restored, _ = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+    restored, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+    check_owner(host, read_run(folder).get('id'), folder)
     step = checkpoints.last_step()
     checkpoints.close()
     followed = _followed(experiment.model, optimizer, old.sizes, moves)
@@ -93,7 +94,7 @@ def new_numbers(old: np.ndarray, new: np.ndarray) -> np.ndarray:
 
 
 def _same_data(folder: pathlib.Path, problem: Problem) -> bool:
-    return files.read_json(folder / 'run.json')['data_hash'] == problem.data_hash
+    return read_run(folder)['data_hash'] == problem.data_hash
 
 
 def _told(

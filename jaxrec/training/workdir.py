@@ -2,7 +2,9 @@
 
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
+import json
 import pathlib
 import platform
 import subprocess
@@ -15,9 +17,11 @@ import jax
 from jaxrec import files
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, effect, flat, from_record, to_record
+from jaxrec.experiment import Experiment, effect, flat, read, to_record
 from jaxrec.problem import Problem
 from jaxrec.training import catalogue
+
+_MAY_DIFFER = ('place', 'pace', 'length', 'epochs')  # effects of fields, where a run goes on
 
 
 @contextlib.contextmanager
@@ -40,11 +44,75 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
+def read_run(workdir: pathlib.Path) -> dict[str, Any]:
+    """run.json of a run: 'data_hash', 'data_path', and 'sessions', one of every start.
+
+    And 'id' and 'config', hashes of what it is, which runs of before have not.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    session = dict.fromkeys(('time', 'platform'), str) | {'versions': dict, 'devices': list}
+    session |= {'git': dict | None}
+    path = workdir / 'run.json'
+    run = files.read_json(path, {'data_hash': str, 'data_path': str, 'sessions': [session]})
+    hashes = {'id': str, 'config': str}
+    if hashes.keys() & run.keys():
+        files.read_json(path, hashes)
+    if not run['sessions']:
+        raise UserError(f'{path} names no start of the run: put it back or delete its folder')
+    return run
+
+
+def read_config(workdir: pathlib.Path) -> Experiment:
+    """The experiment of a run, from config.json.
+
+    Raises:
+      UserError: it is missing, damaged, or not what run.json says that it was.
+    """
+    path = workdir / 'config.json'
+    experiment = read(path)
+    written = read_run(workdir).get('config')  # runs of before did not note it
+    if written not in (None, _digest(files.read_json(path), experiment)):
+        raise UserError(
+            f'{path} has other values than the run was trained with: put it back, or train anew in '
+            'another --workdir'
+        )
+    return experiment
+
+
+def _digest(record: dict, experiment: Experiment, *more: str) -> str:
+    """Of the fields of an experiment's record that must stay as they are while a run goes on."""
+    fields = flat(record).items()
+    kept = {n: v for n, v in fields if effect(n, experiment) not in _MAY_DIFFER}
+    text = json.dumps([kept, *more], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run_id(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> str:
+    """What tells a run's checkpoints from another's: what it was when it first began."""
+    if (workdir / 'run.json').exists() and 'id' in (run := read_run(workdir)):
+        return run['id']
+    return _digest(to_record(experiment), experiment, problem.data_hash)
+
+
+def check_owner(host: dict, owner: str | None, where: pathlib.Path) -> None:
+    """Raises UserError if a checkpoint, by its host's part, was made by another run than `owner`.
+
+    Neither runs nor checkpoints of before had a name.
+    """
+    if owner and host.get('run', owner) != owner:
+        raise UserError(
+            f'the checkpoints in {where} were made by another run: put those of this one back, or '
+            'use another --workdir'
+        )
+
+
 def claim_runs(state: pathlib.Path, names: list[str]) -> None:
     """Notes beside their common state which runs share a program; UserError if others do."""
     path = state / 'runs.json'
     if path.exists():
-        there = files.read_json(path)
+        there = files.read_json(path, [str])
         if there != names:
             raise UserError(
                 f'{state.parent} holds the runs {", ".join(there)} in one program, this command '
@@ -71,17 +139,17 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
     """
     if not (workdir / 'config.json').exists():
         return
-    there, here = files.read_json(workdir / 'run.json')['data_hash'], problem.data_hash
+    there, here = read_run(workdir)['data_hash'], problem.data_hash
     if there != here:
         raise UserError(
             f'{workdir} was trained on other data (hash {there[:12]}, now {here[:12]}); '
             'use another --workdir'
         )
-    old = from_record(files.read_json(workdir / 'config.json'))  # a new field has its default
+    old = read_config(workdir)  # a new field has its default
     old, new = flat(to_record(old)), flat(to_record(experiment))
-    may_differ = {'place', 'pace', 'length'}
-    if experiment.optim.schedule == 'constant':  # else the decay depends on the epochs
-        may_differ.add('epochs')
+    may_differ = set(_MAY_DIFFER)
+    if experiment.optim.schedule != 'constant':  # the decay depends on the epochs
+        may_differ.discard('epochs')
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and effect(name, experiment) not in may_differ:
             raise UserError(
@@ -98,7 +166,7 @@ def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step
     """
     catalogue.keep(workdir, experiment.task, problem)
     path = workdir / 'run.json'
-    sessions = files.read_json(path)['sessions'] if path.exists() else []
+    sessions = read_run(workdir)['sessions'] if path.exists() else []
     sessions.append(
         {
             'from_step': step,
@@ -111,10 +179,17 @@ def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step
             'host': platform.platform(),
         }
     )
-    run = {'data_hash': problem.data_hash, 'data_path': problem.data_path, 'sessions': sessions}
+    record = to_record(experiment)
+    run = {
+        'id': run_id(workdir, experiment, problem),
+        'config': _digest(record, experiment),
+        'data_hash': problem.data_hash,
+        'data_path': problem.data_path,
+        'sessions': sessions,
+    }
     if jax.process_index() == 0:
         files.write_json(path, run)
-        files.write_json(workdir / 'config.json', to_record(experiment))
+        files.write_json(workdir / 'config.json', record)
 
 
 def versions() -> dict[str, str]:
