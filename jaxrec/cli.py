@@ -188,7 +188,7 @@ def _parse(argv):
             _check_config(argv)
         return FLAGS(argv)
     except UserError as e:
-        _fail(str(e))
+        _end(e)
     except BrokenPipeError:  # `--help | head`
         raise SystemExit(1) from None
     except Exception as e:  # the --config file is the user's program: anything may come out of it
