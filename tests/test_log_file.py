@@ -272,7 +272,7 @@ def test_k_core_renumbers_what_is_left(read):
         (CSV, {'features': 'a/b'}, ["'a/b' must be renamed"]),
         ('user,user,item,timestamp\n1,1,2,3\n', {}, ["2 columns called 'user'"]),
         ('user,item,timestamp\n1,2,3\n1,2,soon\n', {}, ['row 2', "'soon'", "'timestamp'"]),
-        ('user,item,timestamp\n1,2,3.5\n1,2,\n', {}, ['row 2', "''", "'timestamp'"]),
+        ('user,item,timestamp\n1,2,3.5\n1,2,\n', {}, ['row 2', 'no value', "'timestamp'"]),
         ('user,item,timestamp\n1,2,3\n1,2,nan\n', {}, ['row 2', "'nan'", 'finite']),
         ('user,item,timestamp\n1,2,2020-01-01\n1,2,2020-13-01\n', {}, ['row 2', "'2020-13-01'"]),
         ('user,item,timestamp\n1,2,3\n,2,4\n', {}, ['row 2', 'no id', "'user'"]),

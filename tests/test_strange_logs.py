@@ -276,7 +276,7 @@ def test_what_a_missing_time_turns_into_is_no_time(load, scale):
         (['2024-01-01T10:00:00Z', '2024-01-01T10:00:00'], ['row 2', 'time zone']),
         (['2024-01-01', '5'], ['row 2', "'5'"]),
         (['1', 'NaT'], ['row 2', "'NaT'"]),
-        (['1', ''], ['row 2', "''"]),
+        (['1', ''], ['row 2', 'no value']),
     ],
 )
 def test_times_that_are_none_or_inexact(load, times, phrases):
@@ -288,6 +288,30 @@ def test_a_time_beyond_exactness_may_stand_far_from_the_fraction(load, monkeypat
     monkeypatch.setattr('jaxrec.datasets.tabular.BLOCK', 64)
     rows = ''.join(f'u,i{n},{1700000000000000001 + n}\n' for n in range(9))
     refused(lambda: load(f'{HEADER}{rows}u,x,1.5\n'), 'exactly')
+
+
+@pytest.mark.parametrize('large', [False, True], ids=['at once', 'in pieces'])
+def test_a_feature_that_is_missing_is_nan(tmp_path, monkeypatch, large):
+    weights = [1, None, 3, 4]
+    table = pa.table(
+        {'user': [1, 1, 2, 2], 'item': [1, 2, 1, 2], 'timestamp': [1, 2, 3, 4], 'weight': weights}
+    )
+    pa.parquet.write_table(table, tmp_path / 'log.parquet', row_group_size=2)
+    (tmp_path / 'log.csv').write_text(
+        HEADER.replace('\n', ',weight\n') + '1,1,1,1\n1,2,2, \n2,1,3,3\n2,2,4,4.0\n'
+    )
+    if large:
+        monkeypatch.setattr(log_file, 'LARGE', 0)
+        monkeypatch.setattr('jaxrec.datasets.tabular.BATCH', 2)
+    for name in ('log.csv', 'log.parquet'):
+        config = Data(
+            log=str(tmp_path / name), features='weight', data_dir=str(tmp_path / f'data{large}')
+        )
+        h, _ = datasets.load(config, say=str)
+        np.testing.assert_array_equal(h.features['weight'], [1, np.nan, 3, 4])
+    table = table.set_column(3, 'weight', pa.array([1, None, 2**53, 1]))
+    pa.parquet.write_table(table, tmp_path / 'log.parquet')
+    refused(lambda: datasets.load(config, say=str), "'weight'", 'exactly')
 
 
 def test_a_second_header_inside(load):

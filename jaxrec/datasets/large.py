@@ -137,7 +137,7 @@ class _Numbers:
         if values.dtype.kind == 'M':
             self._fine |= bool((values.astype('datetime64[us]') != values).any())
             return
-        most = float(np.abs(values.astype(np.float64)).max(initial=0))
+        most = float(np.nanmax(np.abs(values.astype(np.float64)), initial=0))
         self._most[values.dtype.kind] = max(self._most[values.dtype.kind], most)
         if values.dtype.kind == 'f':
             self._whole &= bool((values % 1 == 0).all())

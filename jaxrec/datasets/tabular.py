@@ -304,19 +304,33 @@ def parquet_schema(path: pathlib.Path) -> pa.Schema:
 def numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> np.ndarray:
     """A piece of a numeric column: int64, float64, or datetime64 where `dates` allows it.
 
+    A feature that is missing (null, empty or NaN) is NaN; a time must be there.
+
     Raises:
-      UserError: a value is missing, not finite, or (of a time) was rounded by its type; the row is
-        named.
+      UserError: a value is infinite, no number, or (of a time) missing or rounded by its type; the
+        row is named.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
-    if column.null_count:
-        row += pc.index(pc.is_null(column), True).as_py()
-        raise UserError(f'{name} row {row} has no value in column {col!r}; {raw_ids.REMOVE}')
     if raw_ids.is_text(kind):
-        values = _parse(column.cast(pa.large_string()), col, name, row, dates)
+        column = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
+        if pc.any(pc.equal(column, '')).as_py():
+            column = pc.if_else(pc.equal(column, ''), None, column)
+    if column.null_count:
+        there = pc.is_valid(column)
+        if dates:
+            row += pc.index(there, False).as_py()
+            raise UserError(f'{name} row {row} has no value in column {col!r}; {raw_ids.REMOVE}')
+        found = numbers(column.drop_null(), col, name, row, dates=False)
+        if found.dtype.kind == 'i':
+            check_mixable(np.abs(found).max(initial=0), col, name)
+        values = np.full(len(column), np.nan)
+        values[np.asarray(there)] = found
+        return values
+    if raw_ids.is_text(kind):
+        values = _parse(column, col, name, row, dates)
     elif dates and (pa.types.is_timestamp(kind) or pa.types.is_date(kind)):
         unit = 'ns' if pa.types.is_timestamp(kind) and kind.unit == 'ns' else 'us'
         values = column.cast(pa.timestamp(unit)).to_numpy(zero_copy_only=False)
@@ -328,7 +342,7 @@ def numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> 
     elif pa.types.is_boolean(kind) and not dates:
         values = column.cast(pa.int8()).to_numpy(zero_copy_only=False).astype(np.int64)
     elif pa.types.is_floating(kind) or pa.types.is_decimal(kind):
-        values = _finite(column.cast(pa.float64()), column, col, name, row)
+        values = _finite(column.cast(pa.float64()), column, col, name, row, dates)
         if dates and pa.types.is_floating(kind):
             _check_exact(values, raw_ids.exact(kind), f'{kind} column', col, name, row)
     else:
@@ -355,14 +369,13 @@ def _check_exact(values, limit, where, col, name, row) -> None:
 
 
 def _parse(column: pa.Array, col: str, name: str, row: int, dates: bool) -> np.ndarray:
-    column = pc.utf8_trim_whitespace(column)
     if not _has_hexadecimal(column):
         try:
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False)
         except pa.ArrowInvalid:
             pass
         try:
-            values = _finite(column.cast(pa.float64()), column, col, name, row)
+            values = _finite(column.cast(pa.float64()), column, col, name, row, dates)
             if dates or _has_long_integer(column):
                 _check_exact(values, 2**53, 'number with fractions', col, name, row)
             return values
@@ -427,9 +440,11 @@ def _casts(column: pa.Array, kind: pa.DataType) -> bool:
     return True
 
 
-def _finite(values: pa.Array, column: pa.Array, col: str, name: str, row: int) -> np.ndarray:
+def _finite(
+    values: pa.Array, column: pa.Array, col: str, name: str, row: int, dates: bool
+) -> np.ndarray:
     values = values.to_numpy(zero_copy_only=False)
-    bad = np.flatnonzero(~np.isfinite(values))
+    bad = np.flatnonzero(~np.isfinite(values) if dates else np.isinf(values))
     if len(bad):
         raise UserError(
             f'{name} row {row + bad[0]}: {column[int(bad[0])].as_py()!r} in column {col!r} is not '

@@ -40,7 +40,10 @@ def describe(config: config_lib.Data) -> tuple[dict[str, str], list[str], dict]:
     if events.times is not None:
         lines['times'] = _times(events.times, events.about.get('times', ''))
     for name, values in events.features.items():
-        lines[f'feature {name}'] = f'{values.dtype}, {values.min():g} to {values.max():g}'
+        missing = int(np.isnan(values).sum()) if values.dtype.kind == 'f' else 0
+        there = values[~np.isnan(values)] if missing else values
+        span = f'{there.min():g} to {there.max():g}' if len(there) else 'no value'
+        lines[f'feature {name}'] = f'{values.dtype}, {span}, {missing:,} missing'
     for row in range(min(FIRST, len(events.users.codes))):
         lines[f'row {row + 1}'] = _row(events, row)
     said = [one for column, coded in ids.items() for one in raw_ids.remarks(coded.values, column)]
