@@ -137,8 +137,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            for manager in self._series.values():
-                manager.close()
+            with _one_line(self._folder):  # a save that has failed is raised here once more
+                for manager in self._series.values():
+                    manager.close()
 
     def _barrier(self, *, key: str, timeout_ms: int) -> None:
         """Where the processes wait for each other in the background: not after a failed write."""
