@@ -21,7 +21,7 @@ from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import log_file
 from jaxrec.errors import UserError
 
-COUNT = int(os.environ.get('JAXREC_FUZZ', '300'))
+COUNT = int(os.environ.get('JAXREC_FUZZ', '150'))
 MANY = settings(
     max_examples=COUNT,
     deadline=None,

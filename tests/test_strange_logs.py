@@ -20,7 +20,7 @@ import runs
 
 from jaxrec import datasets
 from jaxrec.config import Data
-from jaxrec.datasets import clean, log_file, log_parts, store
+from jaxrec.datasets import clean, log_file, log_parts, raw_ids, store
 from jaxrec.errors import UserError
 
 HEADER = 'user,item,timestamp\n'
@@ -410,6 +410,21 @@ def test_a_dry_run_says_what_was_understood(tmp_path):
     assert result['users'] == 2 and result['remarks'] and result['columns'].startswith('user, item')
     refusal = runs.inside('prepare', '--dataset=synthetic', '--dry_run')
     assert '--dry_run says what was understood of --log' in refusal.error
+
+
+def test_remarks_on_ids_that_are_accepted():
+    def remarks(*ids):
+        return raw_ids.remarks(np.array([one.encode() for one in ids]), 'item')
+
+    assert (
+        remarks('a', 'b c', 'caf\u00e9') == [] and raw_ids.remarks(np.array([1, 2]), 'item') == []
+    )
+    (twins,) = remarks('caf\u00e9', 'cafe\u0301', 'b')
+    assert "'item': 2 distinct ids differ only in how Unicode composes" in twins
+    (blank,) = remarks('a', 'a ', 'b')
+    assert "1 distinct ids begin or end with a blank, the first is 'a '" in blank
+    (other,) = remarks('total', *map(str, range(200)))
+    assert "1 distinct ids are not integers, so all are text, the first is 'total'" in other
 
 
 def test_clean_removes_copies_of_a_log_that_has_changed(tmp_path):
