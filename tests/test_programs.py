@@ -1,13 +1,18 @@
-"""How many programs a run compiles: at most two for training, three for evaluation."""
+"""How many programs a run compiles: at most two for training, three for evaluation, and once."""
+
+import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths, history_batches
 from jaxrec.data.splits import Targets
+from jaxrec.devices import programs
 from jaxrec.experiment import applied
 from jaxrec.models import kuaiformer, sasrec
 from jaxrec.objectives.contrast import Contrast
@@ -105,3 +110,49 @@ def test_the_dry_run_plans_every_shape(histories, tmp_path):
     experiment.model = sasrec.Config(dim=4, blocks=0, max_len=10, contrast=(DUOREC,))
     found = plan.plan(experiment, experiment.mesh)
     assert found['programs'] == len(experiment.task.open(experiment).batches().shapes()) == 2
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """A user's cache folder, where programs that take no time to compile are kept too."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setattr(warnings, 'showwarning', warnings.showwarning)
+    monkeypatch.setattr(warnings, 'filters', list(warnings.filters))
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update('jax_compilation_cache_dir', None)
+    compilation_cache.reset_cache()
+    yield tmp_path / 'cache'
+    jax.config.update('jax_compilation_cache_dir', before)
+    compilation_cache.reset_cache()
+
+
+def computed():
+    """What a program gives that no call before has compiled, as far as memory goes."""
+    jax.clear_caches()
+    return float(jax.jit(lambda x: jnp.sin(x) + 41)(0.0))
+
+
+def test_programs_are_kept_and_damaged_ones_replaced(own_cache, capsys):
+    programs.keep()
+    assert computed() == 41 and capsys.readouterr().out == ''
+    (kept,) = own_cache.rglob('jit__lambda*-cache')
+    size = kept.stat().st_size
+    for content in (b'', b'junk', kept.read_bytes()[: size // 2]):
+        for path in own_cache.rglob('*-cache'):
+            path.write_bytes(content)
+        assert computed() == 41 and kept.stat().st_size > size - 100
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 1 and str(kept.parent) in told[0]
+
+
+@pytest.mark.parametrize('how', ['file', 'off', 'elsewhere'])
+def test_programs_that_cannot_or_shall_not_be_kept(own_cache, capsys, how):
+    if how == 'file':  # as a folder that cannot be written
+        own_cache.write_text('')
+    if how == 'elsewhere':
+        jax.config.update('jax_compilation_cache_dir', str(own_cache.parent / 'mine'))
+    jax.config.update('jax_enable_compilation_cache', how != 'off')
+    programs.keep()
+    jax.config.update('jax_enable_compilation_cache', True)
+    assert computed() == 41 and not own_cache.is_dir()
+    assert len(capsys.readouterr().out.splitlines()) == (how == 'file')
