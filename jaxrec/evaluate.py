@@ -23,7 +23,7 @@ from absl import flags
 
 from jaxrec import cli, files
 from jaxrec.cli import say
-from jaxrec.devices import cluster
+from jaxrec.devices import cluster, programs
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
 from jaxrec.evaluation import report
@@ -54,6 +54,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    programs.keep()
     with cluster.joined():
         _main()
 

@@ -115,6 +115,10 @@ class Batches:
         """
         raise NotImplementedError
 
+    def shapes(self) -> list[Batch]:
+        """A batch of every shape that comes, one at least: as many programs are compiled."""
+        return [self(0)]
+
     def place(self, step: int, count: int) -> tuple[int, slice]:
         """The epoch of a step, and its part of an epoch's `count` rows.
 

@@ -27,7 +27,7 @@ from jaxrec import cli
 from jaxrec.cli import say
 from jaxrec.data.catalogue import Items
 from jaxrec.data.histories import Histories
-from jaxrec.devices import cluster
+from jaxrec.devices import cluster, programs
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
 from jaxrec.serving import given_ids
@@ -62,6 +62,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    programs.keep()
     with cluster.joined():
         _main()
 

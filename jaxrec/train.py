@@ -36,7 +36,7 @@ from absl import flags
 
 from jaxrec import cli, experiment
 from jaxrec.cli import say
-from jaxrec.devices import cluster
+from jaxrec.devices import cluster, programs
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import AGAIN, UserError
 from jaxrec.training import plan
@@ -60,6 +60,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
+    programs.keep()
     if FLAGS.dry_run:
         cli.emit(_plan(cli.given_experiment()))
         return

@@ -1,11 +1,14 @@
 """What tests of whole runs share: a small experiment, its file, and the commands on it."""
 
+import collections
 import contextlib
 import dataclasses
 import importlib
 import io
 import json
+import logging
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +111,24 @@ def inside(name: str, *words) -> Done:
         for number, handler in handlers:
             signal.signal(number, handler)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def compiled():
+    """Counts the programs that are compiled meanwhile, by the name of their function."""
+    names, handler = collections.Counter(), logging.Handler()
+
+    def emit(record):
+        if found := re.match(r'Compiling (?:jit\()?([\w<>]+)', record.getMessage()):
+            names[found[1]] += 1
+
+    handler.emit, logger = emit, logging.getLogger('jax')
+    logger.addHandler(handler)
+    try:
+        with jax.log_compiles():
+            yield names
+    finally:
+        logger.removeHandler(handler)
 
 
 def lines_of(workdir: pathlib.Path) -> list[dict]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import topologies
 from jax import P
 
 from jaxrec.devices import top_k as top_k_lib
@@ -255,3 +256,37 @@ def test_top_k_is_the_merge_of_the_vectors_own_lists(mesh):
         exact = queries[user].astype(np.float64) @ table[merged].T.astype(np.float64)
         assert won[user].tolist() == exact.argmax(0).tolist()
         np.testing.assert_allclose(scores[user], exact.max(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize('largest', [10**6, 0])
+def test_seen_items_are_left_out(monkeypatch, largest):
+    """Also where places have no number in the flat array; repeats, padding and other shards."""
+    monkeypatch.setattr(top_k_lib, '_LARGEST_PLACE', largest)
+    rng = np.random.default_rng(2)
+    scores, row = rng.normal(size=(12, 5)), rng.integers(-4, 20, (5, 9))
+    expected = scores.copy()
+    for user, rows in enumerate(row):
+        for one in rows[(rows >= 0) & (rows < 12)]:
+            expected[one, user] = -np.inf
+    found = jax.jit(top_k_lib._without)(jnp.asarray(scores), jnp.asarray(row))
+    np.testing.assert_array_equal(found, expected.astype(np.float32))
+
+
+@pytest.mark.accelerators
+def test_on_a_tpu_the_seen_filter_turns_no_scores_round():
+    """Every scatter works in place on the scores as they are: no loop goes over them."""
+    with jax.set_mesh(topologies.mesh_of(topologies.tpu('v5e:2x2'), 1)):
+        placed = {
+            'q': ((64, 1, 64), np.float32, P('data')),
+            's': ((64, 64), np.int32, P('data')),
+            'e': ((1_000_000, 64), np.float32, TABLE),
+        }
+        here = jax.sharding.get_mesh()
+        arguments = [
+            jax.ShapeDtypeStruct(shape, dtype, sharding=jax.NamedSharding(here, spec))
+            for shape, dtype, spec in placed.values()
+        ]
+        lists = jax.jit(lambda q, s, e: top_k(q, e, 999_000, s, 100))
+        compiled = lists.lower(*arguments).compile()
+    loops = [one for one in compiled.as_text().splitlines() if ' while(' in one]
+    assert not any('64,1000000]' in one or '[64000000]' in one for one in loops)

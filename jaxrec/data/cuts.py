@@ -11,7 +11,8 @@ from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batch
-from jaxrec.data.packed import Extras
+from jaxrec.data.packed import with_extras
+from jaxrec.data.positives import Users
 from jaxrec.data.ragged import blocks, part, ranges
 from jaxrec.errors import UserError
 from jaxrec.problem import Batches
@@ -34,7 +35,7 @@ class CutBatches(Batches):
       cuts: G, targets per window.
       train_starts: int64 [U], absolute index before which no event is a target; None = none.
       codes: of features, `codes.Encoder.events`.
-      extras: what else a batch has of its users, of (step, users, index of the event after each).
+      extras: what else a batch has of its users.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -50,7 +51,7 @@ class CutBatches(Batches):
         cuts: int = 1,
         train_starts: np.ndarray | None = None,
         codes: Codes | None = None,
-        extras: Extras | None = None,
+        extras: Users | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -81,6 +82,10 @@ class CutBatches(Batches):
         self.targets_per_epoch = round(float((self._chance * self._targets).sum()))
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
         self._log_shares = self._log_target_shares()
+        if extras is not None:  # a row is a segment
+            together = -(-self.rows_per_epoch // self.steps_per_epoch)
+            everyone = ranges(self._first, self._targets)
+            extras.expect(np.ones(together, np.int64), together, everyone)
         self._epoch = (-1, None, None)
 
     @property
@@ -136,6 +141,10 @@ class CutBatches(Batches):
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
         return batch | part(extras, index, count)
+
+    def shapes(self) -> list[dict]:
+        """A batch of every shape."""
+        return with_extras(self(0), self._extras, self._process)
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """In [0, 1), where each user's windows of `epoch` start, and the order of all windows."""

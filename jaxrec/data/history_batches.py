@@ -9,6 +9,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges, scatter
 from jaxrec.data.splits import Targets
 
+_SEEN_COST = 1 / 16  # of an item of the whole history, beside one that the model sees
 SEEN_ENTRIES = 1 << 24  # of `seen` in one batch of histories, unless a single user needs more
 
 
@@ -50,6 +51,29 @@ def history_batch(
     return batch
 
 
+def few_widths(lengths: np.ndarray, max_len: int) -> np.ndarray:
+    """Three widths, or fewer, into which histories of these lengths fit at the least cost.
+
+    Args:
+      lengths: int [n], one at least.
+      max_len: window of the model, beyond which an event costs less.
+
+    Returns:
+      int64 ascending; the last one holds the longest.
+    """
+    longest = max(int(lengths.max()), 1)
+    octaves = [np.arange(8, 16) << n >> 3 for n in range(longest.bit_length() + 3)]
+    widths = np.unique(np.concatenate(octaves))
+    widths = widths[widths > 0]
+    widths = widths[: np.searchsorted(widths, longest) + 1]
+    upto = np.cumsum(np.bincount(np.searchsorted(widths, lengths), minlength=len(widths)))
+    cost = np.minimum(widths, max_len) + _SEEN_COST * widths
+    first, second = np.tril_indices(len(widths))[::-1]
+    total = upto[first] * cost[first] + (upto[second] - upto[first]) * cost[second]
+    best = (total + (upto[-1] - upto[second]) * cost[-1]).argmin()
+    return widths[np.unique([first[best], second[best], len(widths) - 1])]
+
+
 def history_batches(
     histories: Histories,
     targets: Targets,
@@ -59,11 +83,13 @@ def history_batches(
     multiple: int = 1,
     tokens: int = 1 << 24,
     codes: Codes | None = None,
+    widths: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
-    Rows are grouped by history length rounded up to a power of two (4 at least), so short users
-    cost little and only a handful of shapes is ever compiled, one per length.
+    Rows are grouped by history length rounded up to one of `widths`, or beyond them to a power of
+    two (4 at least), so short users cost little and only a handful of shapes is ever compiled, one
+    per length.
 
     Args:
       histories: the events.
@@ -74,6 +100,7 @@ def history_batches(
       multiple: of which the number of rows is one, as `batch_users` must be.
       tokens: most tokens of a batch that the model sees.
       codes: of features, `codes.Encoder.events`.
+      widths: int64 ascending, see `few_widths`; None = powers of two alone.
 
     Yields:
       (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`
@@ -81,7 +108,11 @@ def history_batches(
       on are padding.
     """
     starts = histories.offsets[targets.users]
-    key = np.maximum(4, 1 << np.ceil(np.log2(np.maximum(targets.ends - starts, 1))).astype(int))
+    lengths = targets.ends - starts
+    key = np.maximum(4, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
+    if widths is not None:
+        place = np.searchsorted(widths, lengths)
+        key = np.where(place < len(widths), widths[np.minimum(place, len(widths) - 1)], key)
     order = np.argsort(key, kind='stable')
     for size in np.unique(key).tolist():
         group = order[key[order] == size]

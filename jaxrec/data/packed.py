@@ -4,19 +4,16 @@ A training row holds the windows of several users side by side, so hardly anythi
 padding; `segments` keeps them apart in attention and `positions` counts from each user's end.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.negatives import UnseenNegatives
+from jaxrec.data.positives import Users
 from jaxrec.data.ragged import part, ranges, scatter
 from jaxrec.errors import UserError
 from jaxrec.problem import Batches
-
-Extras = Callable[[int, np.ndarray, np.ndarray], dict[str, np.ndarray]]  # see `positives.Users`
 
 
 class TrainBatches(Batches):
@@ -38,7 +35,7 @@ class TrainBatches(Batches):
         whole training history (the SASRec authors' sampler).
       codes: of features, `codes.Encoder.events`.
       similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
-      extras: what else a batch has of its users, of (step, users, index of the event after each).
+      extras: what else a batch has of its users.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -54,7 +51,7 @@ class TrainBatches(Batches):
         unseen_negatives: int = 0,
         codes: Codes | None = None,
         similar: np.ndarray | None = None,
-        extras: Extras | None = None,
+        extras: Users | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -74,6 +71,12 @@ class TrainBatches(Batches):
         self.targets_per_epoch = int(self._lengths.sum())
         self.rows_per_epoch = len(self._row_slots) - 1
         self.steps_per_epoch = -(-self.rows_per_epoch // rows)
+        if extras is not None:
+            segments, together = (
+                np.diff(self._row_slots),
+                -(-self.rows_per_epoch // self.steps_per_epoch),
+            )
+            extras.expect(segments, together, self._starts + self._lengths)
         self._epoch = (-1, None, None)
         self._negatives = None
         if unseen_negatives:
@@ -134,6 +137,10 @@ class TrainBatches(Batches):
             batch |= self._extras(step, self._users[windows], self._starts[windows] + lengths)
         return part(batch, index, count)
 
+    def shapes(self) -> list[dict]:
+        """A batch of every shape."""
+        return with_extras(self(0), self._extras, self._process)
+
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the rows in `epoch`, and the window that each slot holds."""
         if self._epoch[0] != epoch:
@@ -144,6 +151,13 @@ class TrainBatches(Batches):
             window_of_slot[self._slot_order] = by_length
             self._epoch = (epoch, generator.permutation(self.rows_per_epoch), window_of_slot)
         return self._epoch[1:]
+
+
+def with_extras(batch: dict, extras: Users | None, process: tuple[int, int]) -> list[dict]:
+    """The batch with its extras in every size that they come in."""
+    if extras is None:
+        return [batch]
+    return [batch | part(sized, *process) for sized in extras.shapes()]
 
 
 def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:

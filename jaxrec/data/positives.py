@@ -4,6 +4,8 @@ Who the users of a batch are; the events of another user who went on to the same
 item most similar to each (CoSeRec).
 """
 
+import math
+
 import jax
 import numpy as np
 
@@ -12,12 +14,16 @@ from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges, scatter
 
-_BLOCK = 64  # users come in multiples of it, so that few shapes are ever compiled
-_ROWS = 8  # and so do rows of positives
+_BLOCK = 64  # users come in multiples of it, as a queue of them is kept
+_USUAL, _MOST = 1.0, 6.0  # standard deviations above the mean for which the two sizes have room
 
 
 class Users:
     """Adds the users of a batch, and with `same_target` a positive for each.
+
+    How many there are differs from step to step, but the arrays come in two sizes, so that two
+    programs are compiled: one that most steps fit into, and one for the others. (A step of more
+    than that comes once in many millions, and gets a size of its own.)
 
     Args:
       histories: the events.
@@ -50,6 +56,33 @@ class Users:
             counts = np.bincount(items, minlength=histories.num_items + 1)
             self._first = np.cumsum(counts) - counts
             self._counts = counts
+        self._sizes = []
+
+    def expect(self, per_row: np.ndarray, rows: int, targets: np.ndarray) -> None:
+        """Fixes the two sizes, by what an epoch holds; before the first call.
+
+        Args:
+          per_row: int64 [R], segments in each row of an epoch.
+          rows: of them that come together in a step.
+          targets: int64 [n], as a call's, of the epoch.
+        """
+        most = int(np.sort(per_row)[-rows:].sum())
+        mean, variance = rows * per_row.mean(), rows * per_row.var()
+        events = events_variance = 0.0
+        if self._same_target:
+            lengths, squares = self._expected_lengths(targets)
+            events = mean * lengths
+            events_variance = mean * (squares - lengths**2) + variance * lengths**2
+        for deviations in (_USUAL, _MOST):
+            users = min(math.ceil(mean + deviations * variance**0.5), most)
+            size = self._size(users, math.ceil(events + deviations * events_variance**0.5))
+            if size not in self._sizes:
+                self._sizes.append(size)
+
+    def shapes(self) -> list[dict[str, np.ndarray]]:
+        """What a call returns, without users, in every size."""
+        nobody = np.zeros(0, np.int64)
+        return [self._made(size, nobody, nobody, nobody) for size in self._sizes]
 
     def __call__(self, step: int, users: np.ndarray, targets: np.ndarray) -> dict[str, np.ndarray]:
         """What to add to batch number `step`.
@@ -60,23 +93,49 @@ class Users:
           targets: int64 [n], absolute index of the event after each segment.
 
         Returns:
-          users, user_targets: int32 [N], N = n rounded up to a multiple of 64: user number + 1 and
-          item after the segment, 0 = none. positive: items, segments, positions (and features)
-          int32 [R, 4L], n segments in the same order, each the events
-          before a random other training event of the same item; of the segment's own target if no
-          other has it.
+          users, user_targets: int32 [N], N >= n a multiple of 64: user number + 1 and item after
+          the segment, 0 = none. positive: items, segments, positions (and features) int32 [R, 4L],
+          n segments in the same order, each the events before a random other training event of the
+          same item; of the segment's own target if no other has it.
         """
-        size = np.lcm(_BLOCK, self._multiple)
-        missing = -len(users) % size or (0 if len(users) else size)
+        others = targets
+        if self._same_target:
+            others = self._others(rng.host(self._seed, rng.POSITIVES, step), targets)
+        needed = self._size(len(users), int(self._lengths(others).sum()))
+        fits = [size for size in self._sizes if size[0] >= needed[0] and size[1] >= needed[1]]
+        return self._made(fits[0] if fits else needed, users, targets, others)
+
+    def _made(self, size, users, targets, others):
+        """The arrays in a size (N, R)."""
+        missing = (0, size[0] - len(users))
         added = {
-            'users': np.pad(users + 1, (0, missing)).astype(np.int32),
-            'user_targets': np.pad(self._histories.items[targets], (0, missing)),
+            'users': np.pad(users + 1, missing).astype(np.int32),
+            'user_targets': np.pad(self._histories.items[targets], missing),
         }
         if self._same_target:
-            generator = rng.host(self._seed, rng.POSITIVES, step)
-            rows = self._rows(self._others(generator, targets))
-            added['positive'] = rows
+            added['positive'] = self._rows(others, size[1])
         return added
+
+    def _size(self, users: int, events: int) -> tuple[int, int]:
+        """(N, R) with room for so many users, and events of their positives."""
+        block, rows = math.lcm(_BLOCK, self._multiple), 0
+        if self._same_target:
+            rows = -(-(events // (3 * self._max_len) + 1) // self._multiple) * self._multiple
+        return -(-max(users, 1) // block) * block, rows
+
+    def _lengths(self, targets):
+        """Events of the windows before `targets`."""
+        offsets = self._histories.offsets
+        starts = offsets[np.searchsorted(offsets, targets, side='right') - 1]
+        return np.minimum(targets - starts, self._max_len)
+
+    def _expected_lengths(self, targets):
+        """Mean and mean square of the lengths of positives, over what is drawn for `targets`."""
+        lengths = self._lengths(self._events).astype(float)
+        items = self._histories.items[targets]
+        sums = [np.concatenate([[0], np.cumsum(x)]) for x in (lengths, lengths**2)]
+        first, count = self._first[items], self._counts[items]
+        return [float(((x[first + count] - x[first]) / count).mean()) for x in sums]
 
     def _others(self, generator, targets):
         """Absolute index of another training event of the same item as each of `targets`."""
@@ -95,21 +154,16 @@ class Users:
             low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
         return low
 
-    def _rows(self, targets):
-        """The events before each target, one after the other in rows of 4L.
+    def _rows(self, targets, rows):
+        """The events before each target, one after the other in `rows` rows of 4L.
 
         A segment stands in the row of the 3L places in which it begins, so there is room for any.
         """
-        starts = self._histories.offsets[
-            np.searchsorted(self._histories.offsets, targets, side='right') - 1
-        ]
-        lengths = np.minimum(targets - starts, self._max_len)
+        lengths = self._lengths(targets)
         begin = np.cumsum(lengths) - lengths
         stride, width = 3 * self._max_len, 4 * self._max_len
         row = begin // stride
         number = np.arange(len(row)) - np.searchsorted(row, row)  # of the segment in its row
-        multiple = np.lcm(_ROWS, self._multiple)
-        rows = -(-(int(row[-1]) + 1 if len(row) else 1) // multiple) * multiple
         source = ranges(targets - lengths, lengths)
         place = ranges(row * width + begin - row * stride, lengths)
         shape = (rows, width)

@@ -105,6 +105,11 @@ def on_mesh() -> bool:
     return 'model' in jax.sharding.get_abstract_mesh().axis_names
 
 
+def placed_like(x: jax.Array) -> jax.NamedSharding | None:
+    """Where x is, as its type says, for what is made beside it; None without a mesh."""
+    return jax.typeof(x).sharding if on_mesh() else None
+
+
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
     """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
     if not on_mesh():

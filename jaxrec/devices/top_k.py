@@ -17,6 +17,7 @@ from jax import P
 from jaxrec.devices.mesh import TABLE, lookup
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
+_LARGEST_PLACE = np.iinfo(np.int32).max
 _GROUP = 32  # rows of the table whose counts and largest score are taken together
 
 
@@ -229,11 +230,22 @@ def _local_scores(queries, table, num_items, seen) -> jax.Array:
     scores = scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
     items = _local_items(table)
     if seen is not None:
-        row = seen - items[0]
-        row = jnp.where((row >= 0) & (row < rows), row, rows)  # beyond the end: dropped
-        scores = scores.at[row, jnp.arange(users)[:, None]].set(-jnp.inf, mode='drop')
+        scores = _without(scores, seen - items[0])
     scores = jax.lax.optimization_barrier(scores)  # or XLA lays them out anew for every use
     return jnp.where(((items > 0) & (items <= num_items))[:, None], scores, -jnp.inf)
+
+
+def _without(scores, row):
+    """Scores [rows, b] with -inf in rows int32 [b, S] of each user's column, where there are such.
+
+    Places are numbers in the flat array: for pairs of numbers a TPU turns all scores round, twice.
+    """
+    rows, users = scores.shape
+    here, user = (row >= 0) & (row < rows), jnp.arange(users)[:, None]
+    if scores.size > _LARGEST_PLACE:
+        return scores.at[jnp.where(here, row, rows), user].set(-jnp.inf, mode='drop')
+    place = jnp.where(here, row * users + user, scores.size)  # beyond the end: dropped
+    return scores.reshape(-1).at[place].set(-jnp.inf, mode='drop').reshape(rows, users)
 
 
 def _product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:

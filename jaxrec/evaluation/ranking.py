@@ -9,7 +9,7 @@ from jax import P
 
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
-from jaxrec.data.history_batches import history_batches
+from jaxrec.data.history_batches import few_widths, history_batches
 from jaxrec.data.ragged import blocks, distinct, ranges
 from jaxrec.data.splits import Split
 from jaxrec.devices import top_k
@@ -44,6 +44,8 @@ class Ranking(Evaluation):
         where somebody has).
       references: of `baselines.NAMES`, those that `references` measures; None = all that the data
         allow.
+      widths: of the batches of histories, see `few_widths`; None = those best for these targets.
+        Evaluations that share them share their programs.
 
     Raises:
       UserError: unknown split, or one without targets.
@@ -63,6 +65,7 @@ class Ranking(Evaluation):
         max_users: int = 0,
         several: bool = False,
         references: tuple[str, ...] | None = None,
+        widths: np.ndarray | None = None,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -75,6 +78,9 @@ class Ranking(Evaluation):
         self.protocol = told or protocols.asdict(protocol)
         self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
         self._references = references
+        if widths is None:
+            widths = few_widths(targets.ends - histories.offsets[targets.users], max_len)
+        self._widths = widths
         self.owner, self.items = self._pairs()
         self._several = several or len(self.items) > self.examples
         self.training_counts = protocols.training_counts(histories, split)
@@ -99,6 +105,7 @@ class Ranking(Evaluation):
             self.targets.take(self._row_example),
             max_len=self._max_len,
             codes=self._codes,
+            widths=self._widths,
             **serving_rows(self._batch_users),
         ):
             missing = len(batch['items']) - len(chosen)

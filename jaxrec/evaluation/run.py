@@ -71,8 +71,9 @@ def beginning(graphdef: nnx.GraphDef, problem: Problem) -> Callable[[dict, dict]
         jaxpr, shapes = jax.make_jaxpr(begin, return_shape=True)(params, constants)
         place = {id(var): n for n, var in enumerate(jaxpr.jaxpr.invars)}
         given = [place.get(id(var)) for var in jaxpr.jaxpr.outvars]
-        made = computed(params, constants, tuple(n for n, at in enumerate(given) if at is None))
-        inputs, made = jax.tree.leaves((params, constants)), iter(made)
+        which = tuple(n for n, at in enumerate(given) if at is None)
+        made = iter(computed(params, constants, which) if which else ())
+        inputs = jax.tree.leaves((params, constants))
         leaves = [next(made) if at is None else inputs[at] for at in given]
         return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
 

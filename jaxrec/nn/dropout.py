@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrec.devices.mesh import placed_like
+
 Key = jax.Array | None  # a jax.random key, or None for no dropout
 
 
@@ -10,7 +12,8 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
     """Zeroes entries with probability `rate`, scales the others by 1 / (1 - rate).
 
     The bits are a hash of (key, index of the entry) instead of a counter-based generator:
-    cheaper on a CPU, and the same on every mesh since the index is global.
+    cheaper on a CPU, and the same on every mesh since the index is global. Every device draws
+    those of its own part of x.
 
     Args:
       x: any shape.
@@ -19,7 +22,7 @@ def dropout(x: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
     """
     if key is None or _is_zero(rate):
         return x
-    return _drop(x, rate, hash_bits(key, x.shape))
+    return _drop(x, rate, hash_bits(key, x))
 
 
 def dropout_rows(rows: jax.Array, ids: jax.Array, rate: float | jax.Array, key: Key) -> jax.Array:
@@ -47,15 +50,18 @@ def _drop(x, rate, bits):
     return jnp.where(bits >= jnp.uint32(limit), x / (1 - rate), 0).astype(x.dtype)
 
 
-def hash_bits(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """uint32 [shape]: `hashed` of the entries' indices."""
-    index = jnp.zeros(shape, jnp.uint32)
-    stride = 1
-    for axis in reversed(range(len(shape))):
-        step = jnp.uint32(stride % 2**32)
-        index = index + jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * step
-        stride *= shape[axis]
+def hash_bits(key: jax.Array, x: jax.Array) -> jax.Array:
+    """uint32 [x.shape], placed like x: `hashed` of the entries' indices."""
+    index, stride = jnp.uint32(0), 1
+    for axis in reversed(range(x.ndim)):
+        index = index + counted(x, axis) * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
     return hashed(key, index)
+
+
+def counted(x: jax.Array, axis: int) -> jax.Array:
+    """uint32 [x.shape], placed like x: the place of every entry along an axis of the whole."""
+    return jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis, out_sharding=placed_like(x))
 
 
 def hashed(key: jax.Array, index: jax.Array) -> jax.Array:

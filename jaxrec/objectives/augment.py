@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jax import P
 
 from jaxrec.devices.mesh import on_mesh
-from jaxrec.nn.dropout import hashed
+from jaxrec.nn.dropout import counted, hashed
 
 MASK = 0  # item number of [mask]: row 0 of the item table, of which padding makes no use
 SHORT = ('mask', 'substitute', 'insert')  # what CoSeRec does to short histories
@@ -229,7 +229,7 @@ class _Segments:
         return (same & among[:, None] & (less | equal)).sum(-1)
 
     def _hash(self, key, column):
-        row = jax.lax.broadcasted_iota(jnp.uint32, column.shape, 0)
+        row = counted(column, axis=0)
         return hashed(key, row * jnp.uint32(column.shape[1]) + column.astype(jnp.uint32))
 
 

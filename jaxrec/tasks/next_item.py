@@ -23,6 +23,7 @@ from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
+from jaxrec.data.history_batches import few_widths
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
@@ -273,6 +274,8 @@ class NextItem(Retrieval):
             ),
         )
         protocol = protocols.protocol_of(task)
+        max_len = experiment.model.inputs().max_len
+        self._widths = few_widths(self._longest_inputs(), max_len)
         self._filter_seen = protocol.candidates == 'all' and protocol.filter_seen
         deepest = max(protocol.cutoffs) if protocol.candidates == 'all' else 0
         self._depth = min(deepest, histories.num_items)
@@ -300,8 +303,14 @@ class NextItem(Retrieval):
             batch_users=self._task.batch_users,
             codes=self.codes,
             several=self._task.targets == 'all',
+            widths=self._widths,
             **options,
         )
+
+    def _longest_inputs(self) -> np.ndarray:
+        """Lengths of what is read to predict test targets; where there are none, of everything."""
+        offsets, test = self.source.offsets, self.split.test
+        return test.ends - offsets[test.users] if len(test) else np.diff(offsets)
 
     def batches(self) -> Batches:
         """The training batches of the split."""

@@ -39,7 +39,9 @@ def parse_mesh(text: str) -> config.Mesh:
 
 
 def plan(experiment: Experiment, mesh: config.Mesh, items: int = 0) -> dict:
-    """Sizes and work of one training step of `experiment` on `mesh`.
+    """Sizes and work of one training step of `experiment` on `mesh`, of its largest batch.
+
+    Batches of every shape that comes are compiled, as many as `programs`.
 
     Args:
       experiment: its own mesh is not looked at. If its train.batch_rows does not divide over the
@@ -71,14 +73,15 @@ def _plan(experiment: Experiment, mesh: config.Mesh, items: int, rows: int) -> d
         problem = experiment.task.open(experiment, say)
     batches = problem.periods[0]().batches
     placed = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
-    batch = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batches(0)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed), batches.shapes()
     )
     settings = experiment.train
     program = Program(experiment, problem, settings.epochs * batches.steps_per_epoch)
     state = program.abstract()
     step = train_step(program.graphdef, program.optimizer, settings.seed, settings.microbatches)
-    compiled = step.lower(state, batch, program.constants).compile()
+    programs = [step.lower(state, batch, program.constants).compile() for batch in shapes]
+    batch, compiled = max(zip(shapes, programs, strict=True), key=lambda both: _held(both[1]))
     compiled_text, sizes = compiled.as_text(), compiled.memory_analysis()
 
     memory = {name: _per_device(state[part]) for part, name in _PARTS.items() if part in state}
@@ -95,6 +98,7 @@ def _plan(experiment: Experiment, mesh: config.Mesh, items: int, rows: int) -> d
         'devices': mesh.data * mesh.model,
         'items': problem.sizes['item'],
         'batch_rows': rows,
+        'programs': len(programs),
         'steps_per_epoch': None if items else batches.steps_per_epoch,
         'parameters': sum(math.prod(x.shape) for x in jax.tree.leaves(state['params'])),
         'memory': {**memory, 'total': sum(memory.values())},
@@ -133,6 +137,12 @@ def text(found: dict, asked_rows: int) -> str:
         "temporaries, and which collectives are merged, are those of XLA's CPU compiler",
     ]
     return '\n'.join(lines)
+
+
+def _held(compiled) -> int:
+    """Bytes of arguments and temporaries on one device."""
+    sizes = compiled.memory_analysis()
+    return sizes.argument_size_in_bytes + sizes.temp_size_in_bytes
 
 
 def _per_device(tree) -> int:
