@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import P
 
-from jaxrec.devices.mesh import TABLE, lookup
+from jaxrec.devices.mesh import TABLE, lookup, platform
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 _GROUP = 32  # rows of the table whose counts and largest score are taken together
@@ -207,7 +207,7 @@ def _over_users(local: Callable, out_specs, *by_user, table):
 
 def _scores_at_once() -> int:
     """Scores that a device holds at once; on a CPU, what its caches can take."""
-    return 1 << (21 if jax.default_backend() == 'cpu' else 26)
+    return 1 << (21 if platform() == 'cpu' else 26)
 
 
 def _local_items(table: jax.Array) -> jax.Array:
