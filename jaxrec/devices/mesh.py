@@ -19,17 +19,22 @@ REPLICATED = P()
 _ROW_MULTIPLE = 64  # table rows are padded to this, so that one checkpoint fits every mesh
 
 
-def make_mesh(mesh: config.Mesh) -> jax.sharding.Mesh:
-    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit."""
-    everyone = in_order(jax.devices())
-    devices = len(everyone)
+def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit.
+
+    Args:
+      mesh: its shape.
+      devices: instead of those that are here.
+    """
+    everyone = in_order(jax.devices() if devices is None else devices)
+    count = len(everyone)
     if mesh.model < 1 or mesh.data < 0:
         raise UserError('mesh.model must be >= 1 and mesh.data >= 0')
-    data = mesh.data or devices // mesh.model
-    if data * mesh.model > devices or data < 1:
+    data = mesh.data or count // mesh.model
+    if data * mesh.model > count or data < 1:
         raise UserError(
             f'mesh.data={mesh.data}, mesh.model={mesh.model} needs {max(data, 1) * mesh.model} '
-            f'devices or more, and here are {devices}'
+            f'devices or more, and here are {count}'
         )
     chosen = np.array(everyone[: data * mesh.model]).reshape(data, mesh.model)
     explicit = (jax.sharding.AxisType.Explicit,) * 2
@@ -91,6 +96,12 @@ def put_whole(constants: dict) -> dict:
 def place_whole(batch: dict) -> dict:
     """Places a batch that every process holds whole on the current mesh, split over 'data'."""
     return _put(batch, BATCH)
+
+
+def abstract(tree, spec: P):
+    """Shapes of nested arrays as if they were placed on the current mesh."""
+    placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=placed), tree)
 
 
 def _put(tree, spec):

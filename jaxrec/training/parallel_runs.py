@@ -162,7 +162,8 @@ class Runs:
 
     def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        step = train_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
+        train = self._shared.train
+        step = train_step(graphdef, optimizer, values[_SEED], train.microbatches, train.precision)
         return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:
