@@ -284,10 +284,10 @@ def _smallest(experiment: Experiment, items: int, target: Target) -> config.Mesh
 
 def _too_large(message: str, parts: dict[str, int]) -> dict:
     """What is known of a program for which a TPU's compiler finds no room."""
-    used = re.search(r'Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])', message)
+    used = re.search(r'(?:Used |\()([\d.]+)([KMGT])', message)
     if 'RESOURCE_EXHAUSTED' not in message or not used:
         raise UserError(f'the compiler fails: {message.splitlines()[0]}')
-    total = int(float(used[1]) * 1024 ** (1 + 'KMGT'.index(used[2])))
+    total = int(float(used[1]) * 1024 ** (1 + 'KMGT'.index(used[2]))) + parts.get('train state', 0)
     known = sum(parts.values())
     memory = {**parts, 'temporaries': max(total - known, 0), 'total': max(total, known)}
     return {'memory': memory, 'flops': 0, 'collectives': {}, 'fits': False}
