@@ -34,7 +34,7 @@ from jaxrec.evaluation.run import Beginning, prediction
 from jaxrec.experiment import Experiment, check
 from jaxrec.training.state import Program, evaluated, initialiser, train_step
 
-_PARTS = {  # of the train state, and what they are called
+PARTS = {  # of the train state, and what they are called
     'params': 'parameters',
     'opt_state': 'optimiser state',
     'ema': 'averaged parameters',
@@ -196,7 +196,8 @@ class _Planned:
         with jax.default_matmul_precision(self._experiment.task.precision):
             lowered = jax.jit(call).lower(self._params, self._constants, self._made(), batch)
         parts = {name: per_device(x) for name, x in parts.items() if x}
-        return self._compiled(lowered, parts | ({'train state': beside} if beside else {}))
+        parts |= {'train state': beside} if beside else {}
+        return {'rows': len(jax.tree.leaves(batch)[0]), **self._compiled(lowered, parts)}
 
     def _begun(self):
         with jax.default_matmul_precision(self._experiment.task.precision):
@@ -304,7 +305,7 @@ def _crossing(moved: list[hlo.Collective]) -> dict:
 
 
 def _parts(state: dict) -> dict[str, int]:
-    return {name: per_device(state[part]) for part, name in _PARTS.items() if part in state}
+    return {name: per_device(state[part]) for part, name in PARTS.items() if part in state}
 
 
 def per_device(tree) -> int:

@@ -63,7 +63,9 @@ def _of_target(found: dict) -> list[str]:
     if 'seconds' in found:
         lines += ['', 'a step on a device', *_work(found, found['devices']), *_times(found)]
     for name, program in found['programs'].items():
-        lines += ['', f'{name}: {_bytes(program["memory"]["total"])}, {_verdict(program)}']
+        rows = f' of {program["rows"]:,} rows' if 'rows' in program else ''
+        size = _bytes(program['memory']['total'])
+        lines += ['', f'{name}{rows}: {size} a device, {_verdict(program)}']
         if 'seconds' in program:
             lines += [*_work(program), *_times(program)]
     lines += ['', 'times are the best that the machine can do; launches and waiting come on top']
