@@ -97,6 +97,8 @@ class Train:
     metric: str = ''  # of the best checkpoint and early stopping; '' = the task's first
     save_every: float = field(10.0, least=0, effect='pace')  # minutes between checkpoints; 0 = none
     log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl
+    # of a step's matrix products; default: what the backend does, bfloat16 on a TPU, TF32 on a GPU
+    precision: str = field('default', choices=('default', 'high', 'highest'))
     start_from: str = ''  # work directory of a finished run to go on from (training/warm_start)
     grow: bool = False  # with start_from: items may be new or gone
 

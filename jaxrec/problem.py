@@ -21,6 +21,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxrec.config import field
+
+PRECISION = 'highest'  # of the products of an evaluation, where its protocol says nothing
+PRECISIONS = ('default', 'high', 'highest')  # default: of the backend, a TPU's is bfloat16
 Batch = dict[str, Any]  # arrays, nested where the batch has structure
 Columns = dict[str, np.ndarray]
 Part = tuple[np.ndarray, Columns]  # places int [n] of examples, and the columns [n, ..] of these
@@ -200,6 +204,9 @@ class Problem:
 class Task:
     """What is learnt, from which data, and how it is measured; `experiment.task`."""
 
+    # of the matrix products of evaluations and lists, whatever they were trained with
+    precision: str = field(PRECISION, choices=PRECISIONS, effect='measure')
+
     def check(self, experiment: Any) -> None:
         """Every coupling of task, model, data and optimiser, before anything is read.
 
@@ -217,6 +224,10 @@ class Task:
         Numbers of which these differ never share a table.
         """
         raise NotImplementedError
+
+    def told_precision(self) -> dict[str, str]:
+        """What `protocol_fields` says of it: nothing of full precision."""
+        return {} if self.precision == PRECISION else {'precision': self.precision}
 
     def values(
         self, kept: Columns, metric: str, protocol: Mapping[str, Any]

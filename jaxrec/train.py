@@ -13,7 +13,9 @@ python -m jaxrec.train --dry_run --config=experiments/sasrec_beauty.py --mesh=64
 
 trains nothing: it compiles the step for 64 x 8 devices, which need not be here, and prints the
 memory of a device, its operations and what crosses devices. --items=N plans for a catalogue of
-that size instead of the data set's.
+that size instead of the data set's. --target=v5e:4x4 (or v5p:2x2x2, v6e:16x16, h100:8) compiles for
+that machine, if its compiler is installed: also the first state, evaluation and lists, whether all
+of it fits, the costliest operations and the time at best. --target=all compares machines.
 
 --config.train.start_from=runs/before --config.train.grow goes on, in a new work directory, from a
 run on an earlier state of the log: items keep what was learnt, new ones are added, those that are
@@ -36,10 +38,11 @@ from absl import flags
 
 from jaxrec import cli, experiment
 from jaxrec.cli import say
-from jaxrec.devices import cluster, programs
+from jaxrec.devices import cluster, programs, target
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import AGAIN, UserError
-from jaxrec.training import plan
+from jaxrec.serving import recommender
+from jaxrec.training import plan, plan_text
 from jaxrec.training.loop import fit, fit_together
 from jaxrec.training.parallel_runs import expand
 
@@ -51,6 +54,7 @@ def define_flags() -> None:
     cli.define_run_flags()
     flags.DEFINE_bool('dry_run', False, 'Train nothing; print what a step costs on --mesh.')
     flags.DEFINE_string('mesh', '', 'DATA,MODEL: devices of a --dry_run, which need not be here.')
+    flags.DEFINE_string('target', '', 'v5e:4x4, h100:8, ..: compile a --dry_run for it; or all.')
     flags.DEFINE_integer('items', 0, 'Catalogue of a --dry_run; 0 = that of the data set.')
     flags.DEFINE_list('seeds_in_parallel', [], 'Seeds to train in one program, into DIR/seedN.')
     flags.DEFINE_multi_string('vary', [], 'FIELD=VALUE,VALUE: values to train in one program.')
@@ -64,8 +68,10 @@ def main(argv: list[str]) -> None:
     if FLAGS.dry_run:
         cli.emit(_plan(cli.given_experiment()))
         return
-    if FLAGS.mesh or FLAGS.items:
-        raise UserError('--mesh and --items go with --dry_run; to train, --config.mesh.model=N')
+    if FLAGS.mesh or FLAGS.items or FLAGS.target:
+        raise UserError(
+            '--mesh, --items and --target go with --dry_run; to train, --config.mesh.model=N'
+        )
     with cluster.joined():
         given, folder = cli.given_run()
         asked = cluster.StopSignal()
@@ -89,15 +95,25 @@ def main(argv: list[str]) -> None:
 
 def _plan(given: experiment.Experiment) -> dict:
     """Prints the plan of --dry_run."""
-    mesh = plan.parse_mesh(FLAGS.mesh)
+    mesh = plan.parse_mesh(FLAGS.mesh) if FLAGS.mesh or not FLAGS.target else None
     if FLAGS.items < 0:
         raise UserError(f'--items={FLAGS.items} must not be negative')
+    if FLAGS.target == 'all' and mesh:
+        raise UserError('--target=all chooses the mesh of each target: leave --mesh out')
     experiment.check(given)
-    # Makes this process see the mesh's devices, before anything asks for one.
+    # This process is to see the mesh's devices, or no more than it must, before it asks for one.
     jax.config.update('jax_platforms', 'cpu')
-    jax.config.update('jax_num_cpu_devices', mesh.data * mesh.model)
-    found = plan.plan(given, mesh, FLAGS.items)
-    say(plan.text(found, given.train.batch_rows))
+    if FLAGS.target == 'all':
+        plans = plan.compare(given, target.ALL, FLAGS.items, recommender.planned)
+        say(plan_text.table(plans))
+        return {'plans': plans}
+    if FLAGS.target:
+        there = target.target_of(FLAGS.target)
+        found = plan.plan(given, mesh, FLAGS.items, there, recommender.planned)
+    else:
+        jax.config.update('jax_num_cpu_devices', mesh.data * mesh.model)
+        found = plan.plan(given, mesh, FLAGS.items)
+    say(plan_text.text(found, given.train.batch_rows))
     return found
 
 

@@ -78,6 +78,31 @@ def test_the_same_run_on_one_device_and_two_processes(setting, tmp_path):
     assert len(json.loads((two / 'run.json').read_text())['sessions']) == 1
 
 
+def test_devices_listed_in_turns(setting, tmp_path):
+    """Two processes of two devices that JAX lists in turns, as the hosts of a torus may be."""
+    _, config, two = setting
+    (tmp_path / 'program.py').write_text(  # JAX's own gathering counts on its own order
+        'import sys, jax\nfrom jaxrec import cli, train\nlisted = jax.devices\n'
+        'def devices(*which):\n'
+        '    found = listed(*which)\n'
+        '    mine = sys._getframe(1).f_globals["__name__"] == "jaxrec.devices.mesh"\n'
+        '    return found[::2] + found[1::2] if mine else found\n'
+        'jax.devices = devices\ntrain.define_flags()\ncli.run(train.main)\n'
+    )
+    environment = {**os.environ, 'PYTHONPATH': f'{tmp_path}:{LOCAL.parent.parent}'}
+    flags = (f'--config={config}', f'--workdir={tmp_path / "run"}')
+    line = launch(*flags, command='program')
+    done = subprocess.run(
+        line, capture_output=True, text=True, env={**environment, 'JAX_NUM_CPU_DEVICES': '2'}
+    )
+    assert done.returncode == 0, done.stderr
+    assert 'on 4 cpu devices' in done.stdout
+    losses = losses_of(two)
+    found = losses_of(tmp_path / 'run')
+    np.testing.assert_allclose(list(found.values()), list(losses.values()), atol=1e-5)
+    assert metrics_of(tmp_path / 'run') == metrics_of(two)
+
+
 def test_other_commands_on_two_processes(setting, tmp_path):
     """Evaluation and bulk lists: the counts and lists of eight devices, told once."""
     _, _, workdir = setting

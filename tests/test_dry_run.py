@@ -5,7 +5,7 @@ from runs import inside, process, small
 
 from jaxrec import config
 from jaxrec.errors import UserError
-from jaxrec.training import plan
+from jaxrec.training import plan, plan_text
 
 LARGE = (  # 10 million items, dim 128, 2 blocks, window 100
     '--config.model.loss=sampled_softmax',
@@ -71,7 +71,7 @@ def test_of_a_data_set_and_of_microbatches(tmp_path):
     assert found['memory']['batch'] == 2 * 10 * 5 * 4
     assert found['flops'] == 3 * 2 * 20 * 8 * 32  # the softmax, both turns
     assert found['steps_per_epoch'] > 10
-    assert 'note' in plan.text(found, 6) and 'note' not in plan.text(found, 8)
+    assert 'note' in plan_text.text(found, 6) and 'note' not in plan_text.text(found, 8)
 
 
 def test_mistakes_end_in_one_line():

@@ -109,7 +109,7 @@ def test_the_dry_run_plans_every_shape(histories, tmp_path):
     experiment.data.dataset = 'synthetic:users=2000,items=60,length=8,seed=1'
     experiment.model = sasrec.Config(dim=4, blocks=0, max_len=10, contrast=(DUOREC,))
     found = plan.plan(experiment, experiment.mesh)
-    assert found['programs'] == len(experiment.task.open(experiment).batches().shapes()) == 2
+    assert found['batch_shapes'] == len(experiment.task.open(experiment).batches().shapes()) == 2
 
 
 @pytest.fixture

@@ -66,10 +66,16 @@ def place_table(table):
 KS = (1, 7, 130)
 
 
-@pytest.fixture(scope='module', params=MESHES, ids=str)
+@pytest.fixture(scope='module', params=[*MESHES, 'pieces (1, 1)', 'pieces (4, 2)'], ids=str)
 def found(request, problem):
-    """Everything there is to rank, on a mesh, in one program."""
+    """Everything there is to rank, on a mesh, in one program; also in pieces of a large table."""
     queries, table, targets, seen, everything = problem
+    shape = request.param
+    if isinstance(shape, str):
+        shape = {'pieces (1, 1)': (1, 1), 'pieces (4, 2)': (4, 2)}[shape]
+        most = pytest.MonkeyPatch()
+        request.addfinalizer(most.undo)
+        most.setattr(top_k_lib, '_MOST_SCORES', 64 * 27)  # 27 rows, the last piece not whole
 
     @jax.jit
     def run(q, t, s, every, e):
@@ -88,8 +94,8 @@ def found(request, problem):
             },
         }
 
-    devices = jax.devices()[: request.param[0] * request.param[1]]
-    with jax.set_mesh(jax.make_mesh(request.param, ('data', 'model'), devices=devices)):
+    devices = jax.devices()[: shape[0] * shape[1]]
+    with jax.set_mesh(jax.make_mesh(shape, ('data', 'model'), devices=devices)):
         return jax.device_get(run(*place(queries, targets, seen, everything), place_table(table)))
 
 

@@ -375,8 +375,18 @@ def test_what_the_model_samples_is_what_its_loss_reads():
 
 @pytest.mark.parametrize('init', ['xavier_normal', 'xavier_uniform'])
 def test_a_large_table_is_drawn_in_parts(mesh, monkeypatch, init):
-    """The same numbers on every mesh, no row twice, the scale of the initialiser."""
+    """The same numbers on every mesh, no row twice, the scale of the initialiser; each row is drawn
+    from its number alone, in parts that do not divide the rows of a device."""
     monkeypatch.setattr(embeddings, '_ROWS_AT_ONCE', 100)
+    key = jax.random.key(3)
+    mesh(2, 4)
+    small, large = (
+        jax.jit(embeddings.item_table, static_argnums=(0, 1, 2))('normal', 4, n, key)
+        for n in (120, 500)
+    )
+    np.testing.assert_array_equal(np.asarray(large)[: len(small)], small)
+    by_row = [jax.random.normal(jax.random.fold_in(key, n), (4,)) * 0.02 for n in range(len(small))]
+    np.testing.assert_allclose(small, by_row, rtol=1e-6)
     tables = []
     for shape in ((1, 1), (2, 4)):
         mesh(*shape)

@@ -18,7 +18,7 @@ from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data.fields import Field
 from jaxrec.data.rows import Rows
 from jaxrec.errors import UserError
-from jaxrec.evaluation.run import beginning
+from jaxrec.evaluation.run import Beginning
 from jaxrec.experiment import Experiment, applied, flat, to_record
 from jaxrec.models import gcn, mmoe, sasrec
 from jaxrec.tasks import click, nodes
@@ -134,7 +134,7 @@ def test_the_same_on_another_mesh(made, whole, tmp_path, task):
 def test_a_pass_hands_an_item_table_on_without_a_copy(whole):
     trained = load_trained(whole['next_item'][0])
     with jax.set_mesh(trained.mesh):
-        begin = beginning(trained.graphdef, trained.problem)
+        begin = Beginning(trained.graphdef, trained.problem)
         items = begin(trained.params, trained.constants)['items']
     assert items is trained.params['table']
 

@@ -4,6 +4,8 @@ One mesh with axes ('data', 'model') and explicit sharding: (1, 1) on a laptop, 
 parallel, (n / m, m) also splits the item table by rows.
 """
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax import P
@@ -17,19 +19,36 @@ REPLICATED = P()
 _ROW_MULTIPLE = 64  # table rows are padded to this, so that one checkpoint fits every mesh
 
 
-def make_mesh(mesh: config.Mesh) -> jax.sharding.Mesh:
-    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit."""
-    devices = jax.device_count()
+def make_mesh(mesh: config.Mesh, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The ('data', 'model') mesh over all devices; UserError if the shape does not fit.
+
+    Args:
+      mesh: its shape.
+      devices: instead of those that are here.
+    """
+    everyone = in_order(jax.devices() if devices is None else devices)
+    count = len(everyone)
     if mesh.model < 1 or mesh.data < 0:
         raise UserError('mesh.model must be >= 1 and mesh.data >= 0')
-    data = mesh.data or devices // mesh.model
-    if data * mesh.model > devices or data < 1:
+    data = mesh.data or count // mesh.model
+    if data * mesh.model > count or data < 1:
         raise UserError(
             f'mesh.data={mesh.data}, mesh.model={mesh.model} needs {max(data, 1) * mesh.model} '
-            f'devices or more, and here are {devices}'
+            f'devices or more, and here are {count}'
         )
-    chosen = jax.devices()[: data * mesh.model]
-    return jax.make_mesh((data, mesh.model), ('data', 'model'), devices=chosen)
+    chosen = np.array(everyone[: data * mesh.model]).reshape(data, mesh.model)
+    explicit = (jax.sharding.AxisType.Explicit,) * 2
+    return jax.sharding.Mesh(chosen, ('data', 'model'), axis_types=explicit)
+
+
+def in_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices slice by slice, in a slice process by process.
+
+    So a process has neighbouring rows of any mesh, whatever the order that JAX lists or the torus
+    would like: the order within a mesh's row or column does not matter to a sum over it, and what
+    the devices of a row send each other stays within a host as far as it can.
+    """
+    return sorted(devices, key=lambda d: (getattr(d, 'slice_index', 0) or 0, d.process_index, d.id))
 
 
 def table_rows(num_items: int) -> int:
@@ -57,7 +76,8 @@ def batch_part() -> tuple[int, int]:
     if not fits or any(p != list(range(p[0], p[0] + size)) for p in parts.values()):
         raise UserError(
             f'mesh ({rows.shape[0]}, {rows.shape[1]}) does not fit {jax.process_count()} processes:'
-            ' each must have as many whole rows of it, or each row as many whole processes'
+            ' each must have as many whole rows of it, or each row as many whole processes; leave '
+            'mesh.data=0 and let mesh.model divide the devices of a process, or be a multiple'
         )
     return mine[0] // size, len(owners) // size
 
@@ -78,6 +98,12 @@ def place_whole(batch: dict) -> dict:
     return _put(batch, BATCH)
 
 
+def abstract(tree, spec: P):
+    """Shapes of nested arrays as if they were placed on the current mesh."""
+    placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype, sharding=placed), tree)
+
+
 def _put(tree, spec):
     placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
     return jax.tree.map(
@@ -87,8 +113,8 @@ def _put(tree, spec):
 
 def any_process(flags: tuple[bool, ...]) -> jax.Array:
     """bool [len(flags)], whole in every process: which are set in any. All must call it alike."""
-    shape = (jax.process_count(), jax.local_device_count())
-    mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(shape), ('process', 'device'))
+    by_process = np.array(in_order(jax.devices())).reshape(jax.process_count(), -1)
+    mesh = jax.sharding.Mesh(by_process, ('process', 'device'))
     mine = np.array([flags])
     with jax.set_mesh(mesh):
         votes = jax.make_array_from_process_local_data(jax.NamedSharding(mesh, P('process')), mine)
@@ -98,6 +124,16 @@ def any_process(flags: tuple[bool, ...]) -> jax.Array:
 @jax.jit
 def _any(votes):
     return jax.reshard(votes, P()).any(0)
+
+
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the current mesh is made of, which need not be here.
+
+    Without a mesh, JAX's default. Also inside jit.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    found = device.platform if device else jax.default_backend()
+    return 'gpu' if found in ('cuda', 'rocm') else found
 
 
 def on_mesh() -> bool:
@@ -133,7 +169,7 @@ def serving_rows(batch_users: int) -> dict[str, int]:
     return {
         'batch_users': -(-batch_users // (2 * devices)) * 2 * devices,
         'multiple': 2 * devices,
-        'tokens': devices * (6400 if jax.default_backend() == 'cpu' else 1 << 18),
+        'tokens': devices * (6400 if platform() == 'cpu' else 1 << 18),
     }
 
 

@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import P
 
-from jaxrec.devices.mesh import TABLE, lookup
+from jaxrec.devices.mesh import TABLE, lookup, platform
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 _LARGEST_PLACE = np.iinfo(np.int32).max
+_MOST_SCORES = 1 << 26  # held at once, whatever the number of rows
 _GROUP = 32  # rows of the table whose counts and largest score are taken together
 
 
@@ -51,31 +52,51 @@ def counts_and_top_k(
       int32 [B, k] of `top_k`, from the same scores.
     """
 
-    def count(targets, scores, first):
-        """Of one target int32 [b] per user."""
-        row = targets - first
-        here = (row >= 0) & (row < len(scores))
-        mine = jnp.where(here, scores[jnp.where(here, row, 0), jnp.arange(len(row))], 0)
-        target_score = jax.lax.psum(mine, 'model')  # on one shard the score, elsewhere 0
+    def count(target, target_score, scores, first, least):
+        """Of one target int32 [b] per user among the rows from item `least` on, itself left out."""
+        row = target - first
+        here = (target >= least) & (row < len(scores))
+        own = jnp.where(here, _of_row(scores, row, here), -jnp.inf)
         # both counts in one pass over the scores: 2^16 for a greater one, 1 for an equal one
-        groups = _in_groups(scores)
-        one = jnp.where(groups <= target_score, (groups == target_score).astype(jnp.int32), 1 << 16)
-        both = one.sum(1)
-        greater, ties = (both >> 16).sum(0), (both & 0xFFFF).sum(0) - here  # no tie with itself
-        greater, ties = jax.lax.psum((greater, ties), 'model')
-        hopeless = (targets == 0) | ~jnp.isfinite(target_score)
-        return jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
+        worth = lambda s: jnp.where(s <= target_score, (s == target_score) * 1, 1 << 16)  # noqa: E731
+        both = worth(_in_groups(scores)).sum(1)
+        own = jnp.where(here, worth(own), 0)
+        return (both >> 16).sum(0) - (own >> 16), (both & 0xFFFF).sum(0) - (own & 0xFFFF)
 
-    def local(queries, targets, seen, table):
-        scores = _local_scores(queries, table, num_items, seen if filter_seen else None)
-        first = _local_items(table)[0]
-        if targets.shape[1] == 1:
-            counts = [x[:, None] for x in count(targets[:, 0], scores, first)]
+    def tally(targets, target_scores, scores, first, least):
+        """Counts [b, T] of all targets and the `_best` of these rows."""
+        each = lambda x: count(*x, scores, first, least)  # noqa: E731
+        counts = _over_targets(each, (targets, target_scores))
+        return counts, _best(scores, first, k)
+
+    def local(queries, targets, seen, wanted, table):
+        seen, first = seen if filter_seen else None, _first_item(table)
+        if wanted is None:
+            scores = _local_scores(queries, table, num_items, seen, first, first)
+
+            def score(target):  # on one shard the score, elsewhere 0
+                row = target - first
+                here = (row >= 0) & (row < len(scores))
+                return jax.lax.psum(jnp.where(here, _of_row(scores, row, here), 0), 'model')
+
+            target_scores = _over_targets(score, targets)
+            found = tally(targets, target_scores, scores, first, first)
         else:
-            counts = [x.T for x in jax.lax.map(lambda t: count(t, scores, first), targets.T)]
-        return *counts, _best(scores, first, k)[1]
+            target_scores = _own_scores(queries, targets, wanted, seen, len(table))
 
-    return _over_users(local, (P('data'),) * 3, queries, targets, seen, table=table)
+            def work(piece, first, least):
+                scores = _local_scores(queries, piece, num_items, seen, first, least)
+                return tally(targets, target_scores, scores, first, least)
+
+            found = _by_piece(work, table, queries, k)
+        counts, best = found
+        greater, ties = jax.lax.psum(counts, 'model')
+        hopeless = (targets == 0) | ~jnp.isfinite(target_scores)
+        greater, ties = jnp.where(hopeless, UNREACHABLE, greater), jnp.where(hopeless, 0, ties)
+        return greater, ties, _of_all_shards(*best, k)[1]
+
+    wanted = lookup(table, targets) if _in_pieces(*queries.shape[:2], len(table)) else None
+    return _over_users(local, (P('data'),) * 3, queries, targets, seen, wanted, table=table)
 
 
 def candidate_counts(
@@ -125,8 +146,11 @@ def top_k(
     """
 
     def local(queries, seen, table):
-        scores = _local_scores(queries, table, num_items, seen)
-        return _best(scores, _local_items(table)[0], k)
+        def work(piece, first, least):
+            scores = _local_scores(queries, piece, num_items, seen, first, least)
+            return (), _best(scores, first, k)
+
+        return _of_all_shards(*_by_piece(work, table, queries, k)[1], k)
 
     return _over_users(local, (P('data'), P('data')), queries, seen, table=table)
 
@@ -147,22 +171,35 @@ def winners(queries: jax.Array, table: jax.Array, items: jax.Array) -> jax.Array
 
 
 def _best(scores, first, k):
-    """`top_k` of scores [rows of this shard, b], whose first row is item `first`."""
+    """Scores and items, [b, k] or fewer, of the best of scores [rows, b] from item `first` on."""
     if k == 0:
         return jnp.zeros((scores.shape[1], 0), scores.dtype), jnp.zeros((scores.shape[1], 0), int)
-    # lax.top_k puts the lower index first among equals, and shards are gathered in order of
-    # their items, so the rule holds for the whole.
+    # lax.top_k puts the lower index first among equals, and pieces and shards follow each other in
+    # order of their items, so the rule holds for the whole.
     best, row = _best_rows(scores, min(k, len(scores)))
+    return best, row + first
+
+
+def _of_all_shards(best, ids, k):
+    """`top_k` from the `_best` of every shard."""
+    if k == 0:
+        return jnp.zeros(best.shape, best.dtype), jnp.zeros(best.shape, jnp.int32)
     best, ids = (
-        jax.lax.all_gather(x, 'model', axis=1, tiled=True, to='invarying')
-        for x in (best, row + first)
+        jax.lax.all_gather(x, 'model', axis=1, tiled=True, to='invarying') for x in (best, ids)
     )
-    best, place = jax.lax.top_k(best, min(k, best.shape[1]))
-    ids = jnp.take_along_axis(ids, place, axis=1)
+    best, ids = _first(best, ids, min(k, best.shape[1]))
     missing = ((0, 0), (0, k - best.shape[1]))
     best = jnp.pad(best, missing, constant_values=-jnp.inf)
     ids = jnp.pad(ids, missing)
     return best, jnp.where(best == -jnp.inf, 0, ids).astype(jnp.int32)
+
+
+def _first(best, ids, k):
+    """The k best of scores [b, n] and their items."""
+    if k == 0:
+        return best, ids
+    best, place = jax.lax.top_k(best, k)
+    return best, jnp.take_along_axis(ids, place, axis=1)
 
 
 def _in_groups(scores):
@@ -191,11 +228,7 @@ def _over_users(local: Callable, out_specs, *by_user, table):
 
     def grouped(table, *by_user):
         users, vectors = by_user[0].shape[:2]
-        group = users
-        while group * vectors * table.shape[0] > _scores_at_once():
-            if group % 2 or group // 2 * vectors < _COLUMNS:
-                break  # a smaller group would only be padded again
-            group //= 2
+        group = _group(users, vectors, table.shape[0])
         if group == users:
             return local(*by_user, table)
         split = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), by_user)
@@ -206,18 +239,114 @@ def _over_users(local: Callable, out_specs, *by_user, table):
     return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
 
 
+def _over_targets(each: Callable, targets):
+    """`each` of one target per user, on arrays [b, T]: one result [b, T] for each of its own."""
+    if jax.tree.leaves(targets)[0].shape[1] == 1:
+        found = each(jax.tree.map(lambda x: x[:, 0], targets))
+        return jax.tree.map(lambda x: x[:, None], found)
+    found = jax.lax.map(each, jax.tree.map(lambda x: x.T, targets))
+    return jax.tree.map(lambda x: x.T, found)
+
+
+def _by_piece(work: Callable, table: jax.Array, queries: jax.Array, k: int):
+    """(counts, best) of this shard's rows, worked through in pieces where the scores are too many.
+
+    Args:
+      work: (rows of the table, their first item, the first that no piece before had) -> counts, to
+        be added up, and `_best`.
+      table: of this shard.
+      queries: [b, K, D] of the users.
+      k: length of `best` of all pieces together.
+    """
+    rows, first = len(table), _first_item(table)
+    size = _piece_rows(rows, *queries.shape[:2])
+    if size >= rows:
+        return work(table, first, first)
+
+    def turn(carried, n):
+        start = jnp.minimum(n * size, rows - size)
+        piece = jax.lax.dynamic_slice_in_dim(table, start, size)
+        counts, (best, ids) = work(piece, first + start, first + n * size)
+        before, (better, items) = carried
+        counts = jax.tree.map(jnp.add, before, counts)
+        best = jnp.concatenate([better, best], 1), jnp.concatenate([items, ids], 1)
+        return (counts, _first(*best, min(k, rows))), None
+
+    counts, _ = jax.eval_shape(work, table[:size], first, first)
+    counts = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), counts)
+    shape = (len(queries), min(k, rows))
+    nothing = counts, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
+    nothing = jax.lax.pcast(nothing, ('data', 'model'), to='varying')
+    return jax.lax.scan(turn, nothing, jnp.arange(-(-rows // size)))[0]
+
+
+def _own_scores(queries, targets, wanted, seen, rows):
+    """Scores [b, T] of targets whose rows [b, T, D] are `wanted`; -inf where they are seen.
+
+    From a product of the same shape as that of a piece of the table, so of the same rounding.
+    """
+
+    def score(inputs):
+        target, vectors = inputs
+        missing = _piece_rows(rows, *queries.shape[:2]) - len(vectors)
+        own = jnp.diagonal(_scores(queries, jnp.pad(vectors, ((0, missing), (0, 0)))))
+        return own if seen is None else jnp.where((seen == target[:, None]).any(1), -jnp.inf, own)
+
+    by_target = targets, wanted
+    if targets.shape[1] == 1:
+        return score(jax.tree.map(lambda x: x[:, 0], by_target))[:, None]
+    return jax.lax.map(score, jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), by_target)).T
+
+
+def _group(users: int, vectors: int, rows: int) -> int:
+    """Users of a device that are scored together."""
+    group = users
+    while group * vectors * rows > _scores_at_once():
+        if group % 2 or group // 2 * vectors < _COLUMNS:
+            break  # a smaller group would only be padded again
+        group //= 2
+    return group
+
+
+def _piece_rows(rows: int, users: int, vectors: int) -> int:
+    """Of a shard's rows, those that are scored together for a group of users."""
+    columns = -(-users * vectors // _COLUMNS) * _COLUMNS
+    return rows if rows * columns <= _MOST_SCORES else max(_MOST_SCORES // columns, users)
+
+
+def _in_pieces(users: int, vectors: int, rows: int) -> bool:
+    """Whether a shard's rows are scored in several pieces, on the current mesh."""
+    devices = jax.sharding.get_abstract_mesh().shape
+    rows //= devices['model']
+    return _piece_rows(rows, _group(users // devices['data'], vectors, rows), vectors) < rows
+
+
 def _scores_at_once() -> int:
     """Scores that a device holds at once; on a CPU, what its caches can take."""
-    return 1 << (21 if jax.default_backend() == 'cpu' else 26)
+    return 1 << (21 if platform() == 'cpu' else 26)
 
 
-def _local_items(table: jax.Array) -> jax.Array:
-    """Item numbers of this shard's rows, int32 [rows]."""
-    return jax.lax.axis_index('model') * table.shape[0] + jnp.arange(table.shape[0])
+def _first_item(table: jax.Array) -> jax.Array:
+    """Number of this shard's first row, int32 scalar."""
+    return jax.lax.axis_index('model') * table.shape[0]
 
 
-def _local_scores(queries, table, num_items, seen) -> jax.Array:
-    """Scores float32 [rows, b] of this shard's rows; padding rows and `seen` are -inf.
+def _local_scores(queries, table, num_items, seen, first, least) -> jax.Array:
+    """Scores float32 [rows, b] of rows that begin with item `first`.
+
+    Padding rows, `seen` and rows before item `least` are -inf.
+    """
+    scores, rows = _scores(queries, table), table.shape[0]
+    items = first + jnp.arange(rows)
+    if seen is not None:
+        scores = _without(scores, seen - first)
+    scores = jax.lax.optimization_barrier(scores)  # or XLA lays them out anew for every use
+    known = (items > 0) & (items >= least) & (items <= num_items)
+    return jnp.where(known[:, None], scores, -jnp.inf)
+
+
+def _scores(queries, table) -> jax.Array:
+    """float32 [rows, b], the largest of a user's K products with each row.
 
     On a CPU the rounding of a product depends on its number of columns (another kernel takes the
     columns beyond a multiple of 64). Table rows are therefore the product's rows, and its columns,
@@ -227,12 +356,12 @@ def _local_scores(queries, table, num_items, seen) -> jax.Array:
     columns = queries.astype(jnp.float32).reshape(users * vectors, dim)
     columns = jnp.pad(columns, ((0, -len(columns) % _COLUMNS), (0, 0)))
     scores = _product('rd,cd->rc', table.astype(jnp.float32), columns)
-    scores = scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
-    items = _local_items(table)
-    if seen is not None:
-        scores = _without(scores, seen - items[0])
-    scores = jax.lax.optimization_barrier(scores)  # or XLA lays them out anew for every use
-    return jnp.where(((items > 0) & (items <= num_items))[:, None], scores, -jnp.inf)
+    return scores[:, : users * vectors].reshape(rows, users, vectors).max(2)
+
+
+def _of_row(scores, row, here):
+    """[b], of each user the score of its row, anything where it is not here."""
+    return scores[jnp.where(here, row, 0), jnp.arange(len(row))]
 
 
 def _without(scores, row):

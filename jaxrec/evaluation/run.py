@@ -2,7 +2,7 @@
 
 import collections
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.devices.mesh import place_whole
-from jaxrec.problem import Columns, Evaluation, Measured, Part, Problem
+from jaxrec.problem import PRECISION, Columns, Evaluation, Measured, Part, Problem
 
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
@@ -26,12 +26,8 @@ class Pass:
 
     def __init__(self, graphdef: nnx.GraphDef, problem: Problem, constants: dict[str, jax.Array]):
         self._constants = constants
-
-        def predict(full, params, carried, batch):
-            return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
-
-        self._begin = beginning(graphdef, problem)
-        self._predict = {full: jax.jit(functools.partial(predict, full)) for full in (False, True)}
+        self._begin = Beginning(graphdef, problem)
+        self._predict = {full: prediction(graphdef, problem, full) for full in (False, True)}
 
     def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
         """Predicts and measures; runs under the mesh that the parameters are on.
@@ -41,7 +37,9 @@ class Pass:
           evaluation: of the problem.
           full: everything a report shows.
         """
-        return evaluation.measure(self._parts(params, evaluation, full))
+        precision = evaluation.protocol.get('precision', PRECISION)
+        with jax.default_matmul_precision(precision):
+            return evaluation.measure(self._parts(params, evaluation, full))
 
     def _parts(self, params: dict, evaluation: Evaluation, full: bool) -> Iterator[Part]:
         carried, waiting = self._begin(params, self._constants), collections.deque()
@@ -53,31 +51,56 @@ class Pass:
             yield _read(*waiting.popleft())
 
 
-def beginning(graphdef: nnx.GraphDef, problem: Problem) -> Callable[[dict, dict], Any]:
+def prediction(graphdef: nnx.GraphDef, problem: Problem, full: bool) -> Callable:
+    """`Problem.predict` of (parameters, carried, batch), compiled."""
+
+    def predict(params, carried, batch):
+        return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
+
+    return jax.jit(predict)
+
+
+class Beginning:
     """`Problem.begin` of (parameters, constants), compiled.
 
     What it only hands on, an item table above all, is handed on and not copied.
     """
 
-    def begin(params, constants):
-        return problem.begin(nnx.merge(graphdef, params), constants)
+    def __init__(self, graphdef: nnx.GraphDef, problem: Problem):
+        def begin(params, constants):
+            return problem.begin(nnx.merge(graphdef, params), constants)
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def computed(params, constants, which):
-        leaves = jax.tree.leaves(begin(params, constants))
-        return [leaves[n] for n in which]
+        @functools.partial(jax.jit, static_argnums=2)
+        def computed(params, constants, which):
+            leaves = jax.tree.leaves(begin(params, constants))
+            return [leaves[n] for n in which]
 
-    def call(params, constants):
-        jaxpr, shapes = jax.make_jaxpr(begin, return_shape=True)(params, constants)
+        self._begin, self._computed = begin, computed
+
+    def __call__(self, params: dict, constants: dict) -> Any:
+        """All that `begin` gives."""
+        _, new, _ = self._layout(params, constants)
+        made = self._computed(params, constants, new) if new else ()
+        return self.whole(params, constants, made)
+
+    def lower(self, params: dict, constants: dict) -> jax.stages.Lowered:
+        """Of what computes the arrays that are new."""
+        return self._computed.lower(params, constants, self._layout(params, constants)[1])
+
+    def whole(self, params: dict, constants: dict, made: Sequence[jax.Array]) -> Any:
+        """What is handed on and the arrays that are new, put together."""
+        given, _, structure = self._layout(params, constants)
+        inputs, made = jax.tree.leaves((params, constants)), iter(made)
+        leaves = [next(made) if at is None else inputs[at] for at in given]
+        return jax.tree.unflatten(structure, leaves)
+
+    def _layout(self, params, constants):
+        """(which input each result is, numbers of those that are none, structure)."""
+        jaxpr, shapes = jax.make_jaxpr(self._begin, return_shape=True)(params, constants)
         place = {id(var): n for n, var in enumerate(jaxpr.jaxpr.invars)}
         given = [place.get(id(var)) for var in jaxpr.jaxpr.outvars]
-        which = tuple(n for n, at in enumerate(given) if at is None)
-        made = iter(computed(params, constants, which) if which else ())
-        inputs = jax.tree.leaves((params, constants))
-        leaves = [next(made) if at is None else inputs[at] for at in given]
-        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-    return call
+        new = tuple(n for n, at in enumerate(given) if at is None)
+        return given, new, jax.tree.structure(shapes)
 
 
 def collected(parts: Iterable[Part], examples: int) -> Columns:

@@ -10,7 +10,7 @@ from jax import P
 
 from jaxrec.config import Feature
 from jaxrec.devices import mesh as mesh_lib
-from jaxrec.devices.mesh import TABLE, on_mesh, reshape_rows, table_rows
+from jaxrec.devices.mesh import TABLE, on_mesh, table_rows
 from jaxrec.nn.dropout import Key, dropout, dropout_rows
 
 INITS = {
@@ -74,6 +74,8 @@ def dropped(table: jax.Array | Rows, rate: float | jax.Array, key: Key) -> jax.A
 def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array:
     """[table_rows, D], born split over 'model'; the same values on every mesh.
 
+    A table of more than 65,536 rows is drawn row by row, each from its number, a part at a time.
+
     Args:
       init: one of INITS.
       dim: D.
@@ -87,20 +89,36 @@ def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array
     else:
         scale = 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
         draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
-    placed = TABLE if on_mesh() else None
-    parts = next(n for n in range(-(-rows // _ROWS_AT_ONCE), rows + 1) if rows // 64 % n == 0)
-    if parts == 1:
-        return draw(key, (rows, dim), out_sharding=placed)
+    if rows <= _ROWS_AT_ONCE:
+        return draw(key, (rows, dim), out_sharding=TABLE if on_mesh() else None)
+    row = lambda key, number: draw(jax.random.fold_in(key, number), (dim,))  # noqa: E731
+    if not on_mesh():
+        return _filled(row, key, rows, dim, 0)
 
-    # Part n holds rows n, n + parts .., some of every device. Random bits take several times the
-    # memory of the numbers made from them: one part at a time, they stay small.
+    def shard(key):
+        own = rows // jax.lax.axis_size('model')
+        return _filled(row, key, own, dim, jax.lax.axis_index('model') * own)
+
+    return jax.shard_map(shard, in_specs=P(), out_specs=TABLE)(key)
+
+
+def _filled(row, key, rows, dim, first):
+    """row(key, first), row(key, first + 1), ..: [rows, D].
+
+    Random bits take several times the memory of the numbers made from them: not all rows at once.
+    """
+    size = min(rows, _ROWS_AT_ONCE)
+
     def fill(n, table):
-        part = draw(jax.random.fold_in(key, n), (rows // parts, dim), out_sharding=placed)
-        return jax.lax.dynamic_update_index_in_dim(table, part, n, 1)
+        start = jnp.minimum(n * size, rows - size)  # the last ones are drawn twice alike
+        numbers = first + start + jnp.arange(size)
+        drawn = jax.vmap(row, (None, 0))(key, numbers)
+        return jax.lax.dynamic_update_slice_in_dim(table, drawn, start, 0)
 
-    shape = (rows // parts, parts, dim)
-    empty = jnp.zeros(shape, out_sharding=placed and P(*placed, None))
-    return reshape_rows(jax.lax.fori_loop(0, parts, fill, empty), (rows, dim))
+    empty = jnp.zeros((rows, dim))
+    if on_mesh():
+        empty = jax.lax.pcast(empty, 'model', to='varying')
+    return jax.lax.fori_loop(0, -(-rows // size), fill, empty)
 
 
 class Tokens(nnx.Module):

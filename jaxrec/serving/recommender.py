@@ -1,8 +1,10 @@
 """Top-k lists of a trained model, for whole histories."""
 
 import collections
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -17,10 +19,13 @@ from jaxrec.data.splits import Targets
 from jaxrec.devices.mesh import place_whole, serving_rows
 from jaxrec.devices.top_k import top_k, winners
 from jaxrec.errors import UserError
-from jaxrec.evaluation.run import beginning
+from jaxrec.evaluation.run import Beginning
+from jaxrec.problem import Problem
 from jaxrec.serving.given_ids import near
 from jaxrec.training.restore import Trained
 
+BATCH_USERS = 256  # scored at once
+PLANNED_K = 100  # length of the lists that a plan is for
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
 
@@ -47,7 +52,7 @@ class Recommender:
         *,
         keep_seen: bool = False,
         explain: bool = False,
-        batch_users: int = 256,
+        batch_users: int = BATCH_USERS,
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
@@ -58,12 +63,9 @@ class Recommender:
         self.k = min(k, self.catalogue.num_items)
         self._batch_users = batch_users
         self._inputs = trained.experiment.model.inputs()
-        self._top_k = jax.jit(
-            functools.partial(_top_k, trained.graphdef, self.catalogue.num_items, keep_seen),
-            static_argnames='k',
-        )
-        with jax.set_mesh(trained.mesh):
-            begin = beginning(trained.graphdef, trained.served)
+        self._top_k = _program(trained.graphdef, self.catalogue.num_items, keep_seen)
+        with self._placed():
+            begin = Beginning(trained.graphdef, trained.served)
             self._vectors = begin(trained.params, trained.constants)
 
     @property
@@ -161,9 +163,9 @@ class Recommender:
     def _lists(self, histories, users, codes, k):
         shape = (len(users), k)
         lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        waiting, params = collections.deque(), self.trained.params
-        with jax.set_mesh(self.trained.mesh):
-            for chosen, batch in self._batches(histories, users, codes):
+        waiting, params, max_len = collections.deque(), self.trained.params, self._inputs.max_len
+        with self._placed():
+            for chosen, batch in _batches(histories, users, codes, max_len, self._batch_users):
                 out = self._top_k(params, self._vectors, place_whole(batch), k=k)
                 waiting.append((chosen, out))
                 while len(waiting) > _IN_FLIGHT:
@@ -174,15 +176,39 @@ class Recommender:
             raise UserError('the model gives scores that are not numbers: its training diverged')
         return lists
 
-    def _batches(self, histories, users, codes):
-        whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
-        return history_batches(
-            histories,
-            whole,
-            max_len=self._inputs.max_len,
-            codes=codes,
-            **serving_rows(self._batch_users),
-        )
+    @contextlib.contextmanager
+    def _placed(self):
+        """On the model's mesh, in the precision of its evaluations."""
+        precision = self.trained.experiment.task.precision
+        with jax.set_mesh(self.trained.mesh), jax.default_matmul_precision(precision):
+            yield
+
+
+def planned(problem: Problem, experiment: Any, graphdef: nnx.GraphDef) -> tuple[Callable, dict]:
+    """What a plan compiles for bulk lists of `PLANNED_K`.
+
+    Returns:
+      The jitted (parameters, vectors, batch) -> lists, and its longest batch.
+    """
+    histories, max_len = problem.source, experiment.model.inputs().max_len
+    users = np.arange(histories.num_users)
+    batches = _batches(histories, users, problem.codes, max_len, BATCH_USERS)
+    _, batch = max(batches, key=lambda one: one[1]['items'].size + one[1]['seen'].size)
+    k = min(PLANNED_K, problem.sizes['item'])
+    lists = _program(graphdef, problem.sizes['item'], keep_seen=False)
+    return jax.jit(lambda params, vectors, batch: lists(params, vectors, batch, k=k)), batch
+
+
+def _batches(histories, users, codes, max_len, batch_users):
+    whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
+    return history_batches(
+        histories, whole, max_len=max_len, codes=codes, **serving_rows(batch_users)
+    )
+
+
+def _program(graphdef, num_items, keep_seen):
+    call = functools.partial(_top_k, graphdef, num_items, keep_seen)
+    return jax.jit(call, static_argnames='k')
 
 
 def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, *, k):

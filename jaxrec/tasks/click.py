@@ -68,6 +68,7 @@ class Config(problem.Task):
             'gauc': 'weighted by impressions, users with both classes',
             'gauc_mean': list(self.gauc or self.labels),
             'data_split': f'{self.day} from {self.valid_from}, {self.test_from}',
+            **self.told_precision(),
         }
 
     def open(

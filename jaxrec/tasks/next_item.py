@@ -73,6 +73,7 @@ class Config(Task):
     def protocol_fields(self) -> dict[str, Any]:
         """The protocol, and how the data are split."""
         found = {**protocols.asdict(protocols.protocol_of(self)), 'data_split': self.split}
+        found |= self.told_precision()
         if self.periods > 1:
             return {**found, 'data_split': 'periods', 'targets': self.targets}
         if self.split != 'leave-one-out':
@@ -179,6 +180,8 @@ class Config(Task):
     def generated(self, experiment: Any, items: int) -> 'NextItem':
         """The problem on generated histories that fill every row, of a catalogue of `items`.
 
+        The last events are learnt and are the targets of evaluations too: it is there to be timed.
+
         Raises:
           UserError: the model reads features, which they lack.
         """
@@ -187,7 +190,9 @@ class Config(Task):
         length, rows = experiment.model.inputs().max_len + 1, experiment.train.batch_rows
         histories = generated(length, rows, items)
         meta = {'data_hash': '', 'path': ''}
-        return NextItem(experiment, histories, meta, split=_everything(histories))
+        last = Targets(np.arange(histories.num_users), histories.offsets[1:] - 1)
+        split = dataclasses.replace(_everything(histories), valid=last, test=last)
+        return NextItem(experiment, histories, meta, split=split)
 
 
 class Retrieval(Problem):

@@ -59,7 +59,8 @@ class Config(problem.Task):
 
     def protocol_fields(self) -> dict[str, Any]:
         """How nodes are split and what predicts their classes."""
-        return {'name': 'nodes', 'probe': self.probe, 'data_split': self.split}
+        found = {'name': 'nodes', 'probe': self.probe, 'data_split': self.split}
+        return found | self.told_precision()
 
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)

@@ -18,7 +18,7 @@ from flax import nnx
 from jax import P
 
 from jaxrec import rng
-from jaxrec.devices.mesh import put_whole
+from jaxrec.devices.mesh import in_order, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
 from jaxrec.problem import Problem
@@ -92,12 +92,7 @@ class Runs:
         self.constants, self._begun = put_whole(problem.constants), 0
         count = len(self.experiments)
         devices = next(n for n in range(min(count, jax.device_count()), 0, -1) if count % n == 0)
-        self._mesh = jax.make_mesh(
-            (devices,),
-            (_AXIS,),
-            devices=jax.devices()[:devices],
-            axis_types=(jax.sharding.AxisType.Auto,),
-        )
+        self._mesh = jax.sharding.Mesh(np.array(in_order(jax.devices())[:devices]), (_AXIS,))
         self._placement = jax.NamedSharding(self._mesh, P(_AXIS))
         self._constants = jax.device_put(problem.constants, jax.NamedSharding(self._mesh, P()))
         self._values = {
@@ -168,7 +163,8 @@ class Runs:
 
     def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        step = train_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
+        train = self._shared.train
+        step = train_step(graphdef, optimizer, values[_SEED], train.microbatches, train.precision)
         return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:

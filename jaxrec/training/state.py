@@ -52,9 +52,13 @@ def split_model(model: ModelConfig, sizes: Sizes) -> tuple[Any, dict]:
 
 def init_state(model: ModelConfig, sizes: Sizes, optimizer: Optimizer, seed: int) -> dict:
     """A new train state on the current mesh; a function of `seed` alone, whatever the mesh."""
+    return initialiser(model, sizes, optimizer)(rng.key(seed))
+
+
+def initialiser(model: ModelConfig, sizes: Sizes, optimizer: Optimizer) -> Callable:
+    """The jitted beginning key -> train state."""
     graphdef, _ = split_model(model, sizes)
-    init = jax.jit(lambda key: new_state(graphdef, model, sizes, optimizer, key))
-    return init(rng.key(seed))
+    return jax.jit(lambda key: new_state(graphdef, model, sizes, optimizer, key))
 
 
 def new_state(
@@ -70,7 +74,11 @@ def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
 
 
 def train_step(
-    graphdef: Any, optimizer: Optimizer, seed: int | jax.Array, microbatches: int = 1
+    graphdef: Any,
+    optimizer: Optimizer,
+    seed: int | jax.Array,
+    microbatches: int = 1,
+    precision: str = 'default',
 ) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
@@ -85,6 +93,7 @@ def train_step(
         the same step but for the draws of dropout and negatives, for a loss that is a mean over
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
         once the activations of a turn fit its caches.
+      precision: of matrix products, see `config.Train`.
     """
     dense = functools.partial(_dense_update, microbatches=microbatches)
     update = _sparse_update if optimizer.sparse else dense
@@ -93,7 +102,8 @@ def train_step(
     @jax.jit(donate_argnums=0)
     def step(state, batch, constants=None):
         key = jax.random.fold_in(rng.key(seed), state['step'])
-        new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
+        with jax.default_matmul_precision(precision):
+            new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
         new['step'] = state['step'] + 1
         if ema:
             new['ema'] = average(state['ema'], new['params'], ema, state['step'])
@@ -221,8 +231,12 @@ class Program:
         check_model(experiment.model, problem)
         self.graphdef, self._params = split_model(experiment.model, problem.sizes)
         self.optimizer = make_optimizer(experiment.optim, experiment.model, horizon)
-        self.constants = put_whole(problem.constants)
-        self._step = None
+        self._given, self._step = problem.constants, None
+
+    @functools.cached_property
+    def constants(self) -> dict:
+        """Of the problem, placed."""
+        return put_whole(self._given)
 
     def init(self) -> dict:
         """A new train state."""
@@ -237,7 +251,9 @@ class Program:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
         train, optim = self._experiment.train, self._experiment.optim
         optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
-        self._step = train_step(self.graphdef, optimizer, train.seed, train.microbatches)
+        self._step = train_step(
+            self.graphdef, optimizer, train.seed, train.microbatches, train.precision
+        )
 
     def put(self, batches: Sequence[dict]) -> dict:
         """The batch of the run, placed."""
