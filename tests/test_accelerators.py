@@ -1,7 +1,7 @@
 """Every experiment compiled for machines that are not here, by their own compilers.
 
 pytest -m accelerators; skipped where they are not installed ('jax[tpu]', 'jax[cuda13]'). Models
-and batches are those of the experiments, on made-up data of 60,000 items; nothing runs. One core
+and batches are those of the experiments, on made-up data of 400,000 items; nothing runs. One core
 takes hours for all: `-k v5e:4x4`, `-k sasrec_beauty`.
 """
 
@@ -28,7 +28,7 @@ from jaxrec.training import plan
 
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
 pytestmark = pytest.mark.accelerators
-ITEMS, USERS = 60_000, 300
+ITEMS, USERS = 400_000, 300
 TARGETS = ('v5e:4x4', 'v5e:16x16', 'v6e:16x16', 'h100:8')
 SPLITS = {'data parallel': 1, 'pairs': 2, 'tables split': 4}  # devices on the model axis
 
@@ -61,8 +61,8 @@ def histories(experiment):
 
 
 def impressions(task):
-    """5,000 rows with the fields and labels of the task; every tenth validates, or tests."""
-    rng, count = np.random.default_rng(0), 5_000
+    """50,000 rows with the fields and labels of the task; every tenth validates, or tests."""
+    rng, count = np.random.default_rng(0), 50_000
     days = np.where(np.arange(count) % 10 == 8, task.valid_from, 0)
     days = np.where(np.arange(count) % 10 == 9, task.test_from, days)
     columns = {task.day: days}
