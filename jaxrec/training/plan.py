@@ -174,9 +174,11 @@ class _Planned:
         parts = {'parameters': per_device(self._params)}
         return self._compiled(self._begun(), parts) if self._made() else None
 
-    def evaluation(self) -> dict:
-        """The longest batch of an evaluation during training, beside the train state."""
+    def evaluation(self) -> dict | None:
+        """The longest batch of an evaluation in training, beside the state; None without any."""
         evaluations = self.problem.evaluations or self.problem.periods[-1]().before
+        if not evaluations:
+            return None
         evaluation = next(iter(evaluations.values()))()
         batch = max((batch for _, batch in evaluation.batches()), key=host_bytes)
         predict = prediction(self._program.graphdef, self.problem, full=True)
@@ -283,7 +285,7 @@ def _smallest(experiment: Experiment, items: int, target: Target) -> config.Mesh
             state = Program(experiment, problem, 1).abstract()
             if per_device(state) <= target.machine.memory / 2 or mesh == shapes[-1]:
                 return mesh
-    raise AssertionError
+    raise AssertionError('a target has devices')
 
 
 def _too_large(message: str, parts: dict[str, int]) -> dict:
