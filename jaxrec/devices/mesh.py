@@ -100,6 +100,16 @@ def _any(votes):
     return jax.reshard(votes, P()).any(0)
 
 
+def platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the current mesh is made of, which need not be here.
+
+    Without a mesh, JAX's default. Also inside jit.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    found = device.platform if device else jax.default_backend()
+    return 'gpu' if found in ('cuda', 'rocm') else found
+
+
 def on_mesh() -> bool:
     """Whether a ('data', 'model') mesh is set; models and losses also work without one."""
     return 'model' in jax.sharding.get_abstract_mesh().axis_names

@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
+from jaxrec.training import sparse
 
 
 class Checkpoints:
@@ -94,6 +95,7 @@ class Checkpoints:
                 f'{manager.directory} holds step {newest}, later than this run is ({step}): '
                 'checkpoints were removed by hand; use another --workdir'
             )
+        tree = sparse.plain(tree)
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':

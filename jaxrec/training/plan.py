@@ -20,7 +20,7 @@ from jaxrec.devices import hlo
 from jaxrec.devices.mesh import BATCH, make_mesh
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, check
-from jaxrec.training.state import Program, train_step
+from jaxrec.training.state import Program
 
 _PARTS = {  # of the train state, and what they are called
     'params': 'parameters',
@@ -79,8 +79,8 @@ def _plan(experiment: Experiment, mesh: config.Mesh, items: int, rows: int) -> d
     settings = experiment.train
     program = Program(experiment, problem, settings.epochs * batches.steps_per_epoch)
     state = program.abstract()
-    step = train_step(program.graphdef, program.optimizer, settings.seed, settings.microbatches)
-    programs = [step.lower(state, batch, program.constants).compile() for batch in shapes]
+    program.start(0)
+    programs = [program.lowered(batch).compile() for batch in shapes]
     batch, compiled = max(zip(shapes, programs, strict=True), key=lambda both: _held(both[1]))
     compiled_text, sizes = compiled.as_text(), compiled.memory_analysis()
 

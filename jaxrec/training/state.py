@@ -68,7 +68,13 @@ def abstract_state(graphdef: Any, params: dict, optimizer: Optimizer) -> dict:
     return concrete(jax.eval_shape(lambda p: _state(graphdef, p, optimizer), params))
 
 
-def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int = 1) -> Callable:
+def train_step(
+    graphdef: Any,
+    optimizer: Optimizer,
+    seed: int,
+    microbatches: int = 1,
+    layouts: Any = None,
+) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
     All randomness is fold_in(key(seed), step), so a step can be done again bit for bit. The metrics
@@ -82,12 +88,13 @@ def train_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int
         the same step but for the draws of dropout and negatives, for a loss that is a mean over
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
         once the activations of a turn fit its caches.
+      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
     """
     dense = functools.partial(_dense_update, microbatches=microbatches)
     update = _sparse_update if optimizer.sparse else dense
     ema = optimizer.settings.ema
 
-    @jax.jit(donate_argnums=0)
+    @jax.jit(donate_argnums=0, out_shardings=(layouts, None))
     def step(state, batch, constants=None):
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
         new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
@@ -219,7 +226,7 @@ class Program:
         self.graphdef, self._params = split_model(experiment.model, problem.sizes)
         self.optimizer = make_optimizer(experiment.optim, experiment.model, horizon)
         self.constants = put_whole(problem.constants)
-        self._step = None
+        self._step = self._layouts = None
 
     def init(self) -> dict:
         """A new train state."""
@@ -234,7 +241,10 @@ class Program:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
         train, optim = self._experiment.train, self._experiment.optim
         optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
-        self._step = train_step(self.graphdef, optimizer, train.seed, train.microbatches)
+        self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
+        self._step = train_step(
+            self.graphdef, optimizer, train.seed, train.microbatches, self._layouts
+        )
 
     def put(self, batches: Sequence[dict]) -> dict:
         """The batch of the run, placed."""
@@ -242,7 +252,12 @@ class Program:
 
     def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
         """(state, metrics) after a batch; the state is donated."""
-        return self._step(state, batch, self.constants)
+        return self._step(sparse.laid_out(state, self._layouts), batch, self.constants)
+
+    def lowered(self, batch: dict) -> jax.stages.Lowered:
+        """The step of a batch's shapes, to be compiled for devices that need not be here."""
+        state = sparse.laid_out(self.abstract(), self._layouts)
+        return self._step.lower(state, batch, self.constants)
 
     def parameters(self, state: dict) -> Iterator[dict]:
         """Those to evaluate, run by run."""
