@@ -1,26 +1,31 @@
 """Touched rows only: the gradients of the dense step, optimisers against dense numpy references."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import runs
+import topologies
 from flax import nnx
+from jax.experimental.layout import Layout
 from models import jit
 
 from jaxrec.config import Data, Optim
 from jaxrec.devices.mesh import TABLE, put_batch, table_rows
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, check
+from jaxrec.experiment import Experiment, applied, check
 from jaxrec.losses import weighted_mean
 from jaxrec.models import sasrec
 from jaxrec.nn.embeddings import Rows, dropped, lookup
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.problem import Model, ModelConfig
 from jaxrec.training import sparse
+from jaxrec.training.loop import fit
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import init_state, split_model, train_step
+from jaxrec.training.state import Program, init_state, split_model, train_step
 
 KINDS = ('rowwise_adagrad', 'sparse_adam')
 ITEMS, L, B = 100, 6, 8
@@ -310,3 +315,58 @@ def test_a_step_that_needs_the_whole_table_is_refused():
         assert not model.tables()
         with pytest.raises(UserError, match='touched rows only need a sampled loss'):
             check(Experiment(model=model, data=data, optim=optim))
+
+
+def test_a_state_laid_out_goes_on_and_is_stored_as_ever(tmp_path, monkeypatch):
+    """Column by column, where a CPU lays out row by row: steps, checkpoints and resuming."""
+    changes = {
+        'optim.table': 'sparse_adam',
+        'optim.ema': 0.0,
+        'model.loss': 'bce',
+        'train.epochs': 1,
+        'mesh.data': 2,
+        'mesh.model': 2,
+    }
+    experiment = runs.small(tmp_path, **changes)
+    fit(experiment, tmp_path / 'plain')
+    monkeypatch.setattr(sparse, 'platform', lambda: 'tpu')
+    monkeypatch.setattr(sparse, '_BY_ROW', Layout((1, 0)))
+    seen, step = set(), Program.step
+
+    def stepped(self, state, batch):
+        state, metrics = step(self, state, batch)
+        own = state['opt_state']['tables']['table']
+        tables = state['params']['table'], own['m'], own['v']
+        seen.update(x.format.layout.major_to_minor for x in tables)
+        return state, metrics
+
+    monkeypatch.setattr(Program, 'step', stepped)
+    asked = iter([False, False, True])
+    fit(experiment, tmp_path / 'laid', stop=lambda: next(asked))
+    fit(experiment, tmp_path / 'laid')
+    assert seen == {(1, 0)}
+    for one, two in zip(*(runs.params_of(tmp_path / n) for n in ('plain', 'laid')), strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, two)
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('dim', [50, 64, 192])
+def test_on_a_tpu_no_step_copies_a_table(dim, kind, tmp_path):
+    experiment = runs.small(tmp_path, **{'model.dim': dim, 'model.loss': 'sampled_softmax'})
+    experiment = applied(experiment, {'optim.table': kind, 'optim.ema': 0.0})
+    items = 1_000_000
+    with jax.set_mesh(topologies.mesh_of(topologies.tpu('v5e:2x2'), 2, 2)):
+        problem = experiment.task.generated(experiment, items)
+        program = Program(experiment, problem, 10)
+        program.start(0)
+        split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
+        (batch,) = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+            problem.batches().shapes(),
+        )
+        compiled = program.lowered(batch).compile()
+    copied = re.findall(r'= f32\[(\d+),\d+\]\S* (?:copy|copy-done|transpose)\(', compiled.as_text())
+    assert max(map(int, copied), default=0) < items / 2
+    half = items * dim  # bytes of half a shard
+    assert compiled.memory_analysis().temp_size_in_bytes < half

@@ -22,6 +22,7 @@ from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.devices import cluster
 from jaxrec.errors import UserError
+from jaxrec.training import sparse
 
 KEPT = {'last': 2, 'best': 1}  # of each series
 _ASIDE = 'damaged'  # folder beside the series
@@ -158,6 +159,7 @@ class Checkpoints:
             return
         for later in [other for other in manager.all_steps() if other > step]:
             manager.delete(later)  # a best one that a run, gone back, has not come to again
+        tree = sparse.plain(tree)
         # Saving goes on in the background while the next step reuses (donates) these buffers,
         # which on a CPU the writer may still be reading.
         if jax.default_backend() == 'cpu':

@@ -32,6 +32,7 @@ from jaxrec.devices.target import Target, network_seconds, seconds, target_of
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning, prediction
 from jaxrec.experiment import Experiment, check
+from jaxrec.training import sparse
 from jaxrec.training.state import Program, evaluated, initialiser, train_step
 
 PARTS = {  # of the train state, and what they are called
@@ -149,18 +150,21 @@ class _Planned:
     def step(self) -> dict:
         """The training step of the largest batch, of all shapes that come."""
         settings = self._experiment.train
+        layouts = sparse.layouts(self._state, self._program.optimizer.tables)
+        state = sparse.laid_out(self._state, layouts)
         step = train_step(
             self._program.graphdef,
             self._program.optimizer,
             settings.seed,
             settings.microbatches,
             settings.precision,
+            layouts,
         )
         found = []
         for batch in (abstract(batch, BATCH) for batch in self.batches.shapes()):
             parts = _parts(self._state) | {'batch': per_device(batch)}
             parts |= {'constants': per_device(self._constants)} if self._constants else {}
-            found.append(self._compiled(step.lower(self._state, batch, self._constants), parts))
+            found.append(self._compiled(step.lower(state, batch, self._constants), parts))
         return max(found, key=lambda one: one['memory']['total']) | {'batch_shapes': len(found)}
 
     def first_state(self) -> dict:

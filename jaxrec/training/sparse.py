@@ -12,13 +12,15 @@ Optimisers of the rows (optim.table):
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import P
+from jax.experimental.layout import Format, Layout
 
 from jaxrec import config
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import on_mesh, platform, replicated
 from jaxrec.nn.embeddings import Rows
 
 
@@ -32,6 +34,59 @@ def init(table: jax.Array, kind: str) -> dict[str, jax.Array]:
         'v': jnp.zeros_like(table),
         'touched': per_row.astype(jnp.int32),  # the last step that named the row
     }
+
+
+_BY_ROW = Layout(major_to_minor=(0, 1))
+
+
+def layouts(state: dict, tables: Iterable[str]) -> Any:
+    """How a train state has to lie in memory for its tables to be updated in place.
+
+    A TPU by itself lays a table [rows, D] out column by column where D is no multiple of 128, and
+    then turns it round before a step's scatter and back after it: two copies of the whole. Row by
+    row a row takes the room of the next multiple, and a step does not touch the others. What is on
+    disk stays as it was.
+
+    Args:
+      state: abstract, placed.
+      tables: those updated sparsely.
+
+    Returns:
+      A tree like `state` of formats, None where any will do; None where nothing is asked for.
+    """
+    if platform() != 'tpu' or not tables:
+        return None
+    moments = state['opt_state']['tables']
+    own = jax.tree.leaves([(state['params'][name], moments[name]) for name in tables])
+    asked = {id(x) for x in own if x.ndim == 2}
+    return jax.tree.map(lambda x: Format(_BY_ROW, x.sharding) if id(x) in asked else None, state)
+
+
+def laid_out(state: dict, layouts: Any) -> dict:
+    """The train state, or its shapes, laid out as `layouts` says."""
+
+    def put(wanted, x):
+        if wanted is None:
+            return x
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=wanted)
+        return jax.device_put(x, wanted)
+
+    if layouts is None:
+        return state
+    return jax.tree.map(put, layouts, state, is_leaf=lambda x: x is None)
+
+
+def plain(tree: Any) -> Any:
+    """Arrays as JAX lays them out by itself: Orbax mixes up the numbers of what is laid out."""
+    if platform() != 'tpu':
+        return tree
+
+    def own(x):
+        laid = x.ndim == 2 and x.format.layout.major_to_minor == _BY_ROW.major_to_minor
+        return jnp.copy(x) if laid else x
+
+    return jax.tree.map(own, tree)
 
 
 def touched(batch: dict, paths: Iterable[str], rows: int) -> jax.Array:

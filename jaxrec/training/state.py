@@ -79,6 +79,7 @@ def train_step(
     seed: int | jax.Array,
     microbatches: int = 1,
     precision: str = 'default',
+    layouts: Any = None,
 ) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
@@ -94,12 +95,13 @@ def train_step(
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
         once the activations of a turn fit its caches.
       precision: of matrix products, see `config.Train`.
+      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
     """
     dense = functools.partial(_dense_update, microbatches=microbatches)
     update = _sparse_update if optimizer.sparse else dense
     ema = optimizer.settings.ema
 
-    @jax.jit(donate_argnums=0)
+    @jax.jit(donate_argnums=0, out_shardings=(layouts, None))
     def step(state, batch, constants=None):
         key = jax.random.fold_in(rng.key(seed), state['step'])
         with jax.default_matmul_precision(precision):
@@ -231,7 +233,7 @@ class Program:
         check_model(experiment.model, problem)
         self.graphdef, self._params = split_model(experiment.model, problem.sizes)
         self.optimizer = make_optimizer(experiment.optim, experiment.model, horizon)
-        self._given, self._step = problem.constants, None
+        self._given, self._step, self._layouts = problem.constants, None, None
 
     @functools.cached_property
     def constants(self) -> dict:
@@ -251,8 +253,14 @@ class Program:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
         train, optim = self._experiment.train, self._experiment.optim
         optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
+        self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
         self._step = train_step(
-            self.graphdef, optimizer, train.seed, train.microbatches, train.precision
+            self.graphdef,
+            optimizer,
+            train.seed,
+            train.microbatches,
+            train.precision,
+            self._layouts,
         )
 
     def put(self, batches: Sequence[dict]) -> dict:
@@ -261,7 +269,12 @@ class Program:
 
     def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
         """(state, metrics) after a batch; the state is donated."""
-        return self._step(state, batch, self.constants)
+        return self._step(sparse.laid_out(state, self._layouts), batch, self.constants)
+
+    def lowered(self, batch: dict) -> jax.stages.Lowered:
+        """The step of a batch's shapes, to be compiled for devices that need not be here."""
+        state = sparse.laid_out(self.abstract(), self._layouts)
+        return self._step.lower(state, batch, self.constants)
 
     def parameters(self, state: dict) -> Iterator[dict]:
         """Those to evaluate, run by run."""
