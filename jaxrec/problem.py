@@ -221,7 +221,8 @@ class Task:
     def protocol_fields(self) -> dict[str, Any]:
         """JSON-able: what the numbers depend on besides model and data, with the 'name' of it all.
 
-        Numbers of which these differ never share a table.
+        With `told_precision`, by which a pass knows how to multiply. Numbers of which these differ
+        never share a table.
         """
         raise NotImplementedError
 
