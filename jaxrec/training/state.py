@@ -254,6 +254,7 @@ class Program:
         train, optim = self._experiment.train, self._experiment.optim
         optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
         self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
+        _ = self.constants  # placed now: a step may be traced
         self._step = train_step(
             self.graphdef,
             optimizer,
