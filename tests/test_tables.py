@@ -511,7 +511,8 @@ def test_code_hash_does_not_see_words(package):
 
 
 OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
-NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision')  # of the task; there was one task
+# of the task; there was one task
+NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision')
 
 
 def first_format(cell, ranks, **config_changes):
