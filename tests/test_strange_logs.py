@@ -148,27 +148,27 @@ def archive(kind):
     return out.getvalue()
 
 
-@pytest.mark.parametrize(
-    ('content', 'what'),
-    [
-        (archive('zip'), 'zip archive'),
-        (archive('tar'), 'tar archive'),
-        (gzip.compress(archive('tar')), 'tar archive'),
-        (gzip.compress(gzip.compress(PLAIN.encode())), "gzip'd twice"),
-        (bz2.compress(PLAIN.encode()), 'bunzip2'),
-        (lzma.compress(PLAIN.encode()), 'unxz'),
-        (pa.compress(PLAIN.encode(), 'zstd', asbytes=True), 'unzstd'),
-        (archive('arrow'), 'Parquet'),
-        (archive('orc'), 'Parquet'),
-        (archive('numpy'), 'numpy'),
-        (PLAIN.encode('utf-16'), 'UTF-16'),
-        (b'user,item\n\0\0', 'zero bytes'),
-        (json.dumps([{'user': 1, 'item': 2}]), 'JSON'),
-        ('{"user": 1, "item": 2}\n', 'JSON'),
-        ('<!DOCTYPE html><html>404</html>', 'failed download'),
-        (PLAIN.encode().replace(b'u1', b'\xe9'), 'not UTF-8'),
-    ],
-)
+OTHERS = [
+    (archive('zip'), 'zip archive'),
+    (archive('tar'), 'tar archive'),
+    (gzip.compress(archive('tar')), 'tar archive'),
+    (gzip.compress(gzip.compress(PLAIN.encode())), "gzip'd twice"),
+    (bz2.compress(PLAIN.encode()), 'bunzip2'),
+    (lzma.compress(PLAIN.encode()), 'unxz'),
+    (pa.compress(PLAIN.encode(), 'zstd', asbytes=True), 'unzstd'),
+    (archive('arrow'), 'Parquet'),
+    (archive('orc'), 'Parquet'),
+    (archive('numpy'), 'numpy'),
+    (PLAIN.encode('utf-16'), 'UTF-16'),
+    (b'user,item\n\0\0', 'zero bytes'),
+    (json.dumps([{'user': 1, 'item': 2}]), 'JSON'),
+    ('{"user": 1, "item": 2}\n', 'JSON'),
+    ('<!DOCTYPE html><html>404</html>', 'failed download'),
+    (PLAIN.encode().replace(b'u1', b'\xe9'), 'not UTF-8'),
+]
+
+
+@pytest.mark.parametrize(('content', 'what'), OTHERS, ids=[what for _, what in OTHERS])
 def test_other_formats_are_named_and_refused(load, content, what):
     refused(lambda: load(content), what)
 
