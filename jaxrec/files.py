@@ -149,6 +149,20 @@ def digest(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
+def standing(path: pathlib.Path) -> list[int]:
+    """Size, times and place on disk of a file: who changes its content changes one of them."""
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+
+
+def noted(path: pathlib.Path) -> Any:
+    """What a JSON note holds that can be made again: None if it is missing or damaged."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def _content(path: pathlib.Path) -> dict:
     return {'bytes': path.stat().st_size, 'sha256': digest(path)}
 

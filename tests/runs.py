@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
@@ -86,6 +87,22 @@ def process(name: str, *words, **options) -> Done:
 def started(words: list[str]) -> subprocess.Popen:
     """A process whose output is read while it goes."""
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def killed_after(process: subprocess.Popen, seconds: float) -> tuple[bool, str]:
+    """Kills a training so many seconds after its first line of a step; (was it, its output)."""
+    due, output, killed = None, '', False
+    for text in process.stdout:
+        output += text
+        if text.startswith('step '):
+            due = due or time.monotonic() + seconds
+        if due and time.monotonic() > due:
+            process.kill()
+            killed = True
+            break
+    process.stdout.close()
+    process.wait()
+    return killed, output
 
 
 def inside(name: str, *words) -> Done:

@@ -14,7 +14,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from jaxrec import datasets
+from jaxrec import datasets, files
 from jaxrec.config import Data
 from jaxrec.data import stored
 from jaxrec.data.histories import Histories
@@ -142,7 +142,7 @@ def test_a_prepared_set_opens_without_tfds_or_its_source(tmp_path):
     options += [{'log': path}, {'log': f'{path}/columns'}]
     code = f"""if True:
         import os, sys
-        from jaxrec import datasets
+        from jaxrec import datasets, files
         from jaxrec.config import Data
         for options in {options}:
             h, meta = datasets.load(Data(**options, data_dir={data_dir!r}), say=None)
@@ -280,8 +280,8 @@ def test_large_columns_are_compared_once_and_when_they_change(tmp_path, monkeypa
     columns = pathlib.Path(meta['path']) / store.COLUMNS
     assert (columns / stored.VERIFIED).exists()
     compared = []
-    sha256 = stored._sha256
-    monkeypatch.setattr(stored, '_sha256', lambda path: compared.append(path) or sha256(path))
+    digest = files.digest
+    monkeypatch.setattr(files, 'digest', lambda path: compared.append(path) or digest(path))
     store.find(columns.parent)
     assert not compared
     flip(columns / 'items.npy', -1)

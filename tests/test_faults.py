@@ -16,13 +16,23 @@ import os
 import random
 import resource
 import shutil
-import time
 
 import jax
 import numpy as np
 import pytest
 from pyarrow import parquet
-from runs import check_same_run, inside, line, metrics_of, params_of, same, small, started, write
+from runs import (
+    check_same_run,
+    inside,
+    killed_after,
+    line,
+    metrics_of,
+    params_of,
+    same,
+    small,
+    started,
+    write,
+)
 from test_table import Pretend, table_file
 from test_tables import make_stored
 
@@ -593,17 +603,8 @@ def test_kills_lose_nothing(tmp_path):
         run = tmp_path / f'run{rounds}'
         while kills < count and at < 2000:
             process = started(line('train', f'--config={config}', f'--workdir={run}'))
-            due, output = None, ''
-            for text in process.stdout:
-                output += text
-                if text.startswith('step '):
-                    due = due or time.monotonic() + RNG.uniform(0, 3)
-                if due and time.monotonic() > due:
-                    process.kill()
-                    kills += 1
-                    break
-            process.stdout.close()
-            process.wait()
+            killed, output = killed_after(process, RNG.uniform(0, 3))
+            kills += killed
             assert 'error' not in output and 'damaged' not in output, output
             if 'going on from step' in output:
                 begun = int(output.split('going on from step ')[1].split()[0])

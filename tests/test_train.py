@@ -5,7 +5,6 @@ import os
 import pathlib
 import random
 import signal
-import time
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ import pytest
 from runs import (
     check_same_run,
     inside,
+    killed_after,
     line,
     lines_of,
     losses_of,
@@ -102,16 +102,9 @@ def test_stopped_and_killed_at_random_moments_a_run_ends_with_the_bits_of_one_th
     assert params_of(tmp_path)[0] < 20
     rng, kills = random.Random(os.environ.get('JAXREC_TEST_SEED', '0')), 0
     for _ in range(2):
-        running, at = started(words), None
-        for text in running.stdout:  # the random moment counts from the first sign of training
-            if text.startswith('step '):
-                at = at or time.monotonic() + rng.uniform(0, 0.3)
-            if at and time.monotonic() > at:
-                running.kill()
-                kills += 1
-                break
-        running.stdout.close()
-        if running.wait() == 0:
+        running = started(words)
+        kills += killed_after(running, rng.uniform(0, 0.3))[0]
+        if running.returncode == 0:
             break
     assert kills >= 1
     done = process('train', f'--config={config}', f'--workdir={tmp_path}')

@@ -48,7 +48,7 @@ def save(data: Any, folder: str | os.PathLike, about: dict | None = None) -> dic
     columns = data.columns()
     for name, column in columns.items():
         np.save(partial / f'{name}.npy', column, allow_pickle=False)
-    hashes = {name: _sha256(partial / f'{name}.npy') for name in columns}
+    hashes = {name: files.digest(partial / f'{name}.npy') for name in columns}
     meta = {
         **(about or {}),
         'kind': data.KIND,
@@ -100,28 +100,15 @@ def _meta_hash(meta: dict) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def _verify(folder: pathlib.Path, hashes: Mapping[str, str]) -> None:
     """ValueError if a file has other content than meta.json says."""
-    stats = {name: (folder / f'{name}.npy').stat() for name in hashes}
-    large = sum(stat.st_size for stat in stats.values()) > ALWAYS
-    now = {n: [s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in stats.items()}
-    if large and _noted(folder) == now:
+    now = {name: files.standing(folder / f'{name}.npy') for name in hashes}
+    large = sum(size for size, *_ in now.values()) > ALWAYS
+    if large and files.noted(folder / VERIFIED) == now:
         return
     for name, expected in hashes.items():
-        if _sha256(folder / f'{name}.npy') != expected:
+        if files.digest(folder / f'{name}.npy') != expected:
             raise ValueError(f'{name}.npy has changed since it was written')
     if large:
         with contextlib.suppress(OSError):  # of a read-only folder: compared again next time
             files.write_json(folder / VERIFIED, now)
-
-
-def _noted(folder: pathlib.Path) -> Any:
-    try:
-        return json.loads((folder / VERIFIED).read_text())
-    except (OSError, ValueError):
-        return None

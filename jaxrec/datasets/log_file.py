@@ -99,17 +99,15 @@ def read(config: config_lib.Data, most: int | None = None) -> Events:
     if config.layout not in LAYOUTS:
         raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
     paths = log_parts.parts(config.log)
-    if len(paths) == 1:
-        layout, delimiter = _layout(paths[0], config)
-        if layout in READERS:
-            return _read_words(paths[0], layout, config)
+    layouts = [_layout(path, config) for path in paths]
+    if len(paths) == 1 and layouts[0][0] in READERS:
+        return _read_words(paths[0], layouts[0][0], config)
     names = (config.user_col, config.item_col, config.time_col, columns(config))
     pieces, abouts, kinds = tabular.Pieces(*names), [], set()
-    for path in paths:
+    for path, (layout, delimiter) in zip(paths, layouts, strict=True):
         if most and pieces.rows >= most:
             break
         with _complaints(path):
-            layout, delimiter = _layout(path, config)
             kinds.add(layout)
             if layout in READERS or len(kinds) > 1:
                 raise UserError(

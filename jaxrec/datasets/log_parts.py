@@ -4,10 +4,10 @@ A log is a file, a folder (with its folders; what begins with a dot or underscor
 Spark and Hive do) or a pattern like 'day=*/part-*.parquet'. Its parts follow each other by name.
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -130,30 +130,18 @@ def content_hash(log: str, root: pathlib.Path) -> str:
 
 def _of_file(path: pathlib.Path, known: pathlib.Path) -> str:
     try:
-        stat = path.stat()
-        if stat.st_size <= WHOLE:
-            return _sha256(path)
-        now = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev]
+        now = size, modified, changed, *_ = files.standing(path)
+        if size <= WHOLE:
+            return files.digest(path)
         note = known / hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:32]
-        if note.exists():
-            try:
-                before, found = json.loads(note.read_text())
-                if before == now and isinstance(found, str):
-                    return found
-            except (OSError, ValueError, TypeError):
-                pass  # made again
-        found = _sha256(path)
-        if time.time() - max(stat.st_mtime, stat.st_ctime) > SETTLED:
-            try:
+        match files.noted(note):
+            case [before, str(found)] if before == now:
+                return found
+        found = files.digest(path)
+        if time.time() - max(modified, changed) / 1e9 > SETTLED:
+            with contextlib.suppress(OSError):  # it is only slower next time
                 known.mkdir(parents=True, exist_ok=True)
                 files.write_json(note, [now, found])
-            except OSError:
-                pass  # it is only slower next time
         return found
     except OSError as e:
         raise UserError(f'cannot read {path}: {e.strerror or e}') from e
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()

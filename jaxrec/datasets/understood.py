@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxrec import config as config_lib
+from jaxrec.data.catalogue import plain
 from jaxrec.datasets import events as events_lib
 from jaxrec.datasets import log_file, log_parts, raw_ids
 
@@ -52,13 +53,9 @@ def describe(config: config_lib.Data) -> tuple[dict[str, str], list[str], dict]:
 
 
 def _row(events: events_lib.Events, row: int) -> str:
-    cells = [repr(_plain(c.values[c.codes[row]])) for c in (events.users, events.items)]
+    cells = [repr(plain(c.values[c.codes[row]])) for c in (events.users, events.items)]
     cells += [] if events.times is None else [f'{events.times[row]}']
     return ', '.join([*cells, *(f'{name} {v[row]:g}' for name, v in events.features.items())])
-
-
-def _plain(value) -> str | int:
-    return value.decode() if isinstance(value, bytes) else int(value)
 
 
 def _times(times: np.ndarray, written: str) -> str:
