@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.devices.mesh import place_whole
+from jaxrec.devices.programs import deterministic
 from jaxrec.problem import Columns, Evaluation, Measured, Part, Problem
 
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
@@ -31,7 +32,10 @@ class Pass:
             return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
 
         self._begin = beginning(graphdef, problem)
-        self._predict = {full: jax.jit(functools.partial(predict, full)) for full in (False, True)}
+        self._predict = {
+            full: jax.jit(functools.partial(predict, full), compiler_options=deterministic())
+            for full in (False, True)
+        }
 
     def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
         """Predicts and measures; runs under the mesh that the parameters are on.
@@ -62,7 +66,7 @@ def beginning(graphdef: nnx.GraphDef, problem: Problem) -> Callable[[dict, dict]
     def begin(params, constants):
         return problem.begin(nnx.merge(graphdef, params), constants)
 
-    @functools.partial(jax.jit, static_argnums=2)
+    @functools.partial(jax.jit, static_argnums=2, compiler_options=deterministic())
     def computed(params, constants, which):
         leaves = jax.tree.leaves(begin(params, constants))
         return [leaves[n] for n in which]

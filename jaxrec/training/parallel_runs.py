@@ -18,11 +18,12 @@ from flax import nnx
 from jax import P
 
 from jaxrec.devices.mesh import put_whole
+from jaxrec.devices.programs import deterministic
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
 from jaxrec.problem import Problem
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import check_model, evaluated, new_state, split_model, train_step
+from jaxrec.training.state import check_model, evaluated, new_state, pure_step, split_model
 
 _SEED = 'train.seed'
 _AXIS = 'run'
@@ -141,7 +142,7 @@ class Runs:
         return self._placed(jax.tree.map(stacked, *batches))
 
     def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
-        """`state.train_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
+        """`state.pure_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
         return self._step(self._placed(self._values), state, batch, self._constants)
 
     def parameters(self, state: dict) -> Iterator[dict]:
@@ -167,7 +168,7 @@ class Runs:
 
     def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        step = train_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
+        step = pure_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
         return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:
@@ -198,7 +199,7 @@ class Runs:
             )
             return whole(*args)
 
-        compiled = jax.jit(call, donate_argnums=donate)
+        compiled = jax.jit(call, donate_argnums=donate, compiler_options=deterministic())
 
         def on_mesh(*args):
             with jax.set_mesh(self._mesh):

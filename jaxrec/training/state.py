@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 
 from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
+from jaxrec.devices.programs import deterministic
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
@@ -77,6 +78,21 @@ def train_step(
 ) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
+    Args:
+      graphdef, optimizer, seed, microbatches: see `pure_step`.
+      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
+    """
+    return jax.jit(
+        pure_step(graphdef, optimizer, seed, microbatches),
+        donate_argnums=0,
+        out_shardings=(layouts, None),
+        compiler_options=deterministic(),
+    )
+
+
+def pure_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int = 1) -> Callable:
+    """The step (state, batch, constants) -> (state, metrics).
+
     All randomness is fold_in(key(seed), step), so a step can be done again bit for bit. The metrics
     are scalars: loss, every named term, grad_norm.
 
@@ -88,13 +104,11 @@ def train_step(
         the same step but for the draws of dropout and negatives, for a loss that is a mean over
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
         once the activations of a turn fit its caches.
-      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
     """
     dense = functools.partial(_dense_update, microbatches=microbatches)
     update = _sparse_update if optimizer.sparse else dense
     ema = optimizer.settings.ema
 
-    @jax.jit(donate_argnums=0, out_shardings=(layouts, None))
     def step(state, batch, constants=None):
         key = jax.random.fold_in(jax.random.key(seed), state['step'])
         new, loss, terms, norm = update(graphdef, optimizer, state, batch, constants or {}, key)
