@@ -15,6 +15,7 @@ import numpy as np
 from jax import P
 
 from jaxrec.devices.mesh import TABLE, lookup
+from jaxrec.devices.tuning import tuning
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 _LARGEST_PLACE = np.iinfo(np.int32).max
@@ -192,7 +193,7 @@ def _over_users(local: Callable, out_specs, *by_user, table):
     def grouped(table, *by_user):
         users, vectors = by_user[0].shape[:2]
         group = users
-        while group * vectors * table.shape[0] > _scores_at_once():
+        while group * vectors * table.shape[0] > tuning().scores:
             if group % 2 or group // 2 * vectors < _COLUMNS:
                 break  # a smaller group would only be padded again
             group //= 2
@@ -204,11 +205,6 @@ def _over_users(local: Callable, out_specs, *by_user, table):
 
     in_specs = (TABLE, *(P('data') for _ in by_user))
     return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
-
-
-def _scores_at_once() -> int:
-    """Scores that a device holds at once; on a CPU, what its caches can take."""
-    return 1 << (21 if jax.default_backend() == 'cpu' else 26)
 
 
 def _local_items(table: jax.Array) -> jax.Array:

@@ -23,7 +23,14 @@ from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
 from jaxrec.problem import Problem
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import check_model, evaluated, new_state, pure_step, split_model
+from jaxrec.training.state import (
+    check_model,
+    evaluated,
+    new_state,
+    pure_step,
+    split_model,
+    turns_of,
+)
 
 _SEED = 'train.seed'
 _AXIS = 'run'
@@ -128,7 +135,7 @@ class Runs:
 
     def start(self, begun: int) -> None:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
-        self._begun = begun
+        self._begun, self._turns = begun, turns_of(self._shared)
         self._step = self._over_runs(self._step_one, donate=(1,), shared=1)
 
     def put(self, batches: Sequence[dict]) -> dict:
@@ -168,7 +175,7 @@ class Runs:
 
     def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        step = pure_step(graphdef, optimizer, values[_SEED], self._shared.train.microbatches)
+        step = pure_step(graphdef, optimizer, values[_SEED], self._turns)
         return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:

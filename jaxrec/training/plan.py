@@ -57,7 +57,7 @@ def plan(experiment: Experiment, mesh: config.Mesh, items: int = 0) -> dict:
       UserError: what `train` would raise before its first step.
     """
     settings = experiment.train
-    multiple = mesh.data * settings.microbatches
+    multiple = mesh.data * max(settings.microbatches, 1)
     rows = -(-settings.batch_rows // multiple) * multiple
     settings = dataclasses.replace(settings, batch_rows=rows)
     experiment = dataclasses.replace(experiment, mesh=mesh, train=settings)

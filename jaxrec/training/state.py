@@ -15,6 +15,7 @@ from flax import nnx
 
 from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
 from jaxrec.devices.programs import deterministic
+from jaxrec.devices.tuning import turns
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
@@ -118,6 +119,15 @@ def pure_step(graphdef: Any, optimizer: Optimizer, seed: int, microbatches: int 
         return new, {'loss': loss, **terms, 'grad_norm': norm}
 
     return step
+
+
+def turns_of(experiment: Any) -> int:
+    """The turns of a step on the current mesh: train.microbatches, or what suits its devices."""
+    train, model = experiment.train, experiment.model
+    if not train.microbatches and (model.whole_batch() or experiment.optim.table != 'dense'):
+        return 1
+    rows = train.batch_rows // jax.sharding.get_mesh().shape.get('data', 1)
+    return turns(train.microbatches, rows, model.inputs().max_len)
 
 
 def _dense_update(graphdef, optimizer, state, batch, constants, key, microbatches):
@@ -253,11 +263,11 @@ class Program:
 
     def start(self, begun: int) -> None:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
-        train, optim = self._experiment.train, self._experiment.optim
-        optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
+        experiment = self._experiment
+        optimizer = make_optimizer(experiment.optim, experiment.model, self._horizon, begun)
         self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
         self._step = train_step(
-            self.graphdef, optimizer, train.seed, train.microbatches, self._layouts
+            self.graphdef, optimizer, experiment.train.seed, turns_of(experiment), self._layouts
         )
 
     def put(self, batches: Sequence[dict]) -> dict:
