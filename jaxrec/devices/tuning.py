@@ -9,17 +9,19 @@ from jaxrec.devices.mesh import platform
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Portions in which a device works; none of them changes what is computed, but for rounding.
+    """Portions in which a device works: they change rounding, and where said the draws of dropout.
 
     Attributes:
-      turn_tokens: most tokens of a turn of a device where train.microbatches=0; 0 = all at once.
+      turn_tokens: most tokens of a turn of a device where train.microbatches=0; 0 = all at once. A
+        turn has keys of its own for dropout and negatives.
       queries: causal attention takes so many queries at a time, each group against the keys up to
         its end; 0 = all at once. The groups have keys of their own for dropout.
       logits: of the exact softmax, held at once.
       looked_up: floats of sampled negatives' vectors, held at once.
       scores: of a ranking, held at once.
       ranked_tokens: of a batch of histories that are ranked or served.
-      stacked_views: both views of a contrastive term go through the model as one batch.
+      stacked_views: both views of a contrastive term go through the model at once, where they are
+        of one shape.
     """
 
     turn_tokens: int
