@@ -30,5 +30,5 @@ def get_config() -> Experiment:
         data=Data(dataset='ml-1m-sasrec'),
         optim=Optim(learning_rate=1e-3, b2=0.98),
         # 70 rows hold about the 128 users of the paper's batch
-        train=Train(batch_rows=70, microbatches=5, epochs=200, eval_every=2, patience=10),
+        train=Train(batch_rows=70, microbatches=0, epochs=200, eval_every=2, patience=10),
     )

@@ -26,5 +26,5 @@ def get_config() -> Experiment:
         ),
         data=Data(dataset='ml-1m-sasrec'),
         optim=Optim(learning_rate=1e-3, b2=0.98),
-        train=Train(batch_rows=64, microbatches=4, epochs=100, patience=10),
+        train=Train(batch_rows=64, microbatches=0, epochs=100, patience=10),
     )

@@ -88,7 +88,8 @@ class Train:
     """The training run."""
 
     batch_rows: int = field(128, least=1)  # rows per step, over all devices
-    microbatches: int = field(1, least=1)  # turns in which a step works through its rows
+    # turns in which a step works through its rows; 0 = as the device likes it (devices/tuning)
+    microbatches: int = field(1, least=0)
     epochs: int = field(20, least=1, effect='epochs')
     steps: int = field(0, least=0, effect='length')  # > 0: stop after so many, whatever `epochs`
     seed: int = field(0, least=0, most=LARGEST_SEED, effect='seed')

@@ -38,7 +38,7 @@ def test_defaults_pass():
         ('train.log_every', 0),
         ('train.patience', -1),
         ('train.steps', -1),
-        ('train.microbatches', 0),
+        ('train.microbatches', -1),
         ('train.epochs', 0),
         ('train.seed', -1),
         ('train.seed', 'zero'),

@@ -59,6 +59,8 @@ OVERRIDES = {  # of cases that are not an argument of the experiment
         'model.negatives_per': 'batch',
         'optim.clip_norm': 1.0,
     },
+    'sasrec_ml1m_2018:': {'train.microbatches': 5},  # of rows of 200 events, here of 24
+    'sasrec_ml1m_ce:': {'train.microbatches': 4},
     'duorec_beauty:moco': {'model.contrast.0.momentum': 0.9, 'model.contrast.0.queue': 128},
     'kuaiformer_kuairand:streaming': {
         'model.in_batch.logq': 'streaming',

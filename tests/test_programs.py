@@ -1,5 +1,6 @@
 """How many programs a run compiles: at most two for training, three for evaluation, and once."""
 
+import re
 import warnings
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from jaxrec.data.histories import Histories
@@ -19,6 +21,7 @@ from jaxrec.objectives.contrast import Contrast
 from jaxrec.tasks import next_item
 from jaxrec.training import plan
 from jaxrec.training.loop import fit
+from jaxrec.training.state import Program
 
 WINDOW = 20
 DUOREC = Contrast(first='dropout', second='same_target', same_target_negatives=False)
@@ -156,3 +159,32 @@ def test_programs_that_cannot_or_shall_not_be_kept(own_cache, capsys, how):
     jax.config.update('jax_enable_compilation_cache', True)
     assert computed() == 41 and not own_cache.is_dir()
     assert len(capsys.readouterr().out.splitlines()) == (how == 'file')
+
+
+@pytest.mark.accelerators
+@pytest.mark.parametrize('table', ['dense', 'sparse_adam'])
+def test_on_a_gpu_no_sum_of_a_step_is_atomic(table, tmp_path):
+    """Every scatter of floats writes rows in order, each once: what falls together was summed."""
+    changes = {'optim.table': table, 'optim.ema': 0.0, 'model.loss': 'sampled_softmax'}
+    experiment = runs.small(tmp_path, **changes)
+    with jax.set_mesh(topologies.mesh_of(topologies.gpus(1), 1)):
+        problem = experiment.task.generated(experiment, 5000)
+        program = Program(experiment, problem, 10)
+        program.start(0)
+        split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
+        (batch,) = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),
+            problem.batches().shapes(),
+        )
+        options = {'xla_gpu_enable_triton_gemm': False}  # its search needs the card
+        text = program.lowered(batch).compile(compiler_options=options).as_text()
+    scatters = [one for one in text.splitlines() if re.search(r'= f32.* scatter\(', one)]
+    assert scatters
+    for one in scatters:
+        assert 'unique_indices=true' in one and 'indices_are_sorted=true' in one
+
+
+def test_only_gpus_are_told_to_be_deterministic(monkeypatch):
+    assert programs.deterministic() is None
+    monkeypatch.setattr(programs, 'platform_of_mesh', lambda: 'gpu')
+    assert programs.deterministic() == {'xla_gpu_deterministic_ops': True}

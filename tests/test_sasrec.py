@@ -284,7 +284,8 @@ def test_sampled_scores_of_single_positions_in_chunks_equal_those_at_once(monkey
     f = lambda h, t: negative_scores(h, t, jnp.asarray(ids))  # noqa: E731
     both = []
     for limit in (1, 1 << 24):
-        monkeypatch.setattr(next_item, '_LOOKUP_AT_ONCE', limit)
+        chosen = dataclasses.replace(next_item.tuning(), looked_up=limit)
+        monkeypatch.setattr(next_item, 'tuning', lambda chosen=chosen: chosen)
         np.testing.assert_allclose(f(jnp.asarray(hidden), jnp.asarray(table)), expected, atol=1e-5)
         both.append(
             jax.grad(lambda h, t: (f(h, t) ** 2).sum(), argnums=(0, 1))(

@@ -18,6 +18,13 @@ def tpu(name: str) -> list[jax.Device]:
     return topologies.get_topology_desc(platform='tpu', topology_name=name).devices
 
 
+def gpus(count: int) -> list[jax.Device]:
+    """H100s; skips where the plugin of CUDA is not installed."""
+    pytest.importorskip('jax_cuda13_plugin', reason="compiling for GPUs needs 'jax[cuda13]'")
+    target = pytest.importorskip('jaxrec.devices.target', reason='there is no description of GPUs')
+    return list(target.target_of(f'h100:{count}').devices)
+
+
 def mesh_of(devices: list[jax.Device], data: int, model: int = 1) -> jax.sharding.Mesh:
     """The ('data', 'model') mesh of devices as they come."""
     chosen = np.array(devices[: data * model]).reshape(data, model)

@@ -11,12 +11,12 @@ the Beauty and Yelp of Klenitskiy & Vasilev are others. Prepare the data sets fi
 from jaxrec.paper.spec import Column, Published, Row, Table
 
 SHOWN = ('HR@10', 'NDCG@10')
-ML_1M = {  # windows of 200, 64 rows hold about 128 users, turns of 16 rows
+ML_1M = {  # windows of 200, 64 rows hold about 128 users, turns of 16 rows on a CPU
     'data.dataset': 'ml-1m-sasrec',
     'model.max_len': 200,
     'model.embedding_dropout': 0.2,
     'train.batch_rows': 64,
-    'train.microbatches': 4,
+    'train.microbatches': 0,
 }
 COLUMNS = (
     Column('Beauty', SHOWN, {'data.dataset': 'beauty'}),

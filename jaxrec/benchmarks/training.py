@@ -36,7 +36,7 @@ class Loop:
         self.batches = problem.periods[0]().batches
         if users_per_batch:
             share = users_per_batch / self.batches.examples_per_epoch
-            multiple = jax.sharding.get_mesh().shape['data'] * settings.microbatches
+            multiple = jax.sharding.get_mesh().shape['data'] * max(settings.microbatches, 1)
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
             settings = dataclasses.replace(settings, batch_rows=rows)
             experiment = dataclasses.replace(experiment, train=settings)

@@ -159,20 +159,6 @@ def replicated(x: jax.Array) -> jax.Array:
     return jax.reshard(x, REPLICATED) if on_mesh() else x
 
 
-def serving_rows(batch_users: int) -> dict[str, int]:
-    """Sizes for `history_batches` on the current mesh: batch_users, multiple, tokens.
-
-    Two rows a device at least: JAX 0.12 forgets the placement of a single row in reshapes. On a CPU
-    few enough tokens for its caches: half the time at width 200.
-    """
-    devices = jax.sharding.get_mesh().shape['data']
-    return {
-        'batch_users': -(-batch_users // (2 * devices)) * 2 * devices,
-        'multiple': 2 * devices,
-        'tokens': devices * (6400 if platform() == 'cpu' else 1 << 18),
-    }
-
-
 def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """x.reshape(shape) that keeps the leading axis, and its placement even if it has one row."""
     if not on_mesh():

@@ -1,4 +1,4 @@
-"""Where compiled programs are kept between runs: a second start of a command compiles nothing."""
+"""How training is compiled, and where programs are kept: a second start compiles nothing."""
 
 import hashlib
 import os
@@ -11,8 +11,19 @@ import warnings
 import jax
 
 from jaxrec.cli import say
+from jaxrec.devices.mesh import platform as platform_of_mesh
 
 _TROUBLE = 'Error (reading|writing) persistent compilation cache'  # how warnings of JAX begin
+
+
+def deterministic() -> dict[str, bool] | None:
+    """Compiler options of a program for the current mesh that gives the same bits every time.
+
+    On a GPU sums of rows that fall on one another (the gradient of every lookup) are otherwise
+    atomic, in whatever order; with these they are sorted first, and no kernel is chosen by how fast
+    it was that day. CPUs and TPUs need none.
+    """
+    return {'xla_gpu_deterministic_ops': True} if platform_of_mesh() == 'gpu' else None
 
 
 def keep() -> None:

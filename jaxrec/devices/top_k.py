@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import P
 
-from jaxrec.devices.mesh import TABLE, lookup, platform
+from jaxrec.devices.mesh import TABLE, lookup
+from jaxrec.devices.tuning import tuning
 
 _COLUMNS = 64  # users' vectors in one product are padded to a multiple of this
 _LARGEST_PLACE = np.iinfo(np.int32).max
@@ -301,7 +302,7 @@ def _own_scores(queries, targets, wanted, seen, rows):
 def _group(users: int, vectors: int, rows: int) -> int:
     """Users of a device that are scored together."""
     group = users
-    while group * vectors * rows > _scores_at_once():
+    while group * vectors * rows > tuning().scores:
         if group % 2 or group // 2 * vectors < _COLUMNS:
             break  # a smaller group would only be padded again
         group //= 2
@@ -319,11 +320,6 @@ def _in_pieces(users: int, vectors: int, rows: int) -> bool:
     devices = jax.sharding.get_abstract_mesh().shape
     rows //= devices['model']
     return _piece_rows(rows, _group(users // devices['data'], vectors, rows), vectors) < rows
-
-
-def _scores_at_once() -> int:
-    """Scores that a device holds at once; on a CPU, what its caches can take."""
-    return 1 << (21 if platform() == 'cpu' else 26)
 
 
 def _first_item(table: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ from jaxrec.data.history_batches import few_widths, history_batches
 from jaxrec.data.ragged import blocks, distinct, ranges
 from jaxrec.data.splits import Split
 from jaxrec.devices import top_k
-from jaxrec.devices.mesh import serving_rows
+from jaxrec.devices.tuning import serving_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, protocols, rank_metrics
 from jaxrec.evaluation.run import collected

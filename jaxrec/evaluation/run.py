@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.devices.mesh import place_whole
+from jaxrec.devices.programs import deterministic
 from jaxrec.problem import PRECISION, Columns, Evaluation, Measured, Part, Problem
 
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
@@ -57,7 +58,7 @@ def prediction(graphdef: nnx.GraphDef, problem: Problem, full: bool) -> Callable
     def predict(params, carried, batch):
         return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
 
-    return jax.jit(predict)
+    return jax.jit(predict, compiler_options=deterministic())
 
 
 class Beginning:
@@ -70,7 +71,7 @@ class Beginning:
         def begin(params, constants):
             return problem.begin(nnx.merge(graphdef, params), constants)
 
-        @functools.partial(jax.jit, static_argnums=2)
+        @functools.partial(jax.jit, static_argnums=2, compiler_options=deterministic())
         def computed(params, constants, which):
             leaves = jax.tree.leaves(begin(params, constants))
             return [leaves[n] for n in which]

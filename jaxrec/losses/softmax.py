@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from jax import P
 
 from jaxrec.devices.mesh import lookup, on_mesh
+from jaxrec.devices.tuning import tuning
 from jaxrec.losses.pointwise import at_least_float32
 
-_CHUNK_LOGITS = 1 << 22  # logits held at once: 16 MiB in float32
 _SAFE_LOGIT = 40.0  # e^40 times any number of items is far from overflow
 
 
@@ -42,8 +42,8 @@ def softmax(
       weights: [B, L] weight per target.
       num_items: size of the catalogue.
       label_smoothing: e in [0, 1).
-      chunk: tokens per chunk and device; 0 chooses about 4M logits, or as many as the table has
-        numbers where that is more.
+      chunk: tokens per chunk and device; 0 chooses by the device (`tuning`), or as many as the
+        table has numbers where that is more.
 
     Returns:
       Scalar, the weighted mean over targets, in float32 (float64 for float64 queries).
@@ -119,7 +119,7 @@ def _local_log_partition(queries, table, weights, *, num_items, chunk, gradients
             logits,
         )
 
-    chunk = min(chunk or max(_CHUNK_LOGITS // rows, dim), tokens)
+    chunk = min(chunk or max(tuning().logits // rows, dim), tokens)
     steps = math.ceil(tokens / chunk)
     chunk = math.ceil(tokens / steps)
     missing = steps * chunk - tokens

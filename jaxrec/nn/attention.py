@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxrec.devices.mesh import reshape_rows
+from jaxrec.devices.tuning import tuning
 from jaxrec.nn.dropout import Key, dropout, split_key
 
 
@@ -40,7 +41,7 @@ def attention(
       mask: bool [B, 1, M, L], True where a query (second to last axis) sees a key (last).
       rate, key: dropout of the attention weights.
       causal: the mask shows no query a later key, M = L: then about half of the products are left
-        out, since queries go in groups of at most 64, each against the keys up to its end.
+        out on a CPU, where queries go in groups, each against the keys up to its end (`tuning`).
 
     Returns:
       [B, M, H, d].
@@ -49,7 +50,8 @@ def attention(
     # their time on a CPU
     q, k, v = (jnp.moveaxis(x, 2, 1) for x in (q, k, v))
     length = q.shape[2]
-    groups = -(-length // _QUERIES_AT_ONCE) if causal else 1
+    at_once = tuning().queries
+    groups = -(-length // at_once) if causal and at_once else 1
     outputs = []
     for group, group_key in enumerate(split_key(key, groups)):
         first, end = group * length // groups, (group + 1) * length // groups
@@ -65,9 +67,6 @@ def attention(
         weights = dropout(jax.nn.softmax(logits, axis=-1).astype(v.dtype), rate, group_key)
         outputs.append(jnp.einsum('bhqk,bhkd->bhqd', weights, v[:, :, :seen]))
     return jnp.moveaxis(jnp.concatenate(outputs, axis=2), 1, 2)
-
-
-_QUERIES_AT_ONCE = 64
 
 
 def rotate(x: jax.Array, positions: jax.Array) -> jax.Array:

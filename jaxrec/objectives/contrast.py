@@ -34,6 +34,7 @@ from jax import P
 from jaxrec import losses, rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.tuning import tuning
 from jaxrec.errors import UserError
 from jaxrec.objectives import augment
 from jaxrec.objectives.queue import BLOCK, enqueue, start_queue
@@ -176,7 +177,7 @@ def terms(
                 lambda rows, key, vectors=vectors: vectors(model, rows, key),
                 rows,
                 encode_keys,
-                stack=jax.default_backend() != 'cpu',
+                stack=tuning().stacked_views,
             )
         value, more = term(settings, first, second, batch, queue)
         total = total + settings.weight * value

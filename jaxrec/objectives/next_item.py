@@ -8,10 +8,10 @@ from jax import P
 
 from jaxrec import losses
 from jaxrec.devices.mesh import on_mesh
+from jaxrec.devices.tuning import tuning
 from jaxrec.nn.embeddings import Rows, lookup
 
 LOSSES = ('softmax', 'sampled_softmax', 'bce', 'gbce')
-_LOOKUP_AT_ONCE = 1 << 24  # floats of negatives' vectors held at once: 64 MiB
 
 
 def loss(
@@ -92,7 +92,7 @@ def negative_scores(hidden: jax.Array, table: jax.Array | Rows, negatives: jax.A
         h, ids = x
         return jnp.einsum('bd,bkd->bk', h, lookup(table, ids))
 
-    if negatives.size * hidden.shape[-1] <= _LOOKUP_AT_ONCE:
+    if negatives.size * hidden.shape[-1] <= tuning().looked_up:
         return jnp.einsum('bld,blkd->blk', hidden, lookup(table, negatives))
     by_position = (jnp.moveaxis(hidden, 1, 0), jnp.moveaxis(negatives, 1, 0))
     return jnp.moveaxis(jax.lax.map(scores, by_position), 0, 1)

@@ -16,8 +16,9 @@ from jaxrec.data.features import item_codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
 from jaxrec.data.splits import Targets
-from jaxrec.devices.mesh import place_whole, serving_rows
+from jaxrec.devices.mesh import place_whole
 from jaxrec.devices.top_k import top_k, winners
+from jaxrec.devices.tuning import serving_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning
 from jaxrec.problem import Problem

@@ -421,7 +421,7 @@ def prefetch(make: Callable[[int], Any], start: int, ahead: int = 2) -> Iterator
 
 
 def _check_rows(experiment: Experiment) -> None:
-    rows, turns = experiment.train.batch_rows, experiment.train.microbatches
+    rows, turns = experiment.train.batch_rows, max(experiment.train.microbatches, 1)
     devices = jax.sharding.get_mesh().shape['data']
     if rows % (devices * turns):
         raise UserError(

@@ -19,11 +19,19 @@ from jax import P
 
 from jaxrec import rng
 from jaxrec.devices.mesh import in_order, put_whole
+from jaxrec.devices.programs import deterministic
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
 from jaxrec.problem import Problem
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.state import check_model, evaluated, new_state, split_model, train_step
+from jaxrec.training.state import (
+    check_model,
+    evaluated,
+    new_state,
+    pure_step,
+    split_model,
+    turns_of,
+)
 
 _SEED = 'train.seed'
 _AXIS = 'run'
@@ -123,7 +131,7 @@ class Runs:
 
     def start(self, begun: int) -> None:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
-        self._begun = begun
+        self._begun, self._turns = begun, turns_of(self._shared)
         self._step = self._over_runs(self._step_one, donate=(1,), shared=1)
 
     def put(self, batches: Sequence[dict]) -> dict:
@@ -137,7 +145,7 @@ class Runs:
         return self._placed(jax.tree.map(stacked, *batches))
 
     def step(self, state: dict, batch: dict) -> tuple[dict, dict]:
-        """`state.train_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
+        """`state.pure_step` of every run: (state, metrics) [runs, ..]; `state` is donated."""
         return self._step(self._placed(self._values), state, batch, self._constants)
 
     def parameters(self, state: dict) -> Iterator[dict]:
@@ -163,8 +171,9 @@ class Runs:
 
     def _step_one(self, values, state, batch, constants):
         graphdef, optimizer = self._parts(values)
-        train = self._shared.train
-        step = train_step(graphdef, optimizer, values[_SEED], train.microbatches, train.precision)
+        step = pure_step(
+            graphdef, optimizer, values[_SEED], self._turns, self._shared.train.precision
+        )
         return step(state, batch, constants)
 
     def _parts(self, values) -> tuple[nnx.GraphDef, Any]:
@@ -195,7 +204,7 @@ class Runs:
             )
             return whole(*args)
 
-        compiled = jax.jit(call, donate_argnums=donate)
+        compiled = jax.jit(call, donate_argnums=donate, compiler_options=deterministic())
 
         def on_mesh(*args):
             with jax.set_mesh(self._mesh):

@@ -88,7 +88,7 @@ def plan(
         )
     mesh = mesh or _smallest(experiment, items, target)
     settings = experiment.train
-    multiple = mesh.data * settings.microbatches
+    multiple = mesh.data * max(settings.microbatches, 1)
     rows = -(-settings.batch_rows // multiple) * multiple
     settings = dataclasses.replace(settings, batch_rows=rows)
     experiment = dataclasses.replace(experiment, mesh=mesh, train=settings)

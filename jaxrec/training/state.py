@@ -15,6 +15,8 @@ from flax import nnx
 
 from jaxrec import rng
 from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
+from jaxrec.devices.programs import deterministic
+from jaxrec.devices.tuning import turns
 from jaxrec.errors import UserError
 from jaxrec.problem import ModelConfig, Problem
 from jaxrec.training import sparse
@@ -83,6 +85,27 @@ def train_step(
 ) -> Callable:
     """The jitted step (state, batch, constants) -> (state, metrics); `state` is donated.
 
+    Args:
+      graphdef, optimizer, seed, microbatches, precision: see `pure_step`.
+      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
+    """
+    return jax.jit(
+        pure_step(graphdef, optimizer, seed, microbatches, precision),
+        donate_argnums=0,
+        out_shardings=(layouts, None),
+        compiler_options=deterministic(),
+    )
+
+
+def pure_step(
+    graphdef: Any,
+    optimizer: Optimizer,
+    seed: int | jax.Array,
+    microbatches: int = 1,
+    precision: str = 'default',
+) -> Callable:
+    """The step (state, batch, constants) -> (state, metrics).
+
     All randomness is fold_in(key(seed), step), so a step can be done again bit for bit. The metrics
     are scalars: loss, every named term, grad_norm.
 
@@ -95,13 +118,11 @@ def train_step(
         `batch['weights']`, as all losses of independent rows are. Less memory, and faster on a CPU
         once the activations of a turn fit its caches.
       precision: of matrix products, see `config.Train`.
-      layouts: of the state, which comes and goes in these, see `sparse.layouts`.
     """
     dense = functools.partial(_dense_update, microbatches=microbatches)
     update = _sparse_update if optimizer.sparse else dense
     ema = optimizer.settings.ema
 
-    @jax.jit(donate_argnums=0, out_shardings=(layouts, None))
     def step(state, batch, constants=None):
         key = jax.random.fold_in(rng.key(seed), state['step'])
         with jax.default_matmul_precision(precision):
@@ -112,6 +133,15 @@ def train_step(
         return new, {'loss': loss, **terms, 'grad_norm': norm}
 
     return step
+
+
+def turns_of(experiment: Any) -> int:
+    """The turns of a step on the current mesh: train.microbatches, or what suits its devices."""
+    train, model = experiment.train, experiment.model
+    if not train.microbatches and (model.whole_batch() or experiment.optim.table != 'dense'):
+        return 1
+    rows = train.batch_rows // jax.sharding.get_mesh().shape.get('data', 1)
+    return turns(train.microbatches, rows, model.inputs().max_len)
 
 
 def _dense_update(graphdef, optimizer, state, batch, constants, key, microbatches):
@@ -251,16 +281,16 @@ class Program:
 
     def start(self, begun: int) -> None:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
-        train, optim = self._experiment.train, self._experiment.optim
-        optimizer = make_optimizer(optim, self._experiment.model, self._horizon, begun)
+        experiment = self._experiment
+        optimizer = make_optimizer(experiment.optim, experiment.model, self._horizon, begun)
         self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
         _ = self.constants  # placed now: a step may be traced
         self._step = train_step(
             self.graphdef,
             optimizer,
-            train.seed,
-            train.microbatches,
-            train.precision,
+            experiment.train.seed,
+            turns_of(experiment),
+            experiment.train.precision,
             self._layouts,
         )
 

@@ -1,6 +1,7 @@
 """The work directory of a run: who is in it, what it records, whether a run may go on there."""
 
 import contextlib
+import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
@@ -16,10 +17,12 @@ import jax
 
 from jaxrec import files
 from jaxrec.devices import cluster
+from jaxrec.devices.tuning import tuning
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, effect, flat, read, to_record
 from jaxrec.problem import Problem
 from jaxrec.training import catalogue
+from jaxrec.training.state import turns_of
 
 _MAY_DIFFER = ('place', 'pace', 'length', 'epochs')  # effects of fields, where a run goes on
 
@@ -176,6 +179,7 @@ def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step
             'git': _git(),
             'devices': [str(d.device_kind) for d in jax.sharding.get_mesh().devices.flat],
             'platform': jax.default_backend(),
+            'tuning': dataclasses.asdict(tuning()) | {'microbatches': turns_of(experiment)},
             'host': platform.platform(),
         }
     )
