@@ -13,10 +13,25 @@ _CACHE = pathlib.Path(tempfile.gettempdir()) / 'jaxrec-test-compile-cache'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
+# a machine that stands still for a while is not a deadlock; what is one, pytest-timeout ends
+os.environ['XLA_FLAGS'] = ' '.join(
+    [
+        os.environ.get('XLA_FLAGS', ''),
+        '--xla_cpu_collective_call_warn_stuck_timeout_seconds=120',
+        '--xla_cpu_collective_call_terminate_timeout_seconds=480',
+    ]
+).strip()
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
 jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def pytest_collection_modifyitems(items):
+    """What is run by hand may take its time."""
+    for item in items:
+        if item.get_closest_marker('slow') or item.get_closest_marker('accelerators'):
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @pytest.fixture(scope='module', autouse=True)

@@ -80,6 +80,7 @@ def line(name: str, *words) -> list[str]:
 
 def process(name: str, *words, **options) -> Done:
     """A command as a process: with its own devices, signals and working directory."""
+    options = {'timeout': 300, **options}
     done = subprocess.run(line(name, *words), capture_output=True, text=True, **options)
     return Done(done.returncode, done.stdout, done.stderr)
 
