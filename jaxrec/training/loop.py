@@ -33,7 +33,7 @@ from jaxrec.problem import Batches
 from jaxrec.training import summary, warm_start, workdir
 from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
-from jaxrec.training.parallel_runs import Runs
+from jaxrec.training.parallel_runs import Runs, devices_of
 from jaxrec.training.places import Place, Progress, Watch
 from jaxrec.training.state import Program
 
@@ -89,6 +89,7 @@ def fit_together(
     """
     for experiment in experiments.values():
         experiment_lib.check(experiment)
+    devices_of(len(experiments))  # complains before anything is read
     with jax.set_mesh(make_mesh(Mesh())):
         return _fit(experiments, folder, folder / _STACKED, stop, ready)
 
@@ -159,7 +160,7 @@ class _Run:
             self.step, progress = checkpoints.last_step(), self._taken_up(host, folder)
             checkpoints.put_aside()
             say(f'going on from step {self.step}')
-        begun = int(np.ravel(jax.device_get(self.state['step']))[0]) - self.step
+        begun = int(np.ravel(cluster.whole(self.state['step']))[0]) - self.step
         self.program.start(begun)
         self.places = []
         for (name, experiment), one, problem in zip(
@@ -336,6 +337,8 @@ class _Run:
         self._checkpoints.save_last(self.step, self.state, host)
 
     def _save_best(self, place, params) -> None:
+        for one in (self._checkpoints, *(other.checkpoints for other in self.places)):
+            one.wait()  # several processes would mix up the barriers of two saves at once
         host = {**dataclasses.asdict(place.progress), 'run': self._ids[self.places.index(place)]}
         place.checkpoints.save_best(self.step, params, host)
 
