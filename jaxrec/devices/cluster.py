@@ -191,6 +191,11 @@ def total(counts: Sequence[float]) -> list[float]:
     return everyone.view(np.float64).sum(0).tolist()
 
 
+def agreed(number: int) -> int:
+    """That of process 0, in all: of a clock, say."""
+    return int(of_first(lambda: str(number)))
+
+
 def of_first(look: Callable[[], str]) -> str:
     """What process 0 finds, the same in all: at most 500 bytes of it where there are others."""
     if jax.process_count() == 1:
