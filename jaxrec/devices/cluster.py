@@ -125,8 +125,7 @@ class Poll:
 
 
 def together() -> bool:
-    """Whether several processes run this command; no device is touched, as `jax.process_count`
-    would."""
+    """Whether several processes run this command, found without touching a device."""
     return _state().num_processes > 1
 
 

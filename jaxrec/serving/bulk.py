@@ -46,7 +46,8 @@ def write_lists(
     if asked to explain.
 
     Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
-    same command computes only what is missing.
+    same command computes only what is missing. Several processes split every batch of users, and
+    the first one writes.
 
     Args:
       recommender: of the model.

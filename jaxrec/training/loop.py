@@ -330,17 +330,20 @@ class _Run:
 
     def _save(self) -> None:
         """The last checkpoint; what it says of bests must be on disk before."""
-        for place in self.places:
-            place.checkpoints.wait()
+        self._wait()
         progress = [dataclasses.asdict(place.progress) for place in self.places]
         host = {**self._host, 'runs': progress, 'run': ' '.join(self._ids)}
         self._checkpoints.save_last(self.step, self.state, host)
 
     def _save_best(self, place, params) -> None:
-        for one in (self._checkpoints, *(other.checkpoints for other in self.places)):
-            one.wait()  # several processes would mix up the barriers of two saves at once
+        self._wait()
         host = {**dataclasses.asdict(place.progress), 'run': self._ids[self.places.index(place)]}
         place.checkpoints.save_best(self.step, params, host)
+
+    def _wait(self) -> None:
+        """For what is being saved: processes would mix up the barriers of two saves at once."""
+        for checkpoints in (self._checkpoints, *(place.checkpoints for place in self.places)):
+            checkpoints.wait()
 
     def _taken_up(self, host, folder) -> list[Progress]:
         """What the host's part of the last checkpoint says; UserError if it is another run's."""
