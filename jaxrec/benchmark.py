@@ -11,13 +11,16 @@ python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
 --suite=data       the training command on 2M and on 200M generated events: targets/s and memory
 
 Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
-times a large matrix product. With --peer every turn also runs the peer on the same data with the
-same model size, loss and batch; with --against=model.contrast.0.weight=0 it also runs the step of
-the experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and .png.
+times a large matrix product on every device. With --peer every turn also runs the peer on the same
+data with the same model size, loss and batch; with --against=model.contrast.0.weight=0 it also runs
+the step of the experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and
+.png. Several processes measure train and eval together, their rates summed; the other suites and
+a peer are for one.
 """
 
 import pathlib
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -32,6 +35,7 @@ from jaxrec.training import workdir
 
 FLAGS = flags.FLAGS
 _PLACES = ('data.source', 'data.data_dir')
+_SHARED = ('train', 'eval')  # which several processes measure together
 SUITES = ('train', 'eval', 'loss', 'catalogue', 'data')
 
 
@@ -40,6 +44,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file(
         'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
     )
+    cluster.define_flags()
     flags.DEFINE_string('suite', None, ', '.join(SUITES) + '.')
     flags.DEFINE_integer('repeats', 5, 'Turns; the figures are medians over them.')
     flags.DEFINE_integer('steps', 0, 'Steps of one turn; 0 = about two seconds of them.')
@@ -91,8 +96,11 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
     """The command."""
     del argv
-    if found := cluster.detected():
-        raise UserError(f'a benchmark is of one process, here are several ({found}): start one')
+    with cluster.joined():
+        _main()
+
+
+def _main() -> None:
     if FLAGS.suite not in SUITES:
         given = f'unknown --suite={FLAGS.suite}' if FLAGS.suite else 'no --suite'
         raise UserError(f'{given}: use one of {", ".join(SUITES)}')
@@ -105,6 +113,8 @@ def main(argv: list[str]) -> None:
         if FLAGS.suite != 'train' and not hasattr(FLAGS.config.task, 'protocol'):
             raise UserError(f'--suite={FLAGS.suite} needs a task that ranks items')
     peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
+    if cluster.together():
+        _check_processes()
     settings = {'repeats': FLAGS.repeats, 'matmul_size': FLAGS.matmul_size}
     if FLAGS.suite in ('loss', 'catalogue') and FLAGS.one_case and FLAGS.cases:
         one = (FLAGS.suite, FLAGS.cases[0], FLAGS.config, FLAGS.steps)
@@ -112,9 +122,23 @@ def main(argv: list[str]) -> None:
         return
     result = _run(settings)
     say(report.text(result))
-    if FLAGS.output:
+    if FLAGS.output and jax.process_index() == 0:
         report.write(result, pathlib.Path(FLAGS.output))
     cli.emit(result)
+
+
+def _check_processes() -> None:
+    """Raises UserError for what one process measures by itself."""
+    if FLAGS.suite not in _SHARED:
+        raise UserError(
+            f'--suite={FLAGS.suite} starts processes of its own, and here are several: start one '
+            f'(several measure {" and ".join(_SHARED)} together)'
+        )
+    if FLAGS.peer:
+        raise UserError(
+            f'--peer={FLAGS.peer} runs beside one process, here are several: start one, or leave '
+            '--peer out'
+        )
 
 
 def _run(settings: dict) -> dict:

@@ -4,7 +4,8 @@ python -m jaxrec.train --config=experiments/quickstart.py --workdir=runs/quickst
     [--config.model.dim=128 --config.train.steps=1000 --config.data.log=events.csv ...]
 
 With --seeds_in_parallel=0,1,2 these seeds are trained in one program, into DIR/seed0, DIR/seed1 ..;
-with --vary=optim.learning_rate=1e-3,3e-3 (also several times) every seed with every value.
+with --vary=optim.learning_rate=1e-3,3e-3 (also several times) every seed with every value. Of
+several processes each trains equally many of these runs.
 
 The work directory gets config.json, run.json, catalogue, metrics.jsonl, checkpoints/last,
 checkpoints/best, and curves.png if matplotlib is installed.
@@ -77,8 +78,6 @@ def main(argv: list[str]) -> None:
         asked = cluster.StopSignal()
         options = {'stop': lambda: asked.received, 'ready': keep_freed}
         if FLAGS.seeds_in_parallel or FLAGS.vary:
-            if jax.process_count() > 1:
-                raise UserError('--seeds_in_parallel and --vary run in one process only')
             experiment.check(given)
             runs = fit_together(
                 expand(given, FLAGS.seeds_in_parallel, FLAGS.vary), folder, **options

@@ -1,5 +1,6 @@
 """The benchmark command: its yardsticks by hand, every suite end to end, and the peer's turns."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 import runs
 
-from jaxrec.benchmarks import flops, peer, report, training
+from jaxrec import benchmark
+from jaxrec.benchmarks import flops, measure, peer, report, training
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
@@ -163,6 +165,31 @@ def test_error_lines(experiment):
     missing = ['--peer=rectools', '--peer_python=/no/such/python']
     one_error_line([*train, *missing], '/no/such/python')
     one_error_line(['--suite=loss', '--cases=10x'], '10x', 'TOKENSxITEMSxDIM')
+
+
+@pytest.mark.parametrize(
+    ('flags', 'words'),
+    [
+        (('--suite=loss',), '--suite=loss starts processes of its own'),
+        (('--suite=catalogue',), '--suite=catalogue starts processes of its own'),
+        (('--suite=data',), '--suite=data starts processes of its own'),
+        (('--suite=train', '--peer=rectools', f'--peer_python={sys.executable}'), 'leave --peer'),
+    ],
+)
+def test_what_several_processes_cannot_measure_together(experiment, monkeypatch, flags, words):
+    """The other suites: test_cluster."""
+    monkeypatch.setattr(benchmark.cluster, 'joined', contextlib.nullcontext)
+    monkeypatch.setattr(benchmark.cluster, 'together', lambda: True)
+    one_error_line([f'--config={experiment}', *flags], words, 'start one')
+
+
+@pytest.mark.parametrize('shape', [(1, 1), (4, 2)])
+def test_the_rate_of_products_is_that_of_all_devices(shape, mesh, monkeypatch):
+    """As the FLOPs that it is held against are."""
+    mesh(*shape)
+    monkeypatch.setattr(measure, 'seconds', lambda call: 1.0)
+    rate = measure.Matmul(16).sample()
+    assert rate == pytest.approx(shape[0] * shape[1] * 2 * 16**3 / 1e9)
 
 
 def test_suites_of_histories_need_a_task_that_ranks_items(tmp_path):

@@ -14,7 +14,16 @@ import jax
 import numpy as np
 import pytest
 from pyarrow import parquet
-from runs import check_same_run, losses_of, metrics_of, small, started, write
+from runs import (
+    check_same_run,
+    lines_of,
+    losses_of,
+    metrics_of,
+    params_of,
+    small,
+    started,
+    write,
+)
 
 import jaxrec
 from jaxrec import files
@@ -22,7 +31,9 @@ from jaxrec.devices import cluster
 from jaxrec.devices.mesh import batch_part
 from jaxrec.errors import UserError
 from jaxrec.experiment import applied
-from jaxrec.training.loop import fit
+from jaxrec.serving import bulk
+from jaxrec.training.loop import fit, fit_together
+from jaxrec.training.parallel_runs import devices_of, expand
 
 LOCAL = pathlib.Path(__file__).parent.parent / 'launch' / 'local.py'
 
@@ -103,23 +114,114 @@ def test_devices_listed_in_turns(setting, tmp_path):
     assert metrics_of(tmp_path / 'run') == metrics_of(two)
 
 
-def test_other_commands_on_two_processes(setting, tmp_path):
-    """Evaluation and bulk lists: the counts and lists of eight devices, told once."""
+def killed_after(times):
+    """Something to be called that raises the last of so many times."""
+    left = iter(range(times - 1, -1, -1))
+
+    def dies(*args):
+        if not next(left):
+            raise KeyboardInterrupt
+
+    return dies
+
+
+def test_other_commands_on_two_processes(setting, tmp_path, monkeypatch):
+    """Evaluation and bulk lists: the counts and lists of eight devices, told once.
+
+    The lists were begun by one process, which was killed.
+    """
     _, _, workdir = setting
     place = f'--workdir={workdir}'
     done = run(launch(place, '--json', command='jaxrec.evaluate'))
     (line,) = done.stdout.splitlines()
     assert done.stderr.count('protocol: ') == 1
     assert json.loads(line)['metrics'] == jaxrec.evaluate(workdir).metrics
-    output = tmp_path / 'lists.parquet'
+    output, recommender = tmp_path / 'lists.parquet', jaxrec.load(workdir)
+    monkeypatch.setattr(bulk._Progress, 'add', killed_after(2))
+    with pytest.raises(KeyboardInterrupt):
+        bulk.write_lists(recommender, np.arange(200), output, 50)
     flags = (place, '--users=all', '--part_users=50', f'--output={output}')
-    run(launch(*flags, command='jaxrec.recommend'))
+    done = run(launch(*flags, command='jaxrec.recommend'))
+    assert 'going on: 2 of 4 parts are there' in done.stdout
     lists = parquet.read_table(output).to_pydict()
-    recommender = jaxrec.load(workdir)
     scores, items, _ = recommender(np.arange(200))
     raw = [recommender.histories.raw_item(item) for item in items.reshape(-1)]
     assert lists['item'] == raw and len(raw) == 2000
     np.testing.assert_allclose(lists['score'], scores.reshape(-1), atol=1e-5)
+
+
+def alike(found, expected):
+    """The same run but for the order of sums, whoever trained which part of it."""
+    assert metrics_of(found) == metrics_of(expected)
+    losses, others = losses_of(found), losses_of(expected)
+    assert losses.keys() == others.keys()
+    np.testing.assert_allclose(list(losses.values()), list(others.values()), atol=1e-5)
+    assert params_of(found, 'best')[0] == params_of(expected, 'best')[0]
+
+
+def test_runs_of_one_program_on_two_processes(setting, tmp_path):
+    """Two of four runs each, half of the way; one process goes on from there."""
+    experiment, config, _ = setting
+    flags = ('--seeds_in_parallel=0,1', '--vary=optim.learning_rate=1e-2,3e-3')
+    done = run(together(config, tmp_path / 'runs', *flags, '--config.train.steps=8'))
+    assert '4 runs in one program on 2 cpu devices' in done.stdout
+    runs = expand(experiment, ['0', '1'], ['optim.learning_rate=1e-2,3e-3'])
+    for folder in ('runs', 'alone'):
+        fit_together(runs, tmp_path / folder)
+    assert len(metrics_of(tmp_path / 'alone' / 'seed0_optim.learning_rate=1e-2')) == 4
+    for name in runs:
+        alike(tmp_path / 'runs' / name, tmp_path / 'alone' / name)
+
+
+def test_runs_take_as_many_devices_of_every_process(monkeypatch):
+    devices = [Device(owner) for owner in (0, 1, 0, 1, 0, 1)]
+    for n, device in enumerate(devices):
+        device.id = n
+    monkeypatch.setattr(jax, 'devices', lambda: devices)
+    monkeypatch.setattr(jax, 'local_device_count', lambda: 3)
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    for runs, used in ((2, [0, 1]), (4, [0, 2, 1, 3]), (6, [0, 2, 4, 1, 3, 5]), (10, [0, 1])):
+        assert [device.id for device in devices_of(runs)] == used
+    for runs in (1, 3):
+        with pytest.raises(UserError, match=f'{runs} runs in one program do not divide over 2'):
+            devices_of(runs)
+
+
+def test_a_stream_on_two_processes(setting, tmp_path):
+    """Stopped within its second period, which one process goes on with."""
+    changes = {'model.loss': 'in_batch', 'task.windows': 'cuts', 'task.cuts': 2, 'task.periods': 3}
+    data = 'synthetic:users=60,items=30,length=9,seed=1'
+    stream = applied(setting[0], {**changes, 'train.epochs': 1, 'data.dataset': data})
+    config = write(tmp_path / 'stream.py', stream)
+    begun = fit(stream, tmp_path / 'alone')['step'] // 4 * 2
+    run(together(config, tmp_path / 'run', f'--config.train.steps={begun}'))
+    assert fit(stream, tmp_path / 'run')['step'] > begun
+    alike(tmp_path / 'run', tmp_path / 'alone')
+    found, expected = (
+        [{**one, 'seconds': 0} for one in lines_of(tmp_path / name) if 'period' in one]
+        for name in ('run', 'alone')
+    )
+    assert found == expected and [one['period'] for one in found] == [2, 3]
+
+
+def test_a_benchmark_of_two_processes(setting):
+    """It counts what each has learnt of every batch."""
+    experiment, config, _ = setting
+    flags = ('--suite=train', '--repeats=1', '--steps=5', '--matmul_size=64', '--json')
+    done = run(launch(f'--config={config}', *flags, command='jaxrec.benchmark'))
+    (line,) = done.stdout.splitlines()
+    result = json.loads(line)
+    assert result['device'].startswith('2 processes') and result['batch_rows'] == 8
+    batches = experiment.task.open(experiment, lambda line: None).periods[0]().batches
+    targets = sum((batches(step)['weights'] > 0).sum() for step in range(4, 9))  # warmed up
+    assert result['ours'] * 5 * result['step_ms'] / 1e3 == pytest.approx(targets, rel=1e-6)
+
+
+def test_alone_no_device_is_touched(monkeypatch):
+    """A benchmark's own processes need it."""
+    monkeypatch.setattr(jax, 'process_count', None)
+    with cluster.joined():
+        assert not cluster.together()
 
 
 def interrupted(config, workdir, number, signum, pause):

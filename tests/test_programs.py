@@ -170,7 +170,6 @@ def test_on_a_gpu_no_sum_of_a_step_is_atomic(table, tmp_path):
     with jax.set_mesh(topologies.mesh_of(topologies.gpus(1), 1)):
         problem = experiment.task.generated(experiment, 5000)
         program = Program(experiment, problem, 10)
-        program.start(0)
         split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
         (batch,) = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),

@@ -359,7 +359,6 @@ def test_on_a_tpu_no_step_copies_a_table(dim, kind, tmp_path):
     with jax.set_mesh(topologies.mesh_of(topologies.tpu('v5e:2x2'), 2, 2)):
         problem = experiment.task.generated(experiment, items)
         program = Program(experiment, problem, 10)
-        program.start(0)
         split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
         (batch,) = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split),

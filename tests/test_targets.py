@@ -3,15 +3,19 @@
 import importlib.util
 
 import jax
+import numpy as np
 import pytest
 from runs import inside, small
 
 from jaxrec import config
-from jaxrec.devices import hlo, target
-from jaxrec.devices.mesh import platform
+from jaxrec.devices import hlo, programs, target
+from jaxrec.devices.mesh import BATCH, abstract, platform
 from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment
+from jaxrec.models import gcn
 from jaxrec.serving import recommender
-from jaxrec.training import plan, plan_text
+from jaxrec.tasks import nodes
+from jaxrec.training import plan, plan_text, state
 
 MACHINE = target.Machine('made up', {'default': 1e12, 'highest': 1e11}, 1 << 20, 1e9, 1e8, 1e6)
 
@@ -41,6 +45,27 @@ def test_all_that_a_run_does_is_planned(planned):
     assert all(word in shown for word in ('made up', 'at best', 'evaluation of 64 rows', 'lists'))
     line = plan_text.table([planned]).splitlines()[1]
     assert line.startswith('here:8') and '!' not in line
+
+
+def test_programs_that_must_be_deterministic_are_planned(tmp_path, monkeypatch):
+    """As on a GPU, whose training and evaluation have options of their own."""
+    monkeypatch.setattr(programs, 'platform_of_mesh', lambda: 'gpu')
+    experiment = small(tmp_path, **{'model.blocks': 0, 'optim.ema': 0.0})
+    found = plan.plan(experiment, config.Mesh(8, 1), 0, here(), recommender.planned)
+    assert found['programs'].keys() == {'first state', 'evaluation', 'lists'}
+
+
+def test_a_step_is_lowered_with_constants_that_are_placed_nowhere(tmp_path, mesh, monkeypatch):
+    mesh(2, 1)
+    data = config.Data(dataset='block-model:nodes=200', data_dir=str(tmp_path))
+    experiment = Experiment(task=nodes.Config(), model=gcn.Config(), data=data)
+    problem = experiment.task.open(experiment, lambda line: None)
+    assert problem.constants
+    monkeypatch.setattr(state, 'put_whole', None)  # a device that is not here takes nothing
+    program = state.Program(experiment, problem, 1)
+    (batch,) = (abstract(batch, BATCH) for batch in problem.periods[0]().batches.shapes())
+    given = program.lowered(batch).in_avals[0][2]
+    assert jax.tree.map(np.shape, given) == jax.tree.map(np.shape, problem.constants)
 
 
 def test_times_are_those_of_the_machine(planned):

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrec import config
 from jaxrec.benchmarks import measure
-from jaxrec.benchmarks.training import Loop
+from jaxrec.benchmarks.training import Loop, opened
 from jaxrec.cli import say
 from jaxrec.data.histories import Histories
 from jaxrec.datasets.store import COLUMNS
@@ -94,7 +94,7 @@ def _rates(loop: Loop, steps: int) -> tuple[float, float]:
 
 def _loop(experiment: Experiment, log: pathlib.Path) -> Loop:
     experiment = dataclasses.replace(experiment, data=config.Data(log=str(log)))
-    return Loop(experiment, experiment.task.open(experiment, say))
+    return Loop(experiment, opened(experiment))
 
 
 def _mib(log: pathlib.Path) -> float:

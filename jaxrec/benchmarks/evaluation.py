@@ -11,6 +11,7 @@ from jaxrec.cli import say
 from jaxrec.devices.mesh import make_mesh
 from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import Experiment
+from jaxrec.training import workdir
 from jaxrec.training.state import Program, evaluated
 
 
@@ -34,6 +35,7 @@ def measure_evaluation(
     )
     experiment = dataclasses.replace(experiment, task=task)
     problem = experiment.task.open(experiment, say)
+    workdir.check_processes(experiment, problem)
     program, test = Program(experiment, problem, 1), problem.evaluations['test']()
     params = evaluated(program.init())
     evaluate = Pass(program.graphdef, problem, program.constants)

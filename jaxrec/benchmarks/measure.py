@@ -11,6 +11,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxrec.devices import cluster
+
 MIB = 1 << 20
 
 # Dense peaks of the data sheets in TFLOP/s (float32: TF32), by part of the device kind, first fit.
@@ -25,6 +27,8 @@ PEAKS = {
 class Matmul:
     """The rate of a square product, sampled between the other measurements of a run.
 
+    Every device of the current mesh does the whole product: the rate is that of all together.
+
     Args:
       size: rows of the square; 0 takes 2048 on a CPU and 8192 elsewhere.
       dtype: of the operands; float32 runs at JAX's default precision (TF32 on a GPU).
@@ -38,7 +42,8 @@ class Matmul:
         self._product = jax.jit(jnp.matmul)
         self.samples: list[float] = []
         seconds(self._once)  # compiles
-        self._times = max(1, int(0.1 / seconds(self._once)))
+        self._times = cluster.agreed(max(1, int(0.1 / seconds(self._once))))
+        self._devices = self._square.sharding.num_devices
 
     def sample(self) -> float:
         """One measurement, in GFLOP/s; kept in `samples`."""
@@ -47,7 +52,8 @@ class Matmul:
             out = [self._product(self._square, self._square) for _ in range(self._times)]
             jax.block_until_ready(out)
 
-        self.samples.append(self._times * 2 * self.size**3 / seconds(several) / 1e9)
+        products = self._times * self._devices
+        self.samples.append(products * 2 * self.size**3 / seconds(several) / 1e9)
         return self.samples[-1]
 
     @property
@@ -77,8 +83,8 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def peak_memory() -> float:
-    """Most memory held so far, MiB: of this process on a CPU, of the first device elsewhere."""
-    stats = jax.devices()[0].memory_stats() or {}
+    """Most memory held so far, MiB: of this process on a CPU, of its first device elsewhere."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return stats['peak_bytes_in_use'] / MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -87,7 +93,7 @@ def peak_memory() -> float:
 
 def memory_limit() -> float:
     """Memory that there is for a run, MiB: free on the host for a CPU, else the device's share."""
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     if 'bytes_limit' in stats:
         return stats['bytes_limit'] / MIB
     try:
@@ -119,4 +125,5 @@ def device() -> str:
     except OSError:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    return f'CPU {name}, {cores} cores'
+    several = f'{jax.process_count()} processes, ' if jax.process_count() > 1 else ''
+    return f'{several}CPU {name}, {cores} cores'

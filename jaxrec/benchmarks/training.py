@@ -10,10 +10,12 @@ import jax
 from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import train_flops
 from jaxrec.cli import say
+from jaxrec.devices import cluster
 from jaxrec.devices.malloc import keep_freed
-from jaxrec.devices.mesh import make_mesh
+from jaxrec.devices.mesh import batch_part, make_mesh
 from jaxrec.experiment import Experiment
 from jaxrec.problem import Problem
+from jaxrec.training import workdir
 from jaxrec.training.loop import prefetch, steps
 from jaxrec.training.state import Program
 
@@ -40,7 +42,7 @@ class Loop:
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
             settings = dataclasses.replace(settings, batch_rows=rows)
             experiment = dataclasses.replace(experiment, train=settings)
-            self.batches = experiment.task.open(experiment, say).periods[0]().batches
+            self.batches = opened(experiment).periods[0]().batches
         self._experiment, self._num_items = experiment, problem.sizes.get('item', 0)
         horizon = math.ceil(settings.epochs * self.batches.steps_per_epoch)
         program = Program(experiment, problem, horizon)
@@ -62,12 +64,16 @@ class Loop:
         seconds = time.perf_counter() - start
         self._done += steps
         counts = [self._counts.pop(step) for step in range(first, self._done)]
+        targets, flops = (sum(one) for one in zip(*counts, strict=True))
+        if cluster.together():  # which have a part of every batch, several the same one
+            copies = jax.process_count() // batch_part()[1]
+            targets, flops = (one / copies for one in cluster.total([targets, flops]))
         return {
             'steps': steps,
             'seconds': seconds,
-            'targets': sum(targets for targets, _ in counts),
+            'targets': targets,
             'tokens': steps * self.batches.rows * self._experiment.model.inputs().max_len,
-            'flops': sum(flops for _, flops in counts),
+            'flops': flops,
         }
 
     def close(self) -> None:
@@ -80,6 +86,17 @@ class Loop:
         flops = train_flops(self._experiment, self._num_items, batch)
         self._counts[step] = (int((batch['weights'] > 0).sum()), flops)
         return [batch]
+
+
+def opened(experiment: Experiment) -> Problem:
+    """The experiment's problem, its batches those of this process, on the current mesh.
+
+    Raises:
+      UserError: the processes have other data or settings.
+    """
+    problem = experiment.task.open(experiment, say, batch_part())
+    workdir.check_processes(experiment, problem)
+    return problem
 
 
 def measure_training(
@@ -104,15 +121,17 @@ def measure_training(
       against: another experiment on the same data, whose step takes its turns too.
     """
     jax.set_mesh(make_mesh(experiment.mesh))
-    problem = experiment.task.open(experiment, say)
+    problem = opened(experiment)
     loop = Loop(experiment, problem, users_per_batch)
     other = peer(experiment, problem) if peer else None
     second = None
     if against:
-        second = Loop(against, against.task.open(against, say), users_per_batch)
+        second = Loop(against, opened(against), users_per_batch)
     dtype = 'bfloat16' if getattr(experiment.model, 'bf16', False) else 'float32'
     matmul = measure.Matmul(matmul_size, dtype)
-    steps = steps or max(1, round(_SECONDS * _WARM_UP / loop.run(_WARM_UP)['seconds']))
+    if not steps:
+        took = loop.run(_WARM_UP)['seconds']
+        steps = cluster.agreed(max(1, round(_SECONDS * _WARM_UP / took)))
     turns = []
     for number in range(repeats):
         before, ours, after = matmul.sample(), loop.run(steps), matmul.sample()

@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -66,7 +66,7 @@ def joined() -> Iterator[None]:
     """
     known = [name for name in _FLAGS if name in flags.FLAGS]  # none if a program calls a command
     _start({name: flags.FLAGS[name].value if name in known else None for name in _FLAGS})
-    if jax.process_count() == 1:
+    if not together():
         yield
         return
     if jax.process_index():
@@ -124,6 +124,11 @@ class Poll:
         self._coming.clear()
 
 
+def together() -> bool:
+    """Whether several processes run this command, found without touching a device."""
+    return _state().num_processes > 1
+
+
 def check_same(what: dict[str, Any]) -> None:
     """Raises UserError, naming the entry, unless all processes have equal (JSON-able) values."""
     if jax.process_count() == 1:
@@ -161,6 +166,33 @@ def meet(name: str) -> None:
     """Returns when all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
+
+
+def whole(tree: Any) -> Any:
+    """Nested arrays as they are on the host, also where other processes hold parts of them.
+
+    All must call it alike; an array that lies elsewhere is sent to all.
+    """
+
+    def everywhere(x):
+        elsewhere = isinstance(x, jax.Array) and not (
+            x.is_fully_addressable or x.is_fully_replicated
+        )
+        return multihost_utils.process_allgather(x, tiled=True) if elsewhere else x
+
+    return jax.device_get(jax.tree.map(everywhere, tree))
+
+
+def total(counts: Sequence[float]) -> list[float]:
+    """Sums of float64 numbers over all processes."""
+    mine = np.frombuffer(np.array(counts, np.float64).tobytes(), np.uint8)
+    everyone = np.reshape(multihost_utils.process_allgather(mine), (-1, len(mine)))
+    return everyone.view(np.float64).sum(0).tolist()
+
+
+def agreed(number: int) -> int:
+    """That of process 0, in all: of a clock, say."""
+    return int(of_first(lambda: str(number)))
 
 
 def of_first(look: Callable[[], str]) -> str:
@@ -226,11 +258,16 @@ def _start(given: dict[str, Any]) -> None:
         ) from e
 
 
-def _client():
-    """JAX's connection to the process that coordinates; JAX has no public name for it."""
+def _state():
+    """What JAX knows of the other processes; it has no public name for it."""
     from jax._src import distributed
 
-    return distributed.global_state.client
+    return distributed.global_state
+
+
+def _client():
+    """JAX's connection to the process that coordinates."""
+    return _state().client
 
 
 def _follow() -> None:

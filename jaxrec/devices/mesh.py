@@ -105,7 +105,11 @@ def abstract(tree, spec: P):
 
 
 def _put(tree, spec):
-    placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)
+    return put_as(tree, jax.NamedSharding(jax.sharding.get_mesh(), spec))
+
+
+def put_as(tree, placed: jax.NamedSharding):
+    """Places nested arrays that every process holds whole; each puts what is on its devices."""
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, placed, x.__getitem__), tree
     )

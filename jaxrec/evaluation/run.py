@@ -28,7 +28,10 @@ class Pass:
     def __init__(self, graphdef: nnx.GraphDef, problem: Problem, constants: dict[str, jax.Array]):
         self._constants = constants
         self._begin = Beginning(graphdef, problem)
-        self._predict = {full: prediction(graphdef, problem, full) for full in (False, True)}
+        self._predict = {
+            full: jax.jit(prediction(graphdef, problem, full), compiler_options=deterministic())
+            for full in (False, True)
+        }
 
     def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
         """Predicts and measures; runs under the mesh that the parameters are on.
@@ -53,12 +56,12 @@ class Pass:
 
 
 def prediction(graphdef: nnx.GraphDef, problem: Problem, full: bool) -> Callable:
-    """`Problem.predict` of (parameters, carried, batch), compiled."""
+    """`Problem.predict` as a function of (parameters, carried, batch)."""
 
     def predict(params, carried, batch):
         return problem.predict(nnx.merge(graphdef, params), carried, batch, full)
 
-    return jax.jit(predict, compiler_options=deterministic())
+    return predict
 
 
 class Beginning:

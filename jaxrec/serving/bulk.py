@@ -18,6 +18,7 @@ from pyarrow import csv, parquet
 from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.data.histories import Histories
+from jaxrec.devices import cluster
 from jaxrec.errors import UserError
 from jaxrec.serving.recommender import Recommender
 from jaxrec.training.logs import duration
@@ -45,7 +46,8 @@ def write_lists(
     if asked to explain.
 
     Finished parts wait beside the output, in OUTPUT.parts, until all are there; started again, the
-    same command computes only what is missing.
+    same command computes only what is missing. Several processes split every batch of users, and
+    the first one writes.
 
     Args:
       recommender: of the model.
@@ -81,8 +83,9 @@ def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given
     progress = _Progress(sum(len(users[starts[i] : starts[i] + part_users]) for i in todo))
     for i in todo:
         chosen = users[starts[i] : starts[i] + part_users]
-        table = _table(recommender, chosen, given, *recommender(chosen, given))
+        lists = recommender(chosen, given)
         if jax.process_index() == 0:
+            table = _table(recommender, chosen, given, *lists)
             _write(parts[i], table.schema, [table])
             files.write_text(_digest_of(parts[i]), files.digest(parts[i]))
         progress.add(len(chosen))
@@ -141,9 +144,7 @@ def _digest(params) -> str:
     """sha256 over all parameters: a run trained anew in the same folder is another model."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(params):
-        if not (leaf.is_fully_addressable or leaf.is_fully_replicated):
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        value = np.ascontiguousarray(leaf)
+        value = np.ascontiguousarray(cluster.whole(leaf))
         digest.update(f'{jax.tree_util.keystr(path)} {value.dtype} {value.shape}'.encode())
         digest.update(value.reshape(-1).view(np.uint8))
     return digest.hexdigest()

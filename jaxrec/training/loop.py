@@ -33,7 +33,7 @@ from jaxrec.problem import Batches
 from jaxrec.training import summary, warm_start, workdir
 from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
-from jaxrec.training.parallel_runs import Runs
+from jaxrec.training.parallel_runs import Runs, devices_of
 from jaxrec.training.places import Place, Progress, Watch
 from jaxrec.training.state import Program
 
@@ -89,6 +89,7 @@ def fit_together(
     """
     for experiment in experiments.values():
         experiment_lib.check(experiment)
+    devices_of(len(experiments))  # complains before anything is read
     with jax.set_mesh(make_mesh(Mesh())):
         return _fit(experiments, folder, folder / _STACKED, stop, ready)
 
@@ -159,7 +160,7 @@ class _Run:
             self.step, progress = checkpoints.last_step(), self._taken_up(host, folder)
             checkpoints.put_aside()
             say(f'going on from step {self.step}')
-        begun = int(np.ravel(jax.device_get(self.state['step']))[0]) - self.step
+        begun = int(np.ravel(cluster.whole(self.state['step']))[0]) - self.step
         self.program.start(begun)
         self.places = []
         for (name, experiment), one, problem in zip(
@@ -329,15 +330,20 @@ class _Run:
 
     def _save(self) -> None:
         """The last checkpoint; what it says of bests must be on disk before."""
-        for place in self.places:
-            place.checkpoints.wait()
+        self._wait()
         progress = [dataclasses.asdict(place.progress) for place in self.places]
         host = {**self._host, 'runs': progress, 'run': ' '.join(self._ids)}
         self._checkpoints.save_last(self.step, self.state, host)
 
     def _save_best(self, place, params) -> None:
+        self._wait()
         host = {**dataclasses.asdict(place.progress), 'run': self._ids[self.places.index(place)]}
         place.checkpoints.save_best(self.step, params, host)
+
+    def _wait(self) -> None:
+        """For what is being saved: processes would mix up the barriers of two saves at once."""
+        for checkpoints in (self._checkpoints, *(place.checkpoints for place in self.places)):
+            checkpoints.wait()
 
     def _taken_up(self, host, folder) -> list[Progress]:
         """What the host's part of the last checkpoint says; UserError if it is another run's."""

@@ -18,7 +18,8 @@ from flax import nnx
 from jax import P
 
 from jaxrec import rng
-from jaxrec.devices.mesh import in_order, put_whole
+from jaxrec.devices import cluster
+from jaxrec.devices.mesh import in_order, put_as, put_whole
 from jaxrec.devices.programs import deterministic
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, flat, rules, to_record
@@ -93,16 +94,12 @@ class Runs:
         self._varied = _varied(self.experiments)
         if first.mesh.model > 1:
             raise UserError('runs in one program keep their tables whole: mesh.model must be 1')
-        if jax.process_count() > 1:
-            raise UserError('runs in one program are for a single process')
         check_model(first.model, problem)
         self.graphdef, self._served = split_model(first.model, problem.sizes)
         self.constants, self._begun = put_whole(problem.constants), 0
-        count = len(self.experiments)
-        devices = next(n for n in range(min(count, jax.device_count()), 0, -1) if count % n == 0)
-        self._mesh = jax.sharding.Mesh(np.array(in_order(jax.devices())[:devices]), (_AXIS,))
+        self._mesh = jax.sharding.Mesh(np.array(devices_of(len(self.experiments))), (_AXIS,))
         self._placement = jax.NamedSharding(self._mesh, P(_AXIS))
-        self._constants = jax.device_put(problem.constants, jax.NamedSharding(self._mesh, P()))
+        self._constants = put_as(problem.constants, jax.NamedSharding(self._mesh, P()))
         self._values = {
             name: np.array([_value(e, name) for e in self.experiments], np.float32)
             for name in self._varied
@@ -150,10 +147,10 @@ class Runs:
 
     def parameters(self, state: dict) -> Iterator[dict]:
         """Those to evaluate, run by run, placed on the current mesh."""
-        stacked = jax.device_get(evaluated(state))
+        stacked = cluster.whole(evaluated(state))
         for nth in range(len(self.experiments)):
             yield jax.tree.map(
-                lambda x, a, nth=nth: jax.device_put(x[nth], a.sharding), stacked, self._served
+                lambda x, a, nth=nth: put_as(x[nth], a.sharding), stacked, self._served
             )
 
     def about(self) -> str:
@@ -213,7 +210,25 @@ class Runs:
         return on_mesh
 
     def _placed(self, tree):
-        return jax.device_put(tree, self._placement)
+        return put_as(tree, self._placement)
+
+
+def devices_of(runs: int) -> list[jax.Device]:
+    """Those that so many runs in one program are split over: equally many of every process.
+
+    Raises:
+      UserError: the runs do not divide over the processes.
+    """
+    processes = jax.process_count()
+    if runs % processes:
+        raise UserError(
+            f'{runs} runs in one program do not divide over {processes} processes: let their '
+            f'number be a multiple of {processes}, or start one process'
+        )
+    own = runs // processes
+    count = next(n for n in range(min(own, jax.local_device_count()), 0, -1) if own % n == 0)
+    by_process = itertools.groupby(in_order(jax.devices()), lambda device: device.process_index)
+    return [device for _, devices in by_process for device in list(devices)[:count]]
 
 
 def _traced(experiment: Experiment) -> list[str]:

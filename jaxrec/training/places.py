@@ -6,9 +6,9 @@ import pathlib
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
+from jaxrec.devices import cluster
 from jaxrec.errors import UserError
 from jaxrec.problem import Batches
 from jaxrec.training.checkpoint import Checkpoints
@@ -83,7 +83,7 @@ class Watch:
         if not self._waiting:
             return
         steps, metrics = zip(*self._waiting, strict=True)
-        values = jax.device_get(metrics)
+        values = cluster.whole(metrics)
         self._waiting = []
         now, step = time.monotonic(), steps[-1]
         rate = (step - self._since) / max(now - self._clock, 1e-9)

@@ -28,12 +28,12 @@ from jaxrec import config
 from jaxrec.cli import say
 from jaxrec.devices import hlo
 from jaxrec.devices.mesh import BATCH, REPLICATED, abstract, concrete, make_mesh
+from jaxrec.devices.programs import deterministic
 from jaxrec.devices.target import Target, network_seconds, seconds, target_of
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning, prediction
 from jaxrec.experiment import Experiment, check
-from jaxrec.training import sparse
-from jaxrec.training.state import Program, evaluated, initialiser, train_step
+from jaxrec.training.state import Program, evaluated, initialiser
 
 PARTS = {  # of the train state, and what they are called
     'params': 'parameters',
@@ -149,22 +149,11 @@ class _Planned:
 
     def step(self) -> dict:
         """The training step of the largest batch, of all shapes that come."""
-        settings = self._experiment.train
-        layouts = sparse.layouts(self._state, self._program.optimizer.tables)
-        state = sparse.laid_out(self._state, layouts)
-        step = train_step(
-            self._program.graphdef,
-            self._program.optimizer,
-            settings.seed,
-            settings.microbatches,
-            settings.precision,
-            layouts,
-        )
         found = []
         for batch in (abstract(batch, BATCH) for batch in self.batches.shapes()):
             parts = _parts(self._state) | {'batch': per_device(batch)}
             parts |= {'constants': per_device(self._constants)} if self._constants else {}
-            found.append(self._compiled(step.lower(state, batch, self._constants), parts))
+            found.append(self._compiled(self._program.lowered(batch), parts))
         return max(found, key=lambda one: one['memory']['total']) | {'batch_shapes': len(found)}
 
     def first_state(self) -> dict:
@@ -187,13 +176,15 @@ class _Planned:
         batch = max((batch for _, batch in evaluation.batches()), key=host_bytes)
         predict = prediction(self._program.graphdef, self.problem, full=True)
         beside = per_device(self._state) - per_device(self._params)
-        return self._served(predict, batch, beside)
+        return self._served(predict, batch, beside, deterministic())
 
     def lists(self, lists: Lists) -> dict:
         """The longest batch of bulk lists, in a process that serves."""
         return self._served(*lists(self.problem, self._experiment, self._program.graphdef))
 
-    def _served(self, function: Callable, batch: dict, beside: int = 0) -> dict:
+    def _served(
+        self, function: Callable, batch: dict, beside: int = 0, options: dict | None = None
+    ) -> dict:
         """Of a function of (parameters, vectors, batch); what is in both of the first is one."""
 
         def call(params, constants, made, batch):
@@ -203,7 +194,8 @@ class _Planned:
         parts = {'parameters': self._params, 'vectors': self._made(), 'batch': batch}
         parts |= {'constants': self._constants}
         with jax.default_matmul_precision(self._experiment.task.precision):
-            lowered = jax.jit(call).lower(self._params, self._constants, self._made(), batch)
+            program = jax.jit(call, compiler_options=options)
+            lowered = program.lower(self._params, self._constants, self._made(), batch)
         parts = {name: per_device(x) for name, x in parts.items() if x}
         parts |= {'train state': beside} if beside else {}
         return {'rows': len(jax.tree.leaves(batch)[0]), **self._compiled(lowered, parts)}

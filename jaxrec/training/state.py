@@ -14,7 +14,14 @@ import optax
 from flax import nnx
 
 from jaxrec import rng
-from jaxrec.devices.mesh import concrete, put_batch, put_whole, split_rows
+from jaxrec.devices.mesh import (
+    REPLICATED,
+    abstract,
+    concrete,
+    put_batch,
+    put_whole,
+    split_rows,
+)
 from jaxrec.devices.programs import deterministic
 from jaxrec.devices.tuning import turns
 from jaxrec.errors import UserError
@@ -281,18 +288,8 @@ class Program:
 
     def start(self, begun: int) -> None:
         """Before the first step, of a state that had `begun` steps behind it when the run began."""
-        experiment = self._experiment
-        optimizer = make_optimizer(experiment.optim, experiment.model, self._horizon, begun)
-        self._layouts = sparse.layouts(self.abstract(), optimizer.tables)
+        self._step, self._layouts = self._made(begun)
         _ = self.constants  # placed now: a step may be traced
-        self._step = train_step(
-            self.graphdef,
-            optimizer,
-            experiment.train.seed,
-            turns_of(experiment),
-            experiment.train.precision,
-            self._layouts,
-        )
 
     def put(self, batches: Sequence[dict]) -> dict:
         """The batch of the run, placed."""
@@ -303,9 +300,22 @@ class Program:
         return self._step(sparse.laid_out(state, self._layouts), batch, self.constants)
 
     def lowered(self, batch: dict) -> jax.stages.Lowered:
-        """The step of a batch's shapes, to be compiled for devices that need not be here."""
-        state = sparse.laid_out(self.abstract(), self._layouts)
-        return self._step.lower(state, batch, self.constants)
+        """The step of a batch's shapes, to be compiled for devices that need not be here.
+
+        It needs no `start`, and nothing is placed.
+        """
+        step, layouts = self._made(0)
+        state = sparse.laid_out(self.abstract(), layouts)
+        return step.lower(state, batch, abstract(self._given, REPLICATED))
+
+    def _made(self, begun: int) -> tuple[Callable, Any]:
+        """(jitted step, layouts of the state in it)."""
+        experiment = self._experiment
+        optimizer = make_optimizer(experiment.optim, experiment.model, self._horizon, begun)
+        layouts = sparse.layouts(self.abstract(), optimizer.tables)
+        train, turns = experiment.train, turns_of(experiment)
+        step = train_step(self.graphdef, optimizer, train.seed, turns, train.precision, layouts)
+        return step, layouts
 
     def parameters(self, state: dict) -> Iterator[dict]:
         """Those to evaluate, run by run."""

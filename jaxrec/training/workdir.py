@@ -121,8 +121,9 @@ def claim_runs(state: pathlib.Path, names: list[str]) -> None:
                 f'{state.parent} holds the runs {", ".join(there)} in one program, this command '
                 f'has {", ".join(names)}; use another --workdir'
             )
-    path.parent.mkdir(exist_ok=True)
-    files.write_json(path, names)
+    if jax.process_index() == 0:
+        path.parent.mkdir(exist_ok=True)
+        files.write_json(path, names)
 
 
 def check_processes(experiment: Experiment, problem: Problem) -> None:
