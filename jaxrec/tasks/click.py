@@ -24,7 +24,7 @@ class Config(problem.Task):
     """Labels to predict from fields; days before `valid_from` train, later ones test.
 
     A model for it has `scores(batch, constants) -> [B, T]`, logits of the T labels, and is made for
-    the sizes of `fields.Encoder` and 'label': T.
+    the sizes of `fields.Encoder`, 'label': T and 'label.NAME': the place of each.
     """
 
     labels: tuple[str, ...] = ('click',)
@@ -45,6 +45,12 @@ class Config(problem.Task):
             raise UserError(
                 f'task.valid_from={self.valid_from} must be below task.test_from={self.test_from}: '
                 f'give the first {self.day} of the validation and of the test rows'
+            )
+        known = experiment.model.inputs().labels
+        if known and sorted(known) != sorted(self.labels):
+            raise UserError(
+                f'the model knows the labels {", ".join(known)}: task.labels must be the same, and '
+                f'are {", ".join(self.labels)}'
             )
         there = {field.column: field.kind for field in self.fields}
         for name in experiment.model.inputs().features:
@@ -118,10 +124,15 @@ class Config(problem.Task):
             data_hash=meta['data_hash'],
             data_path=meta['path'],
             source=rows,
-            sizes={**encode.sizes, 'label': len(self.labels)},
+            sizes={**encode.sizes, **label_sizes(self.labels)},
             periods=[lambda: problem.Period(batches)],
             evaluations={name: evaluation(name) for name in ('valid', 'test')},
         )
+
+
+def label_sizes(labels: tuple[str, ...]) -> dict[str, int]:
+    """What a model is told of the labels: how many, and the place of each."""
+    return {'label': len(labels), **{f'label.{name}': n for n, name in enumerate(labels)}}
 
 
 class Clicks(problem.Problem):
