@@ -1,7 +1,7 @@
 """FM: a factorisation machine (Rendle 2010) for every label.
 
-score = b + sum_f x_f w_f + sum_{f < g} <x_f v_f, x_g v_g>, over the fields f of a row: x_f = 1 for a
-category, 1 / n for each of the n members of a set, the value for a number. All labels' weights w
+score = b + sum_f x_f w_f + sum_{f < g} <x_f v_f, x_g v_g>, over the fields f of a row: x_f = 1 for
+a category, 1 / n for each of the n members of a set, the value for a number. All labels' weights w
 and vectors v lie side by side in one row of the table.
 """
 

@@ -108,13 +108,12 @@ class Hierarchy(nnx.Module):
         }
         self.first = experts.Mixture(first, (width, *widths), **settings)
         self.second = experts.Mixture(second, (inner, *widths), selector=2 * inner, **settings)
-        self.first_gate = self.second_gate = None
-        if config.feature_gate:
-            sides = (len(_distinct(level.owners)) for level in (first, second))
-            self.first_gate, self.second_gate = (
-                experts.FeatureGate(count, size, config.gate_parts, rngs=rngs)
-                for count, size in zip(sides, (width, inner), strict=True)
-            )
+        gate = lambda level, width: (  # noqa: E731
+            experts.FeatureGate(len(_distinct(level.owners)), width, config.gate_parts, rngs=rngs)
+            if config.feature_gate
+            else None
+        )
+        self.first_gate, self.second_gate = gate(first, width), gate(second, inner)
 
     def __call__(
         self, x: jax.Array, key: Key = None, real: jax.Array | None = None

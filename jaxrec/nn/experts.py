@@ -156,11 +156,8 @@ class Mixture(nnx.Module):
         gate = lambda: MLPs(shape[0], (selector or widths[0], shape[1]), rngs=rngs)  # noqa: E731
         self.gates = gate() if level.sees.sum(1).max() > 1 else None
         self.self_gates = gate() if own == 'self' and level.own.any() else None
-        self.native = None
-        if own == 'native' and level.own.any():
-            bound = np.maximum(level.own.sum(1, keepdims=True), 1) ** -0.5
-            drawn = jax.random.uniform(rngs.params(), shape, minval=-1, maxval=1)
-            self.native = nnx.Param(drawn * bound.astype(np.float32))
+        native = own == 'native' and level.own.any()
+        self.native = nnx.Param(_native(level.own, rngs)) if native else None
 
     def __call__(
         self,
@@ -198,6 +195,12 @@ class Mixture(nnx.Module):
             alone = own.sum(1, keepdims=True) == 1
             weights = weights + jnp.where(alone, 1, self.native[...]) * own.astype(np.float32)
         return weights
+
+
+def _native(own, rngs):
+    """Uniform within 1 / sqrt(own experts): float32 [C, E]."""
+    bound = np.maximum(own.sum(1, keepdims=True), 1).astype(np.float32) ** -0.5
+    return jax.random.uniform(rngs.params(), own.shape, minval=-1, maxval=1) * bound
 
 
 def _shares(logits, seen):
