@@ -22,6 +22,7 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.config import field
+from jaxrec.errors import UserError
 
 PRECISION = 'highest'  # of the products of an evaluation, where its protocol says nothing
 PRECISIONS = ('default', 'high', 'highest')  # default: of the backend, a TPU's is bfloat16
@@ -247,6 +248,24 @@ class Task:
         del protocol
         values = kept[f'values/{metric}']
         return values, kept.get(f'weights/{metric}', np.ones(len(values)))
+
+    def gains(self, report: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, dict]:
+        """{metric: {'base': b, 'gain': value - b}} of a report beside another one.
+
+        Args:
+          report: as `jaxrec.evaluate` writes it: metrics, protocol and so on.
+          base: another run's, of the same examples.
+
+        Raises:
+          UserError: it was made under another protocol.
+        """
+        if report['protocol'] != base['protocol']:
+            raise UserError(f'its protocol is another one: {base["protocol"]}')
+        return {
+            name: {'base': base['metrics'][name], 'gain': value - base['metrics'][name]}
+            for name, value in report['metrics'].items()
+            if name in base['metrics']
+        }
 
     def main_metric(self) -> str:
         """The metric of the best checkpoint where train.metric names none."""

@@ -1,0 +1,42 @@
+r"""Heads of eight labels on KuaiRand-Pure: from one network each to HoME.
+
+python -m jaxrec.table --table=experiments/tables/ranking.py --workdir=runs/tables/ranking \
+    --seeds=5 --override=data.source=FOLDER --results=results
+
+FOLDER holds the files, see jaxrec/datasets/kuairand_rows.py. Training ends on 2 May 2022,
+validation is 3 and 4 May, the test 5 to 8 May; histories end on 24 April. `*` = experts that are
+Swish(BatchNorm(MLP)). Nobody has published numbers under this split.
+"""
+
+from jaxrec.paper.spec import Column, Row, Table
+
+EXPERIMENT = 'experiments/home_kuairand.py'
+ROWS = {
+    'one expert per label': 'apart',
+    'shared bottom*': 'shared_bottom',
+    'MMoE': 'mmoe_relu',
+    'MMoE*': 'mmoe',
+    'CGC*': 'cgc',
+    'PLE*': 'ple',
+    'AdaTT*': 'adatt',
+    'HoME without fg, sg, mask': 'without_fg_sg_mask',
+    'HoME without fg, sg': 'without_fg_sg',
+    'HoME without fg': 'without_fg',
+    'HoME': '',
+}
+
+TABLE = Table(
+    title='Heads of eight labels on KuaiRand-Pure',
+    caption='GAUC of users with both classes, AUC of like, mean AUC of all eight labels.',
+    columns=(
+        Column(
+            'KuaiRand-Pure',
+            ('GAUC/click', 'GAUC/long_view', 'GAUC/like', 'AUC/like', 'AUC/mean'),
+        ),
+    ),
+    rows=tuple(
+        Row(name, f'{EXPERIMENT}:{arg}' if arg else EXPERIMENT) for name, arg in ROWS.items()
+    ),
+    baseline='MMoE*',
+    protocol='click',
+)
