@@ -7,7 +7,7 @@ from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.evaluation import plots
 
-_LONG = 12  # a list of more numbers is for the file and the pictures
+_LONG = 8  # a list of more numbers is for the file and the pictures
 
 
 def text(result: dict) -> str:
@@ -66,24 +66,25 @@ def _details(details: dict[str, Any], prefix: str = '') -> list[str]:
     """A line for every detail, a table for what is told of several things alike."""
     lines = []
     for name, value in details.items():
-        if _is_long(value):
-            continue
-        if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()):
-            columns = list(dict.fromkeys(c for v in value.values() for c in v))
+        inner = list(value.values()) if isinstance(value, dict) else []
+        if inner and all(isinstance(v, dict) and not _has_more(v) for v in inner):
+            columns = list(dict.fromkeys(c for v in inner for c in v))
             rows = [[key, *(_plain(v.get(c, '-')) for c in columns)] for key, v in value.items()]
             heads = [f'{prefix}{name}', *(column.replace('_', ' ') for column in columns)]
             lines += ['', *_aligned([heads, *rows])]
         elif isinstance(value, dict):
             lines += _details(value, f'{prefix}{name} ')
-        else:
+        elif not _is_long(value):
             lines.append(f'{prefix}{name}: {_plain(value)}'.replace('_', ' '))
     return lines
 
 
+def _has_more(row: dict) -> bool:
+    """Whether it is more than a line of a table."""
+    return any(isinstance(value, dict) or _is_long(value) for value in row.values())
+
+
 def _is_long(value: Any) -> bool:
-    """Whether there are long lists in it."""
-    if isinstance(value, dict):
-        return any(map(_is_long, value.values()))
     return isinstance(value, list) and len(value) > _LONG
 
 

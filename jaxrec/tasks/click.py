@@ -10,7 +10,7 @@ import numpy as np
 from jaxrec import datasets, problem
 from jaxrec.config import field
 from jaxrec.data.fields import Encoder, Field, check_fields
-from jaxrec.data.rows import RowBatches, Rows, row_batch
+from jaxrec.data.rows import Columns, RowBatches, Rows, row_batch
 from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.errors import UserError
 from jaxrec.evaluation import anomalies, point_metrics
@@ -73,6 +73,24 @@ class Config(problem.Task):
             found |= {f'{metric}/{label}': about for label in self.labels}
         return found
 
+    def columns(self, time_col: str) -> Columns:
+        """What there is to read of a file of rows: what labels, fields and the split name."""
+        kinds = {field.column: field.kind for field in self.fields}
+        items = {field.column for field in self.fields if field.of == 'item'}
+        of = lambda *wanted: tuple(  # noqa: E731
+            name for name, kind in kinds.items() if kind in wanted and name not in ('user', 'item')
+        )
+        more = (self.day, self.position)
+        numbers = of('quantile', 'number')
+        numbers += tuple(name for name in more if name and name not in (time_col, *kinds))
+        return Columns(
+            labels=self.labels,
+            numbers=numbers,
+            categories=of('category'),
+            sets=tuple(name for name in of('set') if name not in items),
+            sets_of_items=tuple(name for name in of('set') if name in items),
+        )
+
     def gains(self, report: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, dict]:
         """As `Task.gains`, of the labels that both have; RelaImpr of AUC and GAUC.
 
@@ -108,7 +126,8 @@ class Config(problem.Task):
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
     ) -> problem.Problem:
-        rows, meta = datasets.load(experiment.data, say, kind=Rows)
+        columns = self.columns(experiment.data.time_col)
+        rows, meta = datasets.load(experiment.data, say, kind=Rows, columns=columns)
         rows.outcomes(self.labels, np.zeros(0, np.int64))  # raises for one that is not there
         day, unit = rows.column(self.day)
         if unit != 'row' or day.ndim > 1:
