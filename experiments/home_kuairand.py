@@ -7,8 +7,8 @@ python -m jaxrec.evaluate --workdir=runs/home
 Rows, fields, split and optimiser are those of mmoe_kuairand.py: trained on 25 April to 2 May 2022,
 the epoch chosen by the mean GAUC of click and long_view on 3 and 4 May, tested on 5 to 8 May; what
 is known of a user's past ends on 24 April. Labels are watching (click, long_view) or interaction.
-`home_kuairand.py:NAME` is another head of HEADS; `*` = Swish(BatchNorm(MLP)) experts. Their table
-is experiments/tables/ranking.py.
+`home_kuairand.py:NAME` is another head of HEADS; (bn) has experts that are Swish(BatchNorm(MLP)).
+Their table is experiments/tables/ranking.py.
 """
 
 import pathlib
@@ -32,12 +32,12 @@ HEADS = {
         groups=GROUPS, feature_gate=False, self_gate=False, mask=False, **INPUT
     ),
     'apart': ple.Config(levels=1, shared_experts=0, **INPUT),  # an expert each, one table
-    'shared_bottom': mmoe.Config(experts=1, **NORMED),  # *
+    'shared_bottom': mmoe.Config(experts=1, **NORMED),  # (bn)
     'mmoe_relu': mmoe.Config(**INPUT),
-    'mmoe': mmoe.Config(**NORMED),  # *
-    'cgc': ple.Config(levels=1, **NORMED),  # *
-    'ple': ple.Config(**NORMED),  # *
-    'adatt': adatt.Config(shared_experts=2, **NORMED),  # *
+    'mmoe': mmoe.Config(**NORMED),  # (bn)
+    'cgc': ple.Config(levels=1, **NORMED),  # (bn)
+    'ple': ple.Config(**NORMED),  # (bn)
+    'adatt': adatt.Config(shared_experts=2, **NORMED),  # (bn)
     'din': din.Config(**INPUT),
     'fm': fm.Config(),
 }

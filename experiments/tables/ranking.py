@@ -4,8 +4,8 @@ python -m jaxrec.table --table=experiments/tables/ranking.py --workdir=runs/tabl
     --seeds=5 --override=data.source=FOLDER --results=results
 
 FOLDER holds the files, see jaxrec/datasets/kuairand_rows.py. Training ends on 2 May 2022,
-validation is 3 and 4 May, the test 5 to 8 May; histories end on 24 April. `*` = experts that are
-Swish(BatchNorm(MLP)). Nobody has published numbers under this split.
+validation is 3 and 4 May, the test 5 to 8 May; histories end on 24 April. (bn): experts are
+Swish(BatchNorm(MLP)), as in HoME. Nobody has published numbers under this split.
 """
 
 from jaxrec.paper.spec import Column, Row, Table
@@ -13,12 +13,12 @@ from jaxrec.paper.spec import Column, Row, Table
 EXPERIMENT = 'experiments/home_kuairand.py'
 ROWS = {
     'one expert per label': 'apart',
-    'shared bottom*': 'shared_bottom',
+    'shared bottom (bn)': 'shared_bottom',
     'MMoE': 'mmoe_relu',
-    'MMoE*': 'mmoe',
-    'CGC*': 'cgc',
-    'PLE*': 'ple',
-    'AdaTT*': 'adatt',
+    'MMoE (bn)': 'mmoe',
+    'CGC (bn)': 'cgc',
+    'PLE (bn)': 'ple',
+    'AdaTT (bn)': 'adatt',
     'HoME without fg, sg, mask': 'without_fg_sg_mask',
     'HoME without fg, sg': 'without_fg_sg',
     'HoME without fg': 'without_fg',
@@ -37,6 +37,6 @@ TABLE = Table(
     rows=tuple(
         Row(name, f'{EXPERIMENT}:{arg}' if arg else EXPERIMENT) for name, arg in ROWS.items()
     ),
-    baseline='MMoE*',
+    baseline='MMoE (bn)',
     protocol='click',
 )

@@ -15,8 +15,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from jaxrec.data.rows import Rows
-from jaxrec.datasets.kuairand_rows import category
 from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
 NAME = 'census-income-rows'

@@ -18,6 +18,7 @@ import pyarrow.csv
 from jaxrec.data.rows import Rows
 from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE, LOG, PAST, SHA256, VIDEOS
 from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
 NAME = 'kuairand-pure-rows'
@@ -188,12 +189,6 @@ def _videos(data: bytes, item_ids: np.ndarray) -> dict[str, np.ndarray]:
 def _of(table: pa.Table, key: str, ids: np.ndarray) -> pa.Table:
     """The table's rows of these ids; all missing where it has none."""
     return table.take(pc.index_in(pa.array(ids), table[key].combine_chunks()))
-
-
-def category(column: pa.ChunkedArray) -> np.ndarray:
-    """int32, 0, 1, .. by the values' order; -1 = missing."""
-    values = pc.unique(column.drop_null()).sort()
-    return pc.fill_null(pc.index_in(column, values), -1).to_numpy().astype(np.int32)
 
 
 def _number(column: pa.ChunkedArray) -> np.ndarray:

@@ -314,6 +314,12 @@ def parquet_rows(path: pathlib.Path) -> int:
         return file.metadata.num_rows
 
 
+def category(column: pa.ChunkedArray) -> np.ndarray:
+    """int32, 0, 1, .. by the values' order; -1 = missing."""
+    values = pc.unique(column.drop_null()).sort()
+    return pc.fill_null(pc.index_in(column, values), -1).to_numpy().astype(np.int32)
+
+
 def parquet_schema(path: pathlib.Path) -> pa.Schema:
     """Columns and their types of a Parquet file."""
     with pa.parquet.ParquetFile(path) as file:
