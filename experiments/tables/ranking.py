@@ -5,7 +5,8 @@ python -m jaxrec.table --table=experiments/tables/ranking.py --workdir=runs/tabl
 
 FOLDER holds the files, see jaxrec/datasets/kuairand_rows.py. Training ends on 2 May 2022,
 validation is 3 and 4 May, the test 5 to 8 May; histories end on 24 April. (bn): experts are
-Swish(BatchNorm(MLP)), as in HoME. Nobody has published numbers under this split.
+Swish(BatchNorm(MLP)), as in HoME; fg: its feature gate, sg: its self gate. Nobody has published
+numbers under this split.
 """
 
 from jaxrec.paper.spec import Column, Row, Table
@@ -19,8 +20,8 @@ ROWS = {
     'CGC (bn)': 'cgc',
     'PLE (bn)': 'ple',
     'AdaTT (bn)': 'adatt',
-    'HoME without fg, sg, mask': 'without_fg_sg_mask',
-    'HoME without fg, sg': 'without_fg_sg',
+    'HoME without fg and sg and mask': 'without_fg_sg_mask',
+    'HoME without fg and sg': 'without_fg_sg',
     'HoME without fg': 'without_fg',
     'HoME': '',
 }

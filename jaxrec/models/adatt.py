@@ -13,17 +13,12 @@ from jaxrec.problem import Level
 
 
 @dataclasses.dataclass
-class Config(multi_task.ExpertConfig):
+class Config(multi_task.LevelsConfig):
     """AdaTT's hyper-parameters."""
 
-    levels: int = field(2, least=1)
-    shared_experts: int = field(1, least=0)  # of a level
-    own_experts: int = field(1, least=1)  # of a label, of a level
+    shared_experts: int = field(1, least=0)
+    own_experts: int = field(1, least=1)
     native: bool = True  # the residual
-
-    def check(self) -> None:
-        super().check()
-        multi_task.check_levels(self.expert_widths, self.levels)
 
     @property
     def own(self) -> str:

@@ -50,8 +50,6 @@ class Config(problem.ModelConfig):
 class ExpertConfig(Config):
     """The same with experts; a system says which, in `expert_levels`, or has a `head` of its own.
 
-    An expert's layers are spread evenly over the levels.
-
     Attributes:
       own: how labels hear their own experts besides by their gate, see `experts.Mixture`.
     """
@@ -94,12 +92,26 @@ def owners(shared: int, names: tuple[str, ...], own: int) -> tuple[str, ...]:
     return ('',) * shared + tuple(name for name in names for _ in range(own))
 
 
-def check_levels(widths: tuple[int, ...], levels: int) -> None:
-    """Raises UserError where layers cannot be spread evenly over levels."""
-    if len(widths) % levels:
-        raise UserError(
-            f'model.expert_widths={widths} cannot be spread evenly over model.levels={levels}'
-        )
+@dataclasses.dataclass
+class LevelsConfig(ExpertConfig):
+    """The same with several levels, in which labels have experts of their own.
+
+    An expert's layers are spread evenly over the levels.
+    """
+
+    levels: int = field(2, least=1)
+    shared_experts: int = field(2, least=0)  # of a level
+    own_experts: int = field(1, least=0)  # of a label, of a level
+
+    def check(self) -> None:
+        super().check()
+        if self.shared_experts + self.own_experts < 1:
+            raise UserError('model.shared_experts and model.own_experts are both 0: no expert')
+        if len(self.expert_widths) % self.levels:
+            raise UserError(
+                f'model.expert_widths={self.expert_widths} cannot be spread evenly over '
+                f'model.levels={self.levels}'
+            )
 
 
 class ClickModel(problem.Model):

@@ -8,25 +8,13 @@ label, on one table.
 
 import dataclasses
 
-from jaxrec.config import field
-from jaxrec.errors import UserError
 from jaxrec.models import multi_task
 from jaxrec.problem import Level
 
 
 @dataclasses.dataclass
-class Config(multi_task.ExpertConfig):
-    """PLE's hyper-parameters."""
-
-    levels: int = field(2, least=1)  # 1 = CGC
-    shared_experts: int = field(2, least=0)  # of a level
-    own_experts: int = field(1, least=0)  # of a label, of a level
-
-    def check(self) -> None:
-        super().check()
-        multi_task.check_levels(self.expert_widths, self.levels)
-        if self.shared_experts + self.own_experts < 1:
-            raise UserError('model.shared_experts and model.own_experts are both 0: no expert')
+class Config(multi_task.LevelsConfig):
+    """PLE's hyper-parameters; levels=1 is CGC."""
 
     def expert_levels(self, labels: tuple[str, ...]) -> tuple[Level, ...]:
         """Of the labels, and but for the last of the shared stream."""
