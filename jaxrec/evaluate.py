@@ -5,9 +5,11 @@ python -m jaxrec.evaluate --workdir=runs/quickstart [--split=test] [--checkpoint
 
 --task.FIELD=VALUE changes a field of the run's task, its protocol above all; what differs from the
 run is added to the names of the files. Writes evaluation_<split>[_<field>-<value>].json into the
-work directory, or FILE.json, and, if there are metrics with cut-offs and matplotlib is installed, a
-picture of them beside it. --kept=FILE.npz also writes what the values of single users follow from:
-of a ranking, how many candidates score higher than each target (`greater`) and the same (`ties`).
+work directory, or FILE.json, and, if matplotlib is installed, pictures beside it: of metrics with
+cut-offs, of calibration, of experts. --base=FILE.json,.. tells what is gained over the reports of
+other runs: over models of one label each, what learning labels together gains. --kept=FILE.npz also
+writes what the values of single users follow from: of a ranking, how many candidates score higher
+than each target (`greater`) and the same (`ties`).
 """
 
 import os
@@ -29,10 +31,17 @@ from jaxrec.errors import UserError
 from jaxrec.evaluation import report
 from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import parsed
-from jaxrec.problem import Evaluation, Measured
+from jaxrec.problem import Evaluation, Measured, Task
 from jaxrec.training.restore import Trained, load_trained
 
 FLAGS = flags.FLAGS
+REPORT = {  # of what `--base` names
+    'metrics': {},
+    'protocol': {},
+    'data_hash': str,
+    'split': str,
+    'examples': int,
+}
 
 
 def define_flags() -> None:
@@ -45,6 +54,9 @@ def define_flags() -> None:
     )
     flags.DEFINE_string('output', None, 'File of the report (.json), instead of one in --workdir.')
     flags.DEFINE_string('kept', None, "Also write what single users' values follow from (.npz).")
+    flags.DEFINE_list(
+        'base', [], 'Reports (.json) of other runs on the same rows, to compare with.'
+    )
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
@@ -69,6 +81,7 @@ def _main() -> None:
     if FLAGS.checkpoint != 'best':
         name += f'_{FLAGS.checkpoint}'
     output = pathlib.Path(FLAGS.output or workdir / f'evaluation_{name}.json')
+    bases = {path: files.read_json(pathlib.Path(path), REPORT) for path in FLAGS.base}
     trained = load_trained(workdir, FLAGS.checkpoint, changed)
     if jax.process_index() == 0:
         _check_writable(output, '--output=FILE.json writes the report elsewhere')
@@ -77,6 +90,8 @@ def _main() -> None:
     keep_freed()
     evaluation, measured, references = evaluate(trained, FLAGS.split)
     result = as_json(trained, FLAGS.split, evaluation, measured, references)
+    if FLAGS.base:
+        result['details']['gains'] = gains(trained.experiment.task, result, bases)
     say(report.text(result))
     if jax.process_index() == 0:
         if kept:
@@ -111,6 +126,29 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
         measured = predict(trained.params, evaluation, full=True)
         return evaluation, measured, evaluation.references()
+
+
+def gains(task: Task, result: dict, bases: dict[str, dict]) -> dict[str, dict]:
+    """`Task.gains` over reports, by metric; of a metric that several have the last one's.
+
+    Args:
+      task: of the run.
+      result: its report.
+      bases: other reports by their path.
+
+    Raises:
+      UserError: a report of other examples, or made in another way.
+    """
+    found = {}
+    for path, base in bases.items():
+        for name in ('data_hash', 'split', 'examples'):
+            if base[name] != result[name]:
+                raise UserError(f'--base={path} has {name}={base[name]}, this run {result[name]}')
+        try:
+            found |= task.gains(result, base)
+        except UserError as e:
+            raise UserError(f'--base={path}: {e}') from e
+    return found
 
 
 def as_json(

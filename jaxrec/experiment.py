@@ -66,8 +66,8 @@ def check(experiment: Experiment) -> None:
             )
     if train.microbatches > 1 and model.whole_batch():
         raise UserError(
-            f'{model.whole_batch()} does not go with train.microbatches: the whole batch is '
-            'negatives'
+            f'{model.whole_batch()} does not go with train.microbatches: it needs the whole batch '
+            'at once'
         )
     if train.grow and not train.start_from:
         raise UserError('train.grow goes with train.start_from, the run to go on from')

@@ -22,9 +22,11 @@ import numpy as np
 from flax import nnx
 
 from jaxrec.config import field
+from jaxrec.errors import UserError
 
 PRECISION = 'highest'  # of the products of an evaluation, where its protocol says nothing
 PRECISIONS = ('default', 'high', 'highest')  # default: of the backend, a TPU's is bfloat16
+STATISTICS = 'statistics'  # in a carry, see `Model.carry`
 Batch = dict[str, Any]  # arrays, nested where the batch has structure
 Columns = dict[str, np.ndarray]
 Part = tuple[np.ndarray, Columns]  # places int [n] of examples, and the columns [n, ..] of these
@@ -247,6 +249,24 @@ class Task:
         values = kept[f'values/{metric}']
         return values, kept.get(f'weights/{metric}', np.ones(len(values)))
 
+    def gains(self, report: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, dict]:
+        """{metric: {'base': b, 'gain': value - b}} of a report beside another one.
+
+        Args:
+          report: as `jaxrec.evaluate` writes it: metrics, protocol and so on.
+          base: another run's, of the same examples.
+
+        Raises:
+          UserError: it was made under another protocol.
+        """
+        if report['protocol'] != base['protocol']:
+            raise UserError(f'its protocol is another one: {base["protocol"]}')
+        return {
+            name: {'base': base['metrics'][name], 'gain': value - base['metrics'][name]}
+            for name, value in report['metrics'].items()
+            if name in base['metrics']
+        }
+
     def main_metric(self) -> str:
         """The metric of the best checkpoint where train.metric names none."""
         return next(iter(self.metrics()))
@@ -291,6 +311,7 @@ class Inputs:
       extras: of 'users', 'same_target', 'similar': see data/positives.
       cuts: most targets per window that it can learn; 0 = it learns one at every event.
       negatives: whether the data draw its negatives.
+      labels: that it knows by name, all or none of the task's.
     """
 
     max_len: int = 0
@@ -298,6 +319,42 @@ class Inputs:
     extras: tuple[str, ...] = ()
     cuts: int = 0
     negatives: bool = False
+    labels: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """Experts of a model side by side, and who listens to them; '' is what belongs to all.
+
+    Attributes:
+      listeners: C names, of labels or groups of them.
+      owners: E names, of whose each expert is.
+      hears: of every listener the owners whose experts its gate reaches.
+    """
+
+    listeners: tuple[str, ...]
+    owners: tuple[str, ...]
+    hears: tuple[tuple[str, ...], ...]
+
+    @property
+    def sees(self) -> np.ndarray:
+        """bool [C, E], whose gate reaches which expert."""
+        return np.array([[owner in heard for owner in self.owners] for heard in self.hears])
+
+    @property
+    def own(self) -> np.ndarray:
+        """bool [C, E], which experts are a listener's alone."""
+        alone = [[bool(one) and one == owner for owner in self.owners] for one in self.listeners]
+        return np.array(alone)
+
+    @property
+    def experts(self) -> tuple[str, ...]:
+        """Names of the experts: 'like 1', 'shared 2'."""
+        seen, names = {}, []
+        for owner in self.owners:
+            seen[owner] = seen.get(owner, 0) + 1
+            names.append(f'{owner or "shared"} {seen[owner]}')
+        return tuple(names)
 
 
 @dataclasses.dataclass
@@ -329,8 +386,13 @@ class ModelConfig:
         return {}
 
     def whole_batch(self) -> str:
-        """The setting for which a batch's rows are each other's negatives; '' = none is."""
+        """The setting for which a batch's rows need each other (negatives, a norm); '' = none."""
         return ''
+
+    def expert_levels(self, labels: tuple[str, ...]) -> tuple[Level, ...]:
+        """The levels of experts between input and labels, of which `Model.look` tells."""
+        del labels
+        return ()
 
 
 class Model(nnx.Module):
@@ -359,6 +421,18 @@ class Model(nnx.Module):
         """
         raise NotImplementedError
 
+    def look(self, batch: Batch, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Columns [B, ..] of what a report shows of the inside; 'gates/0', 'experts/0' of levels.
+
+        Of a level with C listeners and E experts: [B, C, E] and [B, E, D].
+        """
+        del batch, constants
+        return {}
+
     def carry(self) -> dict:
-        """First value of what is remembered besides parameters: momentum, queue, BatchNorm."""
+        """First value of what is remembered besides parameters: momentum, queue, BatchNorm.
+
+        What is under STATISTICS, nested like the parameters, is evaluated and served in their
+        place: running means and variances.
+        """
         return {}

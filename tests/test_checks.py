@@ -102,9 +102,9 @@ def test_ranges_as_text(value, message):
         ),
         (
             {'model.loss': 'in_batch', 'task.windows': 'cuts', 'train.microbatches': 2},
-            'the whole batch is negatives',
+            'it needs the whole batch',
         ),
-        ({'model.contrast': (Contrast(),), 'train.microbatches': 2}, 'the whole batch is'),
+        ({'model.contrast': (Contrast(),), 'train.microbatches': 2}, 'it needs the whole batch'),
         ({'model.loss': 'in_batch', 'task.windows': 'cuts', 'task.cuts': 51}, 'more than the 50'),
         ({'task.targets': 'all', 'task.protocol': 'uniform'}, "needs task.protocol='full'"),
         ({'model.features': (Feature('x', 'kind'),)}, 'kind'),

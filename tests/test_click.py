@@ -217,12 +217,31 @@ def test_metrics():
     assert found['GAUC/mean'] == found['GAUC/like'] and found['AUC/mean'] != found['AUC/like']
 
 
+def test_gains_over_another_report():
+    task = make().task
+    protocol = {'labels': ['click', 'like'], 'data_split': 'x'}
+    values = {'AUC/click': 0.7, 'logloss/like': 0.2, 'GAUC/like': 0.6, 'AUC/mean': 0.65}
+    mine = {'protocol': protocol, 'metrics': values}
+    base = {
+        'protocol': {**protocol, 'labels': ['click']},
+        'metrics': {'AUC/click': 0.6, 'GAUC/click': 0.5, 'AUC/mean': 0.6},
+    }
+    (gain,) = task.gains(mine, base).items()  # no mean over other labels
+    assert gain[0] == 'AUC/click' and gain[1]['base'] == 0.6
+    assert gain[1]['gain'] == pytest.approx(0.1) and gain[1]['RelaImpr'] == pytest.approx(1)
+    same = task.gains(mine, {**mine, 'metrics': {**values, 'GAUC/like': 0.5}})
+    assert same.keys() == values.keys() and 'RelaImpr' not in same['GAUC/like']
+    with pytest.raises(UserError, match='its protocol is another one'):
+        task.gains(mine, {**base, 'protocol': {**protocol, 'data_split': 'y'}})
+
+
 @pytest.mark.parametrize(
     'changes, words',
     [
         ({'labels': ()}, 'task.labels'),
         ({'labels': ('click', 'click')}, 'task.labels'),
         ({'gauc': ('hate',)}, 'task.gauc'),
+        ({'gauc_weight': 'clicks'}, 'task.gauc_weight'),
         ({'valid_from': 9}, 'task.valid_from=9 must be below task.test_from=9'),
         ({'batch_rows': 0}, 'task.batch_rows'),
         ({'fields': ()}, 'task.fields'),
@@ -244,6 +263,7 @@ def test_what_check_refuses(changes, words):
         ({'labels': ('click', 'hate')}, "no label 'hate'; it has click, like"),
         ({'day': 'age'}, "task.day='age' must be a column of the rows"),
         ({'day': 'week'}, "no column 'week'"),
+        ({'position': 'watch'}, "task.position='watch' must be a column of the rows"),
         ({'test_from': 11}, 'no test row: date is 1 to 10'),
         ({'valid_from': 1}, 'no train row'),
     ],

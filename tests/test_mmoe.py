@@ -15,6 +15,7 @@ B, T, ROWS = 8, 3, 40
 SIZES = {
     'table': ROWS,
     'label': T,
+    **{f'label.{name}': n for n, name in enumerate(('click', 'like', 'hate'))},
     'feature.user': 1,
     'feature.item': 1,
     'feature.past': 5,
@@ -70,6 +71,8 @@ def slow_scores(params, batch, config=CONFIG):
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), nnx.to_pure_dict(params))
     relu = lambda x: np.maximum(x, 0)  # noqa: E731
 
+    mixture = p['head']['mixtures'][0]
+
     def mlp(at, n, x):
         layers = len(at['kernels'])
         for layer in range(layers):
@@ -95,9 +98,9 @@ def slow_scores(params, batch, config=CONFIG):
         parts += [mean[name] * mean['item'] for name in config['cross']]
         parts += [[batch['features'][name][row]] for name in ('age', 'income')]
         x = np.concatenate(parts)
-        said = [relu(mlp(p['mixture']['experts'], e, x)) for e in range(config['experts'])]
+        said = [relu(mlp(mixture['experts'], e, x)) for e in range(config['experts'])]
         for task in range(T):
-            gate = softmax(mlp(p['mixture']['gates'], task, x))
+            gate = softmax(mlp(mixture['gates'], task, x))
             seen = sum(g * s for g, s in zip(gate, said, strict=True))
             out[row, task] = mlp(p['towers'], task, seen)[0]
     return out
@@ -154,9 +157,9 @@ def test_what_is_masked_or_padding_teaches_nothing():
 
 def test_one_expert_is_the_shared_bottom():
     graph, params = make(experts=1)
-    assert 'gates' not in nnx.to_pure_dict(params)['mixture']
+    assert 'gates' not in nnx.to_pure_dict(params)['head']['mixtures'][0]
     model = nnx.merge(graph, params)
-    seen = model.mixture(model.expert_input(make_batch()['features']))
+    seen, _ = model.head(model.field_input(make_batch()['features']))
     np.testing.assert_array_equal(seen[:, 0], seen[:, 1])
 
 
@@ -168,6 +171,39 @@ def test_row_by_row():
         alone = {name: codes[row : row + 1] for name, codes in batch['features'].items()}
         one = scores(graph, params, {'features': alone})
         np.testing.assert_allclose(one[0], whole[row], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    'changes, first, last, length',
+    [
+        ({}, 2.0068359375, 1.9501266479492188, 9.990273409646981),
+        (
+            {'dropout': 0.2, 'embedding_dropout': 0.2},
+            2.254720449447632,
+            1.9944355487823486,
+            9.979623357414578,
+        ),
+        ({'experts': 1}, 2.1885197162628174, 1.9251000881195068, 6.869688190462209),
+    ],
+)
+def test_the_numbers_of_before_all_heads_shared_a_module(changes, first, last, length):
+    """Losses of ten steps and the length of the parameters; rounding is the compiler's."""
+    config = mmoe.Config(**{**CONFIG, **changes})
+    graph, params = nnx.split(config.make(SIZES, rngs=nnx.Rngs(0)))
+
+    @jax.jit
+    def step(params, batch, key):
+        objective = lambda p: nnx.merge(graph, p).loss(batch, {}, {}, key)[0]  # noqa: E731
+        value, grads = jax.value_and_grad(objective)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), value
+
+    losses = []
+    for number in range(10):
+        params, value = step(params, make_batch(number), jax.random.key(number))
+        losses.append(float(value))
+    squares = sum(float((np.asarray(x, np.float64) ** 2).sum()) for x in jax.tree.leaves(params))
+    assert (losses[0], losses[-1]) == pytest.approx((first, last), rel=1e-6)
+    assert squares**0.5 == pytest.approx(length, rel=1e-6)
 
 
 def test_any_mesh(mesh):

@@ -3,9 +3,11 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 
-from jaxrec.evaluation import plots
+from jaxrec.evaluation import anomalies, plots
+from jaxrec.problem import Level
 from jaxrec.training.logs import LOG, read_series
 
 PNG = b'\x89PNG'
@@ -76,3 +78,15 @@ def test_without_matplotlib(tmp_path, monkeypatch):
     assert 'matplotlib is not installed' in said
     assert 'matplotlib is not installed' in plots.plot_metric_at_k(tmp_path / 'k.png', {})
     assert [p.name for p in tmp_path.iterdir()] == [LOG]
+
+
+def test_calibration_and_experts(tmp_path):
+    pytest.importorskip('matplotlib')
+    labels = {name: {'predicted': [0.1, 0.4], 'observed': [0.2, 0.3]} for name in 'abcde'}
+    assert plots.plot_reliability(tmp_path / 'r.png', labels) == ''
+    level = Level(('a', ''), ('', 'a'), (('', 'a'), ('',)))
+    told = anomalies.Experts((level,))
+    told.add({'gates/0': np.ones((3, 2, 2)), 'experts/0': np.ones((3, 2, 4))})
+    assert plots.plot_experts(tmp_path / 'e.png', told.details({})) == ''
+    for name in 're':
+        assert (tmp_path / f'{name}.png').read_bytes().startswith(PNG)

@@ -65,6 +65,49 @@ def test_group_auc():
         np.testing.assert_allclose(values[at], wanted, atol=1e-14)  # NaN with NaN
 
 
+def test_blocks_of_users_change_nothing(monkeypatch):
+    scores, labels, users = draw()
+    whole = metrics.group_auc(scores, labels, users), metrics.auc(scores, labels)
+    for size in (1, 7, 100, 299, 300):
+        monkeypatch.setattr(metrics, '_BLOCK', size)
+        for one, other in zip(metrics.group_auc(scores, labels, users), whole[0], strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert metrics.auc(scores, labels) == whole[1]
+
+
+def test_variants_of_gauc():
+    """All are told of; the chosen one is measured. G2 has groups of user and position."""
+    scores, labels, users = draw()
+    positions = np.random.default_rng(3).integers(5, 8, len(users))
+    columns = scores[:, None], labels[:, None], np.ones((len(users), 1)), users, ('click',)
+    for weight, title in metrics.WEIGHTS.items():
+        found = metrics.clicks(*columns, weight, positions)
+        about = found.details['labels']['click']
+        for other, name in metrics.WEIGHTS.items():
+            wanted = slow_gauc(scores, labels, users, other)
+            assert about[name] == pytest.approx(wanted, abs=1e-13)
+        assert found.metrics['GAUC/click'] == about[title]
+        pairs = users.astype(np.int64) * 100 + positions
+        assert about['G2'] == pytest.approx(slow_gauc(scores, labels, pairs, 'rows'), abs=1e-13)
+    assert 'G2' not in metrics.clicks(*columns).details['labels']['click']
+
+
+def test_reliability():
+    logits, labels, _ = draw(95, distinct=10_000)
+    found = metrics.reliability(logits, labels)
+    order, p = np.argsort(logits, kind='stable'), 1 / (1 + np.exp(-logits.astype(np.float64)))
+    first = 0
+    for said, seen, rows in zip(
+        *(found[n] for n in ('predicted', 'observed', 'rows')), strict=True
+    ):
+        part = order[first : first + rows]
+        assert rows in (9, 10) and seen == pytest.approx(labels[part].mean())
+        assert said == pytest.approx(p[part].mean(), abs=1e-12)
+        first += rows
+    assert first == 95 and found['predicted'] == sorted(found['predicted'])
+    assert metrics.reliability(logits[:3], labels[:3])['rows'] == [1, 1, 1]
+
+
 def test_what_does_not_change_gauc():
     scores, labels, users = draw()
     value = metrics.gauc(scores, labels, users)[0]

@@ -236,7 +236,9 @@ def test_every_table_file_loads(path, mesh):
     sizes = {'item': 100, 'node': 50, 'feature': 20, 'class': 3, 'table': 90, 'label': 8}
     distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
     for model in distinct.values():
-        of_fields = {f'feature.{name}': 1 for name in model.inputs().features}
+        wants = model.inputs()
+        of_fields = {f'feature.{name}': 1 for name in wants.features}
+        of_fields |= {f'label.{name}': n for n, name in enumerate(wants.labels or 'abcdefgh')}
         nnx.eval_shape(lambda m=model, n=of_fields: m.make({**sizes, **n}, rngs=nnx.Rngs(0)))
     for cell in cells:
         for value in cell.overrides.values():  # they go through the command line

@@ -54,7 +54,14 @@ def made(tmp_path_factory):
             task=click.Config(
                 fields=(Field('user'), Field('item')), valid_from=7, test_from=9, batch_rows=64
             ),
-            model=mmoe.Config(dim=4, experts=2, expert_widths=(8,), tower_widths=(), dropout=0.1),
+            model=mmoe.Config(
+                dim=4,
+                experts=2,
+                expert_widths=(8,),
+                expert='bn_swish',  # remembers means and variances
+                tower_widths=(),
+                dropout=0.1,
+            ),
             data=Data(log=str(folder / 'rows')),
             train=Train(batch_rows=64, epochs=3),
         ),

@@ -14,6 +14,25 @@ from jaxrec.errors import UserError
 _GROUPS = {'features': 'row', 'user_features': 'user', 'item_features': 'item', 'labels': 'label'}
 
 
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns of a file make rows of it, besides user, item and time.
+
+    Attributes:
+      labels: outcomes, 0 or 1; missing = not known.
+      numbers: quantities; missing = NaN.
+      categories: a word or a number each; missing = a category of its own.
+      sets: any number of words each.
+      sets_of_items: the same of raw item ids.
+    """
+
+    labels: tuple[str, ...]
+    numbers: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
+    sets_of_items: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass
 class Rows:
     """Impressions of all users, oldest first.

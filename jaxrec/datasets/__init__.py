@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from jaxrec import config as config_lib
 from jaxrec.data.histories import Histories
+from jaxrec.data.rows import Columns
 from jaxrec.datasets import store
 from jaxrec.errors import UserError
 
@@ -30,6 +31,11 @@ KNOWN = {
     'kuairand-pure-history': ('kuairand', 'HISTORY', 'kuairand-pure after 50 older events a user'),
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
     'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
+    'census-income-rows': (
+        'census_rows',
+        'TEST_HALF',
+        'Census-Income: a row per person, for click',
+    ),
 }
 KNOWN |= {  # graphs
     'cora': ('planetoid', 'CORA', 'Cora: a citation graph, classes of its documents'),
@@ -48,6 +54,7 @@ def load(
     say: Callable = print,
     flags: str = '--config.data.',
     kind: type = Histories,
+    columns: Columns | None = None,
 ) -> tuple[store.Stored, dict]:
     """Opens the data set that `config` names, after building it if it is not there yet.
 
@@ -56,6 +63,7 @@ def load(
       say: called with lines for people while something is built.
       flags: how the caller's flags for the fields of `config` begin, for messages.
       kind: what the caller can use: Histories, or another of `store.KINDS`.
+      columns: of a log of rows, which ones there are to read; None = it is read as histories.
 
     Returns:
       The data (memory-mapped), and the meta data: description, citation, homepage, licence,
@@ -65,7 +73,7 @@ def load(
       UserError: something the user can put right, in one line.
     """
     try:
-        data, meta = _load(config, say)
+        data, meta = _load(config, say, columns)
         if not isinstance(data, kind):
             named = config.log or config.dataset
             raise UserError(f'{named} holds {data.KIND}, and this wants {kind.KIND}')
@@ -74,14 +82,19 @@ def load(
         raise UserError(_FLAG.sub(flags, str(e))) from e
 
 
-def _load(config: config_lib.Data, say: Callable) -> tuple[store.Stored, dict]:
+def _load(
+    config: config_lib.Data, say: Callable, columns: Columns | None
+) -> tuple[store.Stored, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
     if config.log and config.source:
         raise UserError('--source is where --dataset is read from, and --log is read: not both')
     if config.log:
         prepared = _open_prepared(config)
-        return prepared or store.find_or_build(_log(config, say), config.data_dir, say)
+        if prepared:
+            return prepared
+        recipe = _log(config, say) if columns is None else _rows_log(config, say, columns)
+        return store.find_or_build(recipe, config.data_dir, say)
     for option in _set(config, OF_A_LOG):
         raise UserError(f'--{option} describes your own file: it goes with --log')
     if not config.dataset:
@@ -145,6 +158,24 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
         return store.Source(histories, about, store.log_source(config.log), content)
 
     return store.Recipe(f'log/{log_file.key(config, content)}/{store.VERSION}', read)
+
+
+def _rows_log(config: config_lib.Data, say: Callable, columns: Columns) -> store.Recipe:
+    from jaxrec.datasets import log_file, log_parts, rows_file
+
+    root = pathlib.Path(config.data_dir).expanduser().absolute()
+    content = log_parts.content_hash(config.log, root)
+
+    def read(scratch: pathlib.Path) -> store.Source:
+        del scratch
+        say(f'reading {config.log}')
+        rows = rows_file.read(config, columns)
+        if log_parts.content_hash(config.log, root) != content:
+            raise UserError(f'{config.log} has changed while it was read; start again')
+        return store.Source(rows, f'Rows {rows.name}.', store.log_source(config.log), content)
+
+    folder = log_file.key(config, f'{content} {columns}')
+    return store.Recipe(f'log/{folder}/{store.VERSION}', read)
 
 
 def _synthetic(config: config_lib.Data) -> store.Recipe:

@@ -10,6 +10,19 @@ from jaxrec.errors import UserError
 
 
 @dataclasses.dataclass
+class Words:
+    """A column of any number of words a row.
+
+    Attributes:
+      counts: int64 [N], of each row.
+      coded: the words of all rows, one after the other.
+    """
+
+    counts: np.ndarray
+    coded: Coded
+
+
+@dataclasses.dataclass
 class Events:
     """Events in file order.
 
@@ -21,6 +34,7 @@ class Events:
       titles: raw item ids with their titles ('S'), both [T], or None.
       item_features: named (raw item ids [T], values [T] or int32 [T, S]); items without one get
         NaN, or in integer columns 0.
+      words: named columns of words.
       about: how the source is written, for people: {'delimiter': 'comma', ..}.
     """
 
@@ -32,6 +46,7 @@ class Events:
     item_features: dict[str, tuple[np.ndarray, np.ndarray]] = dataclasses.field(
         default_factory=dict
     )
+    words: dict[str, Words] = dataclasses.field(default_factory=dict)
     about: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -59,8 +74,8 @@ def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0
     kept = k_core(events.users.codes, events.items.codes, min_user, min_item)
     if kept is not None and not len(kept):
         raise nothing_left(name, min_user, min_item)
-    users, user_ids = _number(events.users, kept)
-    items, item_ids = _number(events.items, kept)
+    users, user_ids = number(events.users, kept)
+    items, item_ids = number(events.items, kept)
     times = _take(events.times, kept)
     order = time_order(users, times)
     counts = np.bincount(users, minlength=len(user_ids))
@@ -106,7 +121,7 @@ def k_core(users: np.ndarray, items: np.ndarray, min_user: int, min_item: int):
         users, items = users[stay], items[stay]
 
 
-def _number(column: Coded, kept: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def number(column: Coded, kept: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Numbers int32 [N] by ascending raw id of the ids that occur, and these ids."""
     codes = _take(column.codes, kept)
     present = np.zeros(len(column.values), bool)

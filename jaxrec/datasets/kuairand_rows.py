@@ -18,6 +18,7 @@ import pyarrow.csv
 from jaxrec.data.rows import Rows
 from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE, LOG, PAST, SHA256, VIDEOS
 from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
 NAME = 'kuairand-pure-rows'
@@ -169,7 +170,7 @@ def _sets(videos, lengths, past_users, user_ids, item_ids):
 
 def _users(data: bytes, user_ids: np.ndarray) -> dict[str, np.ndarray]:
     table = _of(pa.csv.read_csv(io.BytesIO(data)), 'user_id', user_ids)
-    columns = {name: _category(table[name]) for name in _CATEGORIES}
+    columns = {name: category(table[name]) for name in _CATEGORIES}
     return columns | {name: _number(table[name]) for name in _COUNTS}
 
 
@@ -181,19 +182,13 @@ def _videos(data: bytes, item_ids: np.ndarray) -> dict[str, np.ndarray]:
     tags = np.zeros((len(sets), max(1, *map(len, sets))), np.int32)
     for row, numbers in zip(tags, sets, strict=True):
         row[: len(numbers)] = numbers
-    columns = {name: _category(table[column]) for name, column in _OF_VIDEO.items()}
+    columns = {name: category(table[column]) for name, column in _OF_VIDEO.items()}
     return columns | {'tags': tags, 'duration': _number(table['video_duration'])}
 
 
 def _of(table: pa.Table, key: str, ids: np.ndarray) -> pa.Table:
     """The table's rows of these ids; all missing where it has none."""
     return table.take(pc.index_in(pa.array(ids), table[key].combine_chunks()))
-
-
-def _category(column: pa.ChunkedArray) -> np.ndarray:
-    """int32, 0, 1, .. by the values' order; -1 = missing."""
-    values = pc.unique(column.drop_null()).sort()
-    return pc.fill_null(pc.index_in(column, values), -1).to_numpy().astype(np.int32)
 
 
 def _number(column: pa.ChunkedArray) -> np.ndarray:

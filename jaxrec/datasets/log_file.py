@@ -86,12 +86,13 @@ def columns(config: config_lib.Data) -> tuple[str, ...]:
     return names
 
 
-def read(config: config_lib.Data, most: int | None = None) -> Events:
+def read(config: config_lib.Data, most: int | None = None, words: tuple[str, ...] = ()) -> Events:
     """Reads config.log.
 
     Args:
       config: says what.
       most: about so many events, the first ones, of a Parquet log; None = all.
+      words: those of its features that hold words.
 
     Raises:
       UserError: a file is missing, empty, truncated, ragged, or not as the options say.
@@ -103,7 +104,7 @@ def read(config: config_lib.Data, most: int | None = None) -> Events:
     if len(paths) == 1 and layouts[0][0] in READERS:
         return _read_words(paths[0], layouts[0][0], config)
     names = (config.user_col, config.item_col, config.time_col, columns(config))
-    pieces, abouts, kinds = tabular.Pieces(*names), [], set()
+    pieces, abouts, kinds = tabular.Pieces(*names, words), [], set()
     for path, (layout, delimiter) in zip(paths, layouts, strict=True):
         if most and pieces.rows >= most:
             break
@@ -120,13 +121,13 @@ def read(config: config_lib.Data, most: int | None = None) -> Events:
                 said = {'columns': ', '.join(f'{f.name} ({f.type})' for f in schema)}
             else:
                 opened = functools.partial(log_parts.open_plain, path)
-                named = config.columns.split(',') if config.columns else None
+                header = config.columns.split(',') if config.columns else None
                 said = tabular.add_text(
-                    pieces, opened, path.name, delimiter=delimiter, columns=named
+                    pieces, opened, path.name, delimiter=delimiter, columns=header
                 )
                 said = {'delimiter': DELIMITERS[delimiter], **said}
             abouts.append({'layout': layout, **said})
-    events = pieces.events(_named(config), text=kinds != {PARQUET})
+    events = pieces.events(named(config), text=kinds != {PARQUET})
     events.about = {
         name: ' | '.join(dict.fromkeys(about[name] for about in abouts)) for name in abouts[0]
     }
@@ -164,7 +165,7 @@ def read_large(config: config_lib.Data, scratch: pathlib.Path) -> Histories | No
     wanted = tabular.Pieces(*names.values()).columns
     batches = functools.partial(tabular.parquet_parts, paths, wanted)
     with _complaints(paths[0] if len(paths) == 1 else pathlib.Path(config.log)):
-        return large.to_histories(batches, _named(config), scratch, **names, **limits)
+        return large.to_histories(batches, named(config), scratch, **names, **limits)
 
 
 def is_large(config: config_lib.Data) -> bool:
@@ -181,7 +182,7 @@ def is_large(config: config_lib.Data) -> bool:
     return rows > LARGE
 
 
-def _named(config: config_lib.Data) -> str:
+def named(config: config_lib.Data) -> str:
     """A log's name, for messages."""
     return pathlib.Path(config.log).name
 

@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet
 
 from jaxrec.datasets import dialect, raw_ids
-from jaxrec.datasets.events import Events
+from jaxrec.datasets.events import Events, Words
 from jaxrec.errors import UserError
 
 DELIMITERS = ('\t', ',', ';', '|')
@@ -40,22 +40,30 @@ class Pieces:
       user_col: column of the user ids.
       item_col: column of the item ids.
       time_col: column of the times, '' for none.
-      features: numeric columns to keep.
+      features: columns to keep.
+      words: those of `features` that hold words, or several each; the others are numeric.
     """
 
     def __init__(
-        self, user_col: str, item_col: str, time_col: str = '', features: tuple[str, ...] = ()
+        self,
+        user_col: str,
+        item_col: str,
+        time_col: str = '',
+        features: tuple[str, ...] = (),
+        words: tuple[str, ...] = (),
     ):
         self._ids = {user_col: [], item_col: []}
         self._numbers = {column: [] for column in ([time_col] if time_col else [])}
-        self._features = {column: [] for column in features}
+        self._features = {column: [] for column in features if column not in words}
+        self._words = {column: [] for column in words}
         self.user_col, self.item_col, self.time_col = user_col, item_col, time_col
         self.rows = 0
 
     @property
     def columns(self) -> list[str]:
         """Names of the wanted columns, each once."""
-        return list(dict.fromkeys([*self._ids, *self._numbers, *self._features]))
+        kept = (self._ids, self._numbers, self._features, self._words)
+        return list(dict.fromkeys(column for pieces in kept for column in pieces))
 
     def add(self, batches: Iterable[pa.RecordBatch], name: str) -> None:
         """Takes in the pieces of a file called `name`; UserError on the first row at fault."""
@@ -68,12 +76,15 @@ class Pieces:
             for kept, dates in ((self._numbers, True), (self._features, False)):
                 for column, pieces in kept.items():
                     pieces.append(numbers(batch.column(column), column, name, row, dates=dates))
+            for column, pieces in self._words.items():
+                pieces.append(words(batch.column(column), column, name, row))
             row += len(batch)
         self.rows += row - 1
 
     def like(self) -> 'Pieces':
         """An empty object for the same columns."""
-        return Pieces(self.user_col, self.item_col, self.time_col, tuple(self._features))
+        features = (*self._features, *self._words)
+        return Pieces(self.user_col, self.item_col, self.time_col, features, tuple(self._words))
 
     def extend(self, other: 'Pieces') -> None:
         """Takes in all of another object for the same columns."""
@@ -81,6 +92,7 @@ class Pieces:
             (self._ids, other._ids),
             (self._numbers, other._numbers),
             (self._features, other._features),
+            (self._words, other._words),
         ):
             for column, pieces in mine.items():
                 pieces += its[column]
@@ -93,6 +105,13 @@ class Pieces:
             *(_encode(pieces, column, name, text) for column, pieces in self._ids.items()),
             times[0] if times else None,
             {column: _join(pieces, column, name) for column, pieces in self._features.items()},
+            words={
+                column: Words(
+                    np.concatenate([counts for counts, _ in pieces] or [np.zeros(0, np.int64)]),
+                    _encode([coded for _, coded in pieces], column, name, text),
+                )
+                for column, pieces in self._words.items()
+            },
         )
 
 
@@ -295,6 +314,12 @@ def parquet_rows(path: pathlib.Path) -> int:
         return file.metadata.num_rows
 
 
+def category(column: pa.ChunkedArray) -> np.ndarray:
+    """int32, 0, 1, .. by the values' order; -1 = missing."""
+    values = pc.unique(column.drop_null()).sort()
+    return pc.fill_null(pc.index_in(column, values), -1).to_numpy().astype(np.int32)
+
+
 def parquet_schema(path: pathlib.Path) -> pa.Schema:
     """Columns and their types of a Parquet file."""
     with pa.parquet.ParquetFile(path) as file:
@@ -356,6 +381,42 @@ def numbers(column: pa.Array, col: str, name: str, row: int, *, dates: bool) -> 
                 f'turns into, not a time; {raw_ids.REMOVE}'
             )
     return values
+
+
+def words(column: pa.Array, col: str, name: str, row: int) -> tuple[np.ndarray, pa.DictionaryArray]:
+    """A piece of a column of words: how many each row has, and all of them, one after the other.
+
+    A list has as many as it is long, text as many as blanks part it into, a number is one; a row
+    without a value (null, empty, blank, NaN) has none.
+
+    Raises:
+      UserError: a word that cannot be an id (see `raw_ids`), one that stands for a missing one
+        above all; the row is named.
+    """
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    kind = column.type
+    if raw_ids.is_text(kind):
+        column = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(column.cast(pa.large_string())))
+    elif not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        there = pc.fill_null(pc.is_valid(column), False)
+        if pa.types.is_floating(kind):
+            there = pc.and_(there, pc.invert(pc.fill_null(pc.is_nan(column), True)))
+        counts = np.asarray(there).astype(np.int64)
+        return counts, _checked_words(column.filter(there), counts, col, name, row)
+    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    flat = pc.list_flatten(column)
+    if raw_ids.is_text(flat.type):
+        owner = np.repeat(np.arange(len(counts)), counts)
+        kept = pc.not_equal(pc.utf8_trim_whitespace(flat.cast(pa.large_string())), '')
+        kept = np.asarray(pc.fill_null(kept, False))
+        flat, counts = flat.filter(pa.array(kept)), np.bincount(owner[kept], minlength=len(counts))
+    return counts, _checked_words(flat, counts, col, name, row)
+
+
+def _checked_words(flat, counts, col, name, row):
+    owner = np.repeat(np.arange(len(counts)), counts)
+    return raw_ids.checked(flat, col, name, lambda at: f'row {row + owner[at]}')
 
 
 def _check_exact(values, limit, where, col, name, row) -> None:

@@ -1,4 +1,4 @@
-"""Pictures for people: training curves and metrics against the cut-off. Needs matplotlib."""
+"""Pictures for people: curves of training, metrics, calibration, experts. Needs matplotlib."""
 
 import os
 import pathlib
@@ -74,6 +74,77 @@ def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str,
     axes[0][0].legend()
     _save(pyplot, figure, pathlib.Path(path))
     return ''
+
+
+def plot_reliability(path: str | os.PathLike, labels: Mapping[str, Mapping[str, list]]) -> str:
+    """Draws what happened against what was predicted, of every label.
+
+    Args:
+      path: PNG to write.
+      labels: 'predicted' and 'observed' by label, see `point_metrics.reliability`.
+
+    Returns:
+      '' if the picture was written, else why not, in a few words.
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return NO_MATPLOTLIB
+    if not labels:
+        return 'no label is known'
+    figure, axes = pyplot.subplots(*_grid(len(labels)), figsize=_size(len(labels)), squeeze=False)
+    for axis, (label, told) in zip(axes.flat, labels.items(), strict=False):
+        top = max(*told['predicted'], *told['observed'], 1e-6) * 1.05
+        axis.plot([0, top], [0, top], color='grey', linewidth=1)
+        axis.plot(told['predicted'], told['observed'], marker='o')
+        axis.set(title=label, xlabel='predicted', ylabel='observed', xlim=(0, top), ylim=(0, top))
+        axis.grid(alpha=0.3)
+    for axis in list(axes.flat)[len(labels) :]:
+        axis.set_visible(False)
+    _save(pyplot, figure, pathlib.Path(path))
+    return ''
+
+
+def plot_experts(path: str | os.PathLike, levels: Mapping[str, Mapping]) -> str:
+    """Draws of every level the mean gates, listeners x experts, and the experts' outputs.
+
+    Args:
+      path: PNG to write.
+      levels: by name, as `anomalies.Experts.details` tells of them.
+
+    Returns:
+      '' if the picture was written, else why not, in a few words.
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return NO_MATPLOTLIB
+    figure, axes = pyplot.subplots(len(levels), 2, figsize=(13, 4.5 * len(levels)), squeeze=False)
+    for (heat, outputs), (level, told) in zip(axes, levels.items(), strict=True):
+        gates = told['gates']
+        experts = list(next(iter(gates.values())))
+        shown = heat.imshow([list(row.values()) for row in gates.values()], vmin=0, aspect='auto')
+        heat.set_xticks(range(len(experts)), experts, rotation=60, ha='right', fontsize=7)
+        heat.set_yticks(range(len(gates)), list(gates), fontsize=7)
+        heat.set_title(f'{level}: mean weight')
+        figure.colorbar(shown, ax=heat)
+        edges = told['histogram']['edges']
+        for name, counts in told['histogram']['counts'].items():
+            shares = [count / max(sum(counts), 1) for count in counts]
+            outputs.step([edges[0], *edges], shares, where='post', label=name, linewidth=1)
+        outputs.set_xscale('asinh', linear_width=1 / 32)
+        outputs.set(title=f'{level}: outputs of the experts', xlabel='value', ylabel='share')
+        outputs.legend(fontsize=6, ncols=2)
+    _save(pyplot, figure, pathlib.Path(path))
+    return ''
+
+
+def _grid(count: int) -> tuple[int, int]:
+    """Rows and columns of so many pictures, at most four side by side."""
+    return -(-count // 4), min(count, 4)
+
+
+def _size(count: int) -> tuple[float, float]:
+    rows, columns = _grid(count)
+    return 3.2 * columns, 3.2 * rows
 
 
 def _pyplot():

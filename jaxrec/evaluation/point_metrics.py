@@ -1,9 +1,13 @@
 """Metrics of scores of single rows: AUC and its per-user mean, losses, calibration, errors.
 
-Everything is computed on the host in float64. What is held is the scores and labels of the
-evaluated rows; a metric of one label adds a handful of arrays of their number (the order that sorts
-them, and what is summed over runs of equal scores), so memory grows with rows, never with pairs.
+Everything is computed on the host, sums in float64, and exact. Of n rows and T labels an evaluation
+holds 12 n T bytes (logits, labels and masks, float32) and the users; a metric of one label adds
+about 50 n bytes for a while: AUC sorts the scores of each class by themselves and counts in blocks,
+GAUC sorts users in blocks of whole ones (_BLOCK rows and more). 200 million rows with one label: 14
+GB; with eight: 30 GB.
 """
+
+import itertools
 
 import numpy as np
 
@@ -15,7 +19,9 @@ METRICS = {
     'logloss': problem.Metric(higher=False),
     'NE': problem.Metric(higher=False, single=False),
 }
-WEIGHTS = ('rows', 'positives', 'equal')  # of a user in GAUC
+WEIGHTS = {'rows': 'G1', 'positives': 'G3', 'equal': 'G4'}  # of a user in GAUC, and its name
+BINS = 10  # of `reliability`
+_BLOCK = 1 << 22  # rows that are sorted at once
 
 
 def group_auc(
@@ -23,7 +29,7 @@ def group_auc(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """AUC inside every group: (R - P (P + 1) / 2) / (P N), R = sum of the ranks of the positives.
 
-    Equal scores share the mean of their ranks. One sort of all rows by (group, score).
+    Equal scores share the mean of their ranks. Sorts blocks of whole groups by (group, score).
 
     Args:
       scores: [n], finite or infinite.
@@ -42,6 +48,16 @@ def group_auc(
     if not len(scores):
         empty = np.zeros(0, np.int64)
         return np.asarray(groups)[:0], np.zeros(0), empty, empty
+    order = np.argsort(groups, kind='stable')
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(groups[order])) + 1])
+    firsts = np.unique(np.searchsorted(starts, np.arange(0, len(order), _BLOCK)))
+    cuts = starts[firsts[firsts < len(starts)]]
+    blocks = zip(cuts, [*cuts[1:], len(order)], strict=True)
+    found = [_group_auc(*(x[order[a:b]] for x in (scores, labels, groups))) for a, b in blocks]
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
+
+
+def _group_auc(scores, labels, groups):
     order = np.lexsort((scores, groups))
     group, score, positive = groups[order], scores[order], labels[order].astype(np.int64)
     new_group = np.concatenate([[True], group[1:] != group[:-1]])
@@ -61,8 +77,17 @@ def group_auc(
 
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Probability that a positive scores above a negative, ties half; NaN with one class only."""
-    values = group_auc(scores, labels, np.zeros(len(scores), np.int64))[1]
-    return float(values[0]) if len(values) else float('nan')
+    if np.isnan(scores).any():
+        raise ValueError('a score is NaN')
+    positives, negatives = (np.sort(scores[labels == one]) for one in (1, 0))
+    if not len(positives) or not len(negatives):
+        return float('nan')
+    twice = 0
+    for first in range(0, len(positives), _BLOCK):
+        block = positives[first : first + _BLOCK]
+        below = (np.searchsorted(negatives, block, side) for side in ('left', 'right'))
+        twice += sum(int(counts.sum()) for counts in below)
+    return twice / 2 / (len(positives) * len(negatives))
 
 
 def gauc(
@@ -70,8 +95,9 @@ def gauc(
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """sum_u w_u AUC_u / sum_u w_u over the users with both classes.
 
-    weight = 'rows' (impressions; HoME eq. 12), 'positives', or 'equal' (a plain mean, as in the
-    code of DIN). The first GAUC (Zhu et al. 2017, arXiv 1703.02091) has groups of (user, position).
+    G1, weight = 'rows': impressions (HoME eq. 12). G3: 'positives'. G4, 'equal': a plain mean, as
+    in the code of DIN. G2 is the first GAUC (Zhu et al. 2017, arXiv 1703.02091): G1 of groups that
+    are (user, position).
 
     Args:
       scores, labels, groups: see `group_auc`; groups are users.
@@ -83,7 +109,10 @@ def gauc(
     """
     if weight not in WEIGHTS:
         raise ValueError(f'weight={weight!r} is not one of {", ".join(WEIGHTS)}')
-    _, values, rows, positives = group_auc(scores, labels, groups)
+    return _weighted(*group_auc(scores, labels, groups)[1:], weight)
+
+
+def _weighted(values, rows, positives, weight):
     defined = ~np.isnan(values)
     weights = {'rows': rows, 'positives': positives, 'equal': np.ones(len(rows))}[weight]
     weights = np.where(defined, weights, 0).astype(np.float64)
@@ -136,8 +165,10 @@ def clicks(
     mask: np.ndarray,
     users: np.ndarray,
     names: tuple[str, ...],
+    weight: str = 'rows',
+    positions: np.ndarray | None = None,
 ) -> problem.Measured:
-    """AUC, GAUC (weighted by rows), logloss and NE of every label, over its known rows.
+    """AUC, GAUC, logloss and NE of every label, over its known rows.
 
     Args:
       logits: [n, T].
@@ -145,16 +176,19 @@ def clicks(
       mask: [n, T], 1 where the label is known.
       users: int [n].
       names: of the T labels.
+      weight: of a user in GAUC, one of WEIGHTS.
+      positions: int [n], of the row in the list it was shown in, for G2; None = none are known.
 
     Returns:
       Metrics 'AUC/NAME' and so on. Values of GAUC and logloss are of every user that has a row, in
-      ascending order; the weights are the user's known rows, in GAUC 0 for a user with one class.
-      A metric that is undefined for want of a class is absent. details['labels']: rows, positives,
-      rate, calibration, and the users that GAUC keeps, by label.
+      ascending order; the weights are the user's known rows, or in GAUC what `weight` says, 0 for a
+      user with one class. A metric that is undefined for want of a class is absent.
+      details['labels']: rows, positives, rate, calibration, all variants of GAUC and the users that
+      they keep, by label; details['reliability']: see `reliability`, by label.
     """
     everyone, owner = np.unique(users, return_inverse=True)
-    measured = problem.Measured(metrics={}, details={'examples': len(users), 'labels': {}})
-    measured.details['users'] = len(everyone)
+    measured = problem.Measured(metrics={}, details={'examples': len(users)})
+    measured.details |= {'users': len(everyone), 'labels': {}, 'reliability': {}}
     for column, name in enumerate(names):
         known = mask[:, column] > 0
         logit, label, user = logits[known, column], labels[known, column], owner[known]
@@ -164,7 +198,11 @@ def clicks(
             continue
         losses = logloss(logit, label)
         rate = about['positives'] / len(label)
-        mean, values, weights = gauc(logit, label, user)
+        by_user = group_auc(logit, label, user)[1:]
+        mean, values, weights = _weighted(*by_user, weight)
+        variants = {title: _weighted(*by_user, w)[0] for w, title in WEIGHTS.items()}
+        if positions is not None:
+            variants['G2'] = gauc(logit, label, _pairs(user, positions[known]))[0]
         about |= {'rate': rate, 'gauc_users': int(np.count_nonzero(weights))}
         found = {
             'AUC': auc(logit, label),
@@ -172,9 +210,9 @@ def clicks(
             'logloss': float(losses.mean()),
             'NE': normalised_entropy(float(losses.mean()), rate),
         }
-        scaled = calibration(logit, label)
-        if not np.isnan(scaled):
-            about['calibration'] = scaled
+        variants['calibration'] = calibration(logit, label)
+        about |= {k: variants[k] for k in sorted(variants) if not np.isnan(variants[k])}
+        measured.details['reliability'][name] = reliability(logit, label)
         measured.metrics |= {f'{k}/{name}': v for k, v in found.items() if not np.isnan(v)}
         count = np.bincount(user, minlength=len(everyone)).astype(np.float64)
         total = np.bincount(user, weights=losses, minlength=len(everyone))
@@ -183,6 +221,32 @@ def clicks(
             there = np.flatnonzero(count)
             _set(measured, f'GAUC/{name}', *_spread(len(everyone), there, values, weights))
     return measured
+
+
+def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict[str, list]:
+    """Of rows in order of their prediction, in `bins` parts of as many: what was said and was so.
+
+    Returns:
+      predicted: mean of sigmoid(logits), observed: mean label, rows; a value for every part that
+      has a row.
+    """
+    order = np.argsort(logits, kind='stable')
+    edges = np.arange(bins + 1) * len(order) // bins
+    found = {'predicted': [], 'observed': [], 'rows': []}
+    for first, last in itertools.pairwise(edges):
+        part = order[first:last]
+        if len(part):
+            said = np.exp(-np.logaddexp(0, -logits[part].astype(np.float64)))
+            found['predicted'].append(float(said.mean()))
+            found['observed'].append(float(labels[part].mean(dtype=np.float64)))
+            found['rows'].append(len(part))
+    return found
+
+
+def _pairs(users, positions):
+    """A number for every (user, position) that there is."""
+    _, place = np.unique(positions, return_inverse=True)
+    return users.astype(np.int64) * (place.max(initial=0) + 1) + place
 
 
 def _set(measured, metric, values, weights):

@@ -5,7 +5,9 @@ from typing import Any
 
 from jaxrec import files
 from jaxrec.cli import say
-from jaxrec.evaluation.plots import plot_metric_at_k
+from jaxrec.evaluation import plots
+
+_LONG = 8  # a list of more numbers is for the file and the pictures
 
 
 def text(result: dict) -> str:
@@ -44,29 +46,46 @@ def text(result: dict) -> str:
 
 
 def write(result: dict, path: pathlib.Path) -> None:
-    """Writes the result and, if there is something to draw, its picture beside it."""
+    """Writes the result and, if there is something to draw, its pictures beside it."""
     files.write_json(path, result)
     say(f'\nwritten: {path}')
-    name = path.stem.removeprefix('evaluation_')
-    picture = path.with_name(f'metric_at_k_{name}.png')
-    missing = plot_metric_at_k(picture, {'model': result['metrics'], **result['references']})
-    say(f'no {picture.name}: {missing}' if missing else f'written: {picture}')
+    name, details = path.stem.removeprefix('evaluation_'), result['details']
+    scorers = {'model': result['metrics'], **result['references']}
+    drawn = {'metric_at_k': lambda to: plots.plot_metric_at_k(to, scorers)}
+    if 'reliability' in details:
+        drawn = {'reliability': lambda to: plots.plot_reliability(to, details['reliability'])}
+    if 'experts' in details:
+        drawn['experts'] = lambda to: plots.plot_experts(to, details['experts'])
+    for kind, draw in drawn.items():
+        picture = path.with_name(f'{kind}_{name}.png')
+        missing = draw(picture)
+        say(f'no {picture.name}: {missing}' if missing else f'written: {picture}')
 
 
 def _details(details: dict[str, Any], prefix: str = '') -> list[str]:
     """A line for every detail, a table for what is told of several things alike."""
     lines = []
     for name, value in details.items():
-        if isinstance(value, dict) and all(isinstance(v, dict) for v in value.values()):
-            columns = list(next(iter(value.values()), {}))
-            rows = [[key, *(_plain(v.get(c)) for c in columns)] for key, v in value.items()]
-            heads = [name, *(column.replace('_', ' ') for column in columns)]
+        inner = list(value.values()) if isinstance(value, dict) else []
+        if inner and all(isinstance(v, dict) and not _has_more(v) for v in inner):
+            columns = list(dict.fromkeys(c for v in inner for c in v))
+            rows = [[key, *(_plain(v.get(c, '-')) for c in columns)] for key, v in value.items()]
+            heads = [f'{prefix}{name}', *(column.replace('_', ' ') for column in columns)]
             lines += ['', *_aligned([heads, *rows])]
         elif isinstance(value, dict):
             lines += _details(value, f'{prefix}{name} ')
-        else:
+        elif not _is_long(value):
             lines.append(f'{prefix}{name}: {_plain(value)}'.replace('_', ' '))
     return lines
+
+
+def _has_more(row: dict) -> bool:
+    """Whether it is more than a line of a table."""
+    return any(isinstance(value, dict) or _is_long(value) for value in row.values())
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > _LONG
 
 
 def _aligned(rows: list[list[str]]) -> list[str]:

@@ -1,7 +1,7 @@
 """Click: what will come of an impression (a click, a like, ..), learnt and measured per label."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -10,12 +10,17 @@ import numpy as np
 from jaxrec import datasets, problem
 from jaxrec.config import field
 from jaxrec.data.fields import Encoder, Field, check_fields
-from jaxrec.data.rows import RowBatches, Rows, row_batch
+from jaxrec.data.rows import Columns, RowBatches, Rows, row_batch
 from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.errors import UserError
-from jaxrec.evaluation import point_metrics
+from jaxrec.evaluation import anomalies, point_metrics
 
 MEANS = ('AUC/mean', 'GAUC/mean')
+_GAUC = {
+    'rows': 'weighted by impressions',
+    'positives': 'weighted by positives (G3)',
+    'equal': 'the plain mean (G4)',
+}
 _PSEUDO = 20  # impressions at the mean rate, added to every item's and user's own
 
 
@@ -24,7 +29,7 @@ class Config(problem.Task):
     """Labels to predict from fields; days before `valid_from` train, later ones test.
 
     A model for it has `scores(batch, constants) -> [B, T]`, logits of the T labels, and is made for
-    the sizes of `fields.Encoder` and 'label': T.
+    the sizes of `fields.Encoder`, 'label': T and 'label.NAME': the place of each.
     """
 
     labels: tuple[str, ...] = ('click',)
@@ -33,6 +38,8 @@ class Config(problem.Task):
     valid_from: int = 0  # its first value in the validation rows
     test_from: int = 0  # its first value in the test rows
     gauc: tuple[str, ...] = field((), effect='measure')  # labels of GAUC/mean; () = all
+    gauc_weight: str = field('rows', choices=point_metrics.WEIGHTS, effect='measure')  # of a user
+    position: str = field('', effect='measure')  # column of a row's place in its list, for G2
     batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
 
     def check(self, experiment: Any) -> None:
@@ -45,6 +52,12 @@ class Config(problem.Task):
             raise UserError(
                 f'task.valid_from={self.valid_from} must be below task.test_from={self.test_from}: '
                 f'give the first {self.day} of the validation and of the test rows'
+            )
+        known = experiment.model.inputs().labels
+        if known and sorted(known) != sorted(self.labels):
+            raise UserError(
+                f'the model knows the labels {", ".join(known)}: task.labels must be the same, and '
+                f'are {", ".join(self.labels)}'
             )
         there = {field.column: field.kind for field in self.fields}
         for name in experiment.model.inputs().features:
@@ -60,12 +73,51 @@ class Config(problem.Task):
             found |= {f'{metric}/{label}': about for label in self.labels}
         return found
 
+    def columns(self, time_col: str) -> Columns:
+        """What there is to read of a file of rows: what labels, fields and the split name."""
+        kinds = {field.column: field.kind for field in self.fields}
+        items = {field.column for field in self.fields if field.of == 'item'}
+        of = lambda *wanted: tuple(  # noqa: E731
+            name for name, kind in kinds.items() if kind in wanted and name not in ('user', 'item')
+        )
+        more = (self.day, self.position)
+        numbers = of('quantile', 'number')
+        numbers += tuple(name for name in more if name and name not in (time_col, *kinds))
+        return Columns(
+            labels=self.labels,
+            numbers=numbers,
+            categories=of('category'),
+            sets=tuple(name for name in of('set') if name not in items),
+            sets_of_items=tuple(name for name in of('set') if name in items),
+        )
+
+    def gains(self, report: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, dict]:
+        """As `Task.gains`, of the labels that both have; RelaImpr of AUC and GAUC.
+
+        Beside a model of one label alone this is what learning labels together gains (MTL gain).
+        """
+        mine, other = report['protocol'], base['protocol']
+        free = ('labels', 'gauc_mean')
+        kept = [{k: v for k, v in one.items() if k not in free} for one in (mine, other)]
+        if kept[0] != kept[1]:
+            raise UserError(f'its protocol is another one: {kept[1]}, not {kept[0]}')
+        means = mine['labels'] == other['labels']
+        found = {}
+        for name, value in base['metrics'].items():
+            metric, _, label = name.partition('/')
+            if name in report['metrics'] and (label != 'mean' or means):
+                ours = report['metrics'][name]
+                found[name] = {'base': value, 'gain': ours - value}
+                if metric in ('AUC', 'GAUC') and value != 0.5:
+                    found[name]['RelaImpr'] = point_metrics.rela_impr(ours, value)
+        return found
+
     def protocol_fields(self) -> dict[str, Any]:
         """How rows are split and measured."""
         return {
             'name': 'click',
             'labels': list(self.labels),
-            'gauc': 'weighted by impressions, users with both classes',
+            'gauc': f'{_GAUC[self.gauc_weight]}, users with both classes',
             'gauc_mean': list(self.gauc or self.labels),
             'data_split': f'{self.day} from {self.valid_from}, {self.test_from}',
             **self.told_precision(),
@@ -74,7 +126,8 @@ class Config(problem.Task):
     def open(
         self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
     ) -> problem.Problem:
-        rows, meta = datasets.load(experiment.data, say, kind=Rows)
+        columns = self.columns(experiment.data.time_col)
+        rows, meta = datasets.load(experiment.data, say, kind=Rows, columns=columns)
         rows.outcomes(self.labels, np.zeros(0, np.int64))  # raises for one that is not there
         day, unit = rows.column(self.day)
         if unit != 'row' or day.ndim > 1:
@@ -92,6 +145,8 @@ class Config(problem.Task):
                     f'no {name} row: {self.day} is {day.min()} to {day.max()}, task.valid_from='
                     f'{self.valid_from}, task.test_from={self.test_from}'
                 )
+        if self.position:
+            _position(rows, self.position)
         encode = Encoder(rows, self.fields, parts['train'])
         batches = RowBatches(
             rows,
@@ -104,7 +159,8 @@ class Config(problem.Task):
         )
 
         def evaluation(name):
-            return lambda: Impressions(self, rows, encode, parts[name], parts['train'])
+            levels = experiment.model.expert_levels(self.labels)
+            return lambda: Impressions(self, rows, encode, parts[name], parts['train'], levels)
 
         metric = experiment.train.metric or self.main_metric()
         if metric not in evaluation('valid')().defined():
@@ -118,10 +174,23 @@ class Config(problem.Task):
             data_hash=meta['data_hash'],
             data_path=meta['path'],
             source=rows,
-            sizes={**encode.sizes, 'label': len(self.labels)},
+            sizes={**encode.sizes, **label_sizes(self.labels)},
             periods=[lambda: problem.Period(batches)],
             evaluations={name: evaluation(name) for name in ('valid', 'test')},
         )
+
+
+def _position(rows: Rows, name: str) -> np.ndarray:
+    """The column of places, int [N]; UserError if it is none."""
+    column, unit = rows.column(name)
+    if unit != 'row' or column.ndim > 1 or column.dtype.kind not in 'iu':
+        raise UserError(f'task.position={name!r} must be a column of the rows with whole numbers')
+    return column
+
+
+def label_sizes(labels: tuple[str, ...]) -> dict[str, int]:
+    """What a model is told of the labels: how many, and the place of each."""
+    return {'label': len(labels), **{f'label.{name}': n for n, name in enumerate(labels)}}
 
 
 class Clicks(problem.Problem):
@@ -137,9 +206,10 @@ class Clicks(problem.Problem):
     def predict(
         self, model: problem.Model, carried: dict, batch: problem.Batch, full: bool
     ) -> dict[str, jax.Array]:
-        """logits: float32 [B, T]."""
-        del full
-        return {'logits': replicated(model.scores(batch, carried))}
+        """logits: float32 [B, T]; in full also what `Model.look` gives."""
+        columns = {'logits': model.scores(batch, carried)}
+        columns |= model.look(batch, carried) if full else {}
+        return {name: replicated(column) for name, column in columns.items()}
 
 
 class Impressions(problem.Evaluation):
@@ -151,6 +221,7 @@ class Impressions(problem.Evaluation):
       encode: their features.
       index: int64 [n], numbers of the rows to score.
       train: int64 [m], numbers of the training rows, of which `references` counts the rates.
+      levels: of the model's experts.
     """
 
     def __init__(
@@ -160,8 +231,9 @@ class Impressions(problem.Evaluation):
         encode: Callable[[np.ndarray], dict[str, np.ndarray]],
         index: np.ndarray,
         train: np.ndarray,
+        levels: tuple[problem.Level, ...] = (),
     ):
-        self.examples = len(index)
+        self.examples, self._levels = len(index), levels
         self._config, self._rows, self._encode = config, rows, encode
         self._index, self._train = index, train
         day = rows.column(config.day)[0][index]
@@ -178,11 +250,19 @@ class Impressions(problem.Evaluation):
             yield places, row_batch(self._rows, self._encode, self._config.labels, index, size)
 
     def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
-        """From the logits, part by part; holds those of all rows, float32."""
+        """From the logits, part by part; holds those of all rows, float32.
+
+        Of a model with experts also details['experts'], see `anomalies`, where parts tell of them.
+        """
         logits = np.full((self.examples, len(self._config.labels)), np.nan, np.float32)
+        inside = anomalies.Experts(self._levels)
         for places, columns in parts:
             logits[places] = columns['logits'][: len(places)]
-        return self._measured(logits)
+            inside.add({name: column[: len(places)] for name, column in columns.items()})
+        measured = self._measured(logits)
+        if told := inside.details(measured.details['labels']):
+            measured.details['experts'] = told
+        return measured
 
     def defined(self) -> set[str]:
         """Metrics that the labels let be measured, whatever the scores."""
@@ -214,7 +294,11 @@ class Impressions(problem.Evaluation):
         names = self._config.labels
         labels, mask = self._rows.outcomes(names, self._index)
         users = self._rows.users[self._index]
-        measured = point_metrics.clicks(logits, labels, mask, users, names)
+        places = None
+        if self._config.position:
+            places = _position(self._rows, self._config.position)[self._index]
+        weight = self._config.gauc_weight
+        measured = point_metrics.clicks(logits, labels, mask, users, names, weight, places)
         for mean, of in zip(MEANS, (names, self._config.gauc or names), strict=True):
             metric = mean.partition('/')[0]
             values = [measured.metrics.get(f'{metric}/{label}') for label in of]

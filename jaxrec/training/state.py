@@ -25,7 +25,7 @@ from jaxrec.devices.mesh import (
 from jaxrec.devices.programs import deterministic
 from jaxrec.devices.tuning import turns
 from jaxrec.errors import UserError
-from jaxrec.problem import ModelConfig, Problem
+from jaxrec.problem import STATISTICS, ModelConfig, Problem
 from jaxrec.training import sparse
 from jaxrec.training.optim import Optimizer, average, make_optimizer
 
@@ -226,8 +226,17 @@ def _sparse_update(graphdef, optimizer, state, batch, constants, key):
 
 
 def evaluated(state: dict) -> dict:
-    """The parameters to evaluate and serve: the averaged ones if there are any."""
-    return state.get('ema', state['params'])
+    """The parameters to evaluate and serve: the averaged ones if there are any.
+
+    Among them those that follow the batches are as the carry has them, see `Model.carry`.
+    """
+    params = state.get('ema', state['params'])
+    return _replaced(params, state.get('carry', {}).get(STATISTICS, {}))
+
+
+def _replaced(tree, values):
+    inner = {k: _replaced(tree[k], v) if isinstance(v, dict) else v for k, v in values.items()}
+    return {**tree, **inner}
 
 
 def _with_carry(state, carry):
