@@ -23,6 +23,7 @@ from jaxrec.objectives import contrast as contrast_lib
 from jaxrec.objectives import in_batch, next_item
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.views import segment_vectors
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 _STREAMS = ('encode', 'table', 'negatives')  # of a step's key
@@ -128,6 +129,7 @@ class SASRec(Model):
         self.norm = norm(config.dim, rngs=rngs)
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
+        self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
@@ -154,8 +156,8 @@ class SASRec(Model):
         """Hidden vector after every event, or after the last ones of each row.
 
         Args:
-          batch: items, segments, positions: int32 [B, L], and features; cutoff:
-            bool [B, L, D] if there is any, where the vectors of events are 0.
+          batch: items, segments, positions: int32 [B, L], and features; if there are any, cutoff
+            bool [B, L, D], where the vectors of events are 0, and shift [B, L, D], added to them.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: > 0: the last block computes this many last places only.
@@ -174,8 +176,7 @@ class SASRec(Model):
         if self.tokens is not None:
             x = self.tokens(x, batch)
         x = x + lookup(self.positions[...], batch['positions'])
-        if 'cutoff' in batch:
-            x = jnp.where(batch['cutoff'], 0, x)
+        x = embeddings.disturbed(x, batch)
         x = dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
@@ -183,6 +184,12 @@ class SASRec(Model):
                 mask, real = mask[:, :, -last:], real[:, -last:]
             x = block(x, mask, block_key) * real
         return self.norm(x[:, -last:])
+
+    def user_vectors(self, rows: dict, users: int, pool: str, key: Key) -> jax.Array:
+        """[users, D] vectors of the segments of packed rows, see `views.segment_vectors`."""
+        keys = rng.keys(key, 'encode', 'table')
+        hidden = self.encode(rows, self.item_table(), keys['encode'], table_key=keys['table'])
+        return segment_vectors(hidden, rows, users, pool)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with its negatives, see `next_item.sample` and `in_batch.sample`."""

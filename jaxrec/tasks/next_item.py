@@ -324,12 +324,12 @@ class NextItem(Retrieval):
         extras = self._experiment.model.inputs().extras
         if extras:
             common['extras'] = self._users(extras, common)
+        if 'similar' in extras:
+            common['similar'] = positives.similar_items(self.source, train_ends)
         if task.windows == 'cuts':
             return CutBatches(
                 self.source, train_ends, windows=task.windows_per_user, cuts=task.cuts, **common
             )
-        if 'similar' in extras:
-            common['similar'] = positives.similar_items(self.source, train_ends)
         return TrainBatches(
             self.source,
             train_ends,
