@@ -8,6 +8,8 @@ run is added to the names of the files. Writes evaluation_<split>[_<field>-<valu
 work directory, or FILE.json, and, if there are metrics with cut-offs and matplotlib is installed, a
 picture of them beside it. --kept=FILE.npz also writes what the values of single users follow from:
 of a ranking, how many candidates score higher than each target (`greater`) and the same (`ties`).
+--task.popularity=True also tells, of any model whose items are ranked, how popular those in its
+lists are (Gini, mean log-popularity, coverage), and metrics by decile of the target's popularity.
 """
 
 import os

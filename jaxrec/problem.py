@@ -291,6 +291,7 @@ class Inputs:
       extras: of 'users', 'same_target', 'similar': see data/positives.
       cuts: most targets per window that it can learn; 0 = it learns one at every event.
       negatives: whether the data draw its negatives.
+      rewards: what events were worth, a `config.Rewards` with signals; None = 1 each.
     """
 
     max_len: int = 0
@@ -298,6 +299,7 @@ class Inputs:
     extras: tuple[str, ...] = ()
     cuts: int = 0
     negatives: bool = False
+    rewards: Any = None
 
 
 @dataclasses.dataclass
@@ -350,6 +352,9 @@ class Model(nnx.Module):
         self, batch: Batch, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """(scalar, (named terms, carry)): a mean weighted by batch['weights'].
+
+        A term 'spread' (or 'spread.PLACE') is how far vectors are apart: 1 = in all directions, 0 =
+        all the same, of which training warns.
 
         Args:
           batch: after `sample`.

@@ -72,6 +72,7 @@ class Config(ModelConfig):
                 f'model.compress={self.compress} and model.newest={self.newest} must add up to '
                 f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
             )
+        self.in_batch.check()
         for one in self.contrast:
             one.check()
             if one.pool != 'last':
@@ -152,13 +153,14 @@ class KuaiFormer(Model):
         return self.table[...]
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{'items': item vectors [rows, D]}."""
+        """{'items': item vectors [rows, D]}, as their dot products are scores."""
         del constants
-        return {'items': self.item_table()}
+        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
-        return self.encode(batch, catalogue['items'])[:, 0]
+        table = in_batch.own_table(self, catalogue)
+        return in_batch.compared(self.config.in_batch, self.encode(batch, table)[:, 0])
 
     def encode(
         self, batch: dict, table: jax.Array | Rows, key: Key = None, cuts: int = 1
@@ -281,7 +283,7 @@ class KuaiFormer(Model):
 
     def carry(self) -> dict:
         """The frequency estimate, if the loss uses one, and what contrastive terms carry."""
-        estimate = in_batch.start(self.config.in_batch, self.num_items)
+        estimate = in_batch.start(self.config.in_batch, self.num_items, self.config.dim)
         return {**estimate, **contrast_lib.start(self)}
 
 

@@ -20,9 +20,10 @@ from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import layer_norm, linear_layer
 from jaxrec.objectives import contrast as contrast_lib
-from jaxrec.objectives import in_batch, next_item
+from jaxrec.objectives import in_batch, multi_signal, next_item
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.multi_signal import MultiSignal
 from jaxrec.objectives.views import segment_vectors
 from jaxrec.problem import Inputs, Model, ModelConfig
 
@@ -56,6 +57,8 @@ class Config(ModelConfig):
     label_smoothing: float = field(0.0, least=0, below=1)  # softmax
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of that loss
     contrast: tuple[Contrast, ...] = ()  # contrastive terms
+    # rewards of events, and terms between users and items (Kuaishou's framework)
+    multi_signal: MultiSignal = dataclasses.field(default_factory=MultiSignal)
     features: tuple[Feature, ...] = ()  # of the events, beside the item
     feature_dim: int = field(16, least=1)  # width of each feature's vectors
     # xavier_uniform is the authors' code; normal has a deviation of .02
@@ -68,6 +71,16 @@ class Config(ModelConfig):
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         for one in self.contrast:
             one.check()
+        self.in_batch.check()
+        if self.loss != 'in_batch' and self.in_batch.similarity != 'dot':
+            raise UserError(
+                f"model.in_batch.similarity='cosine' is for loss='in_batch', not {self.loss!r}"
+            )
+        self.multi_signal.check()
+        if self.multi_signal.main == 'label' and self.loss != 'bce':
+            raise UserError(
+                f"model.multi_signal.main='label' is for model.loss='bce', not {self.loss!r}"
+            )
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..sizes['item']."""
@@ -78,21 +91,25 @@ class Config(ModelConfig):
         return Inputs(
             self.max_len,
             self.features,
-            contrast_lib.extras(self.contrast),
+            tuple(sorted({*contrast_lib.extras(self.contrast), *self.multi_signal.extras})),
             cuts=self.max_len if self.loss == 'in_batch' else 0,
             negatives=self._sampled and self.negatives_per == 'data',
+            rewards=self.multi_signal.rewards if self.multi_signal.rewards.signals else None,
         )
 
     def tables(self) -> dict[str, tuple[str, ...]]:
         """The item table, if the loss is sampled and no average of the whole model is kept."""
         if self.loss == 'softmax' or any(one.momentum for one in self.contrast):
             return {}
-        return {'table': ('items', 'targets', 'sampled', 'similar', 'positive/items')}
+        paths = ('items', 'targets', 'sampled', 'similar', 'positive/items')
+        return {'table': (*paths, 'user_targets') if self.multi_signal.active else paths}
 
     def whole_batch(self) -> str:
         """The in-batch loss and contrastive terms take a batch's rows as each other's negatives."""
         if self.loss == 'in_batch':
             return "model.loss='in_batch'"
+        if self.multi_signal.active or self.multi_signal.rewards.signals:
+            return 'model.multi_signal with a term or with signals'
         return 'model.contrast with a weight above 0' if contrast_lib.active(self.contrast) else ''
 
     @property
@@ -130,19 +147,23 @@ class SASRec(Model):
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
         self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
+        self.projections = multi_signal.make_projections(
+            config.multi_signal, init, config.dim, rngs
+        )
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{'items': item vectors [rows, D]}."""
+        """{'items': item vectors [rows, D]}, as their dot products are scores."""
         del constants
-        return {'items': self.item_table()}
+        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(batch, catalogue['items'], last=1)
+        table = in_batch.own_table(self, catalogue)
+        return in_batch.compared(self.config.in_batch, self.encode(batch, table, last=1))
 
     def encode(
         self,
@@ -204,12 +225,14 @@ class SASRec(Model):
         """Next-item loss at every position of packed rows, or of cuts, plus contrastive terms."""
         del constants
         config, keys = self.config, rng.keys(key, *_STREAMS)
+        framework, given = config.multi_signal, batch
+        batch = multi_signal.main_loss(framework, batch)
         table = embeddings.dropped(self.item_table(), config.table_dropout, keys['table'])
         if config.loss == 'in_batch':
             last = batch['targets'].shape[1]
-            queries = self.encode(batch, table, keys['encode'], last=last)[:, :, None]
+            hidden = self.encode(batch, table, keys['encode'], last=last)
             value, (terms, new) = in_batch.loss(
-                config.in_batch, queries, table, batch, carry, self.num_items
+                config.in_batch, hidden[:, :, None], table, batch, carry, self.num_items
             )
         else:
             hidden = self.encode(batch, table, keys['encode'])
@@ -218,10 +241,21 @@ class SASRec(Model):
         if self.contrasting:
             more, named, kept = contrast_lib.terms(self, batch, carry, key)
             value, terms, new = value + more, {**terms, **named}, {**new, **kept}
+        if framework.active:
+            ends = {'segments': given['segments'][:, -hidden.shape[1] :]}
+            users = segment_vectors(hidden, ends, len(given['users']), 'last')
+            framework_key = jax.random.fold_in(key, 0)
+            more, named, kept = multi_signal.terms(self, users, table, given, carry, framework_key)
+            value, terms, new = value + more, {**terms, **named}, {**new, **kept}
         return value, (terms, new)
 
     def carry(self) -> dict:
-        """The frequency estimate of the in-batch loss, and what contrastive terms carry."""
+        """What the in-batch loss, contrastive terms and the bank carry from step to step."""
         estimate = self.config.loss == 'in_batch'
-        made = in_batch.start(self.config.in_batch, self.num_items) if estimate else {}
-        return {**made, **contrast_lib.start(self)}
+        made = (
+            in_batch.start(self.config.in_batch, self.num_items, self.config.dim)
+            if estimate
+            else {}
+        )
+        framework = multi_signal.start(self.config.multi_signal, self.config.dim)
+        return {**made, **contrast_lib.start(self), **framework}
