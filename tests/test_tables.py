@@ -513,6 +513,14 @@ def test_code_hash_does_not_see_words(package):
 OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
 # of the task; there was one task
 NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision')
+NEW_OF_IN_BATCH = (
+    'similarity',
+    'temperature',
+    'bank',
+    'batch_negatives',
+    'warmup',
+    'prototypes',
+)
 
 
 def first_format(cell, ranks, **config_changes):
@@ -522,6 +530,8 @@ def first_format(cell, ranks, **config_changes):
     fields = {OLD.get(n, n): v for n, v in fields.items() if n not in ('train.grow',)}
     for name in (*(f'task.{n}' for n in NEW_FIELDS), 'train.start_from', 'model.contrast'):
         fields.pop(name)
+    later = tuple(f'model.in_batch.{n}' for n in NEW_OF_IN_BATCH)
+    fields = {n: v for n, v in fields.items() if not n.startswith(('model.multi_signal.', *later))}
     assert not any(name.startswith('task.') for name in fields)
     fields |= {'train.metric': 'NDCG@10', 'data.log': '', **config_changes}
     protocol = dict(record_['protocol'])
