@@ -242,7 +242,7 @@ def test_evaluate_tells_how_popular_its_lists_are(tmp_path):
     words = f'--workdir={tmp_path / "run"}'
     assert runs.inside('train', f'--config={file}', words).returncode == 0
     plain = runs.inside('evaluate', words, '--json').result
-    done = runs.inside('evaluate', words, '--task=popularity=True', '--json')
+    done = runs.inside('evaluate', words, '--task.popularity=True', '--json')
     told, lists = done.result, done.result['details']['lists']
     assert told['metrics'] == plain['metrics'] and told['protocol'] == plain['protocol']
     assert 'lists' not in plain['details'] and 0 < lists['gini'] < 1 and 0 < lists['coverage'] <= 1
@@ -252,5 +252,5 @@ def test_evaluate_tells_how_popular_its_lists_are(tmp_path):
     mean = sum(one['examples'] * one.get('HR@10', 0) for one in deciles.values()) / told['examples']
     np.testing.assert_allclose(mean, told['metrics']['HR@10'], rtol=1e-6)
     assert 'lists gini' in done.stdout + done.stderr
-    wrong = runs.inside('evaluate', words, '--task=popularity=True', '--task=protocol=uniform')
+    wrong = runs.inside('evaluate', words, '--task.popularity=True', '--task.protocol=uniform')
     assert "needs task.protocol='full'" in wrong.error

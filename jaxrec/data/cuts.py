@@ -146,13 +146,13 @@ class CutBatches(Batches):
             batch['similar'] = self._similar[batch['items']]
         number = ends[:, None] - np.arange(self._cuts)[::-1]  # of each target, from 0
         real = number >= np.maximum(places - self._cuts + 1, 0)[:, None]
-        index = self._first[users][:, None] + np.maximum(number, 0)
-        targets = self._histories.items[index] * real
+        events = self._first[users][:, None] + np.maximum(number, 0)
+        targets = self._histories.items[events] * real
         batch['targets'] = np.pad(targets, (missing, (0, 0)))
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
         if self._rewards is not None:
-            rewards = self._rewards(index.reshape(-1)).reshape(index.shape) * real
+            rewards = self._rewards(events.reshape(-1)).reshape(events.shape) * real
             batch['rewards'] = np.pad(rewards, (missing, (0, 0))).astype(np.float32)
         return batch | part(extras, index, count)
 
