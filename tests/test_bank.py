@@ -1,5 +1,6 @@
 """CLRec, Multi-CLRec and CBNS: what negatives of earlier steps do; how popular lists are."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -154,27 +155,22 @@ def test_negatives_of_earlier_steps(name):
         params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), params)  # as after a step
 
 
-def test_no_gradient_into_the_bank_and_the_same_on_any_mesh(mesh):
-    """Of all three in turn; negatives and banks are of the whole batch."""
-    for settings in SETTINGS.values():
-        results, exp = [], system(settings)
-        for shape in ((1, 1), (2, 2)):
-            mesh(*shape)
-            problem = problem_of(exp)
-            program, batches = Program(exp, problem, 10), problem.batches()
-            state, found = program.init(), []
-            step = jit(
-                jax.value_and_grad(functools.partial(loss_of, program.graphdef), has_aux=True)
-            )
-            carry = state['carry']
-            for number in range(2):
-                batch = put_batch(batches(number))
-                (value, (_, carry)), grads = step(
-                    state['params'], batch, carry, jax.random.key(number)
-                )
-                found.append(jax.device_get((value, carry, grads)))
-            results.append(found)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5), *results)
+def test_the_same_on_any_mesh(mesh):
+    """Negatives and banks are of the whole batch; prototypes, logQ and a warm-up together."""
+    results, exp = [], system(InBatch(bank=30, prototypes=3, warmup=1, similarity='cosine'))
+    for shape in ((1, 1), (2, 2)):
+        mesh(*shape)
+        problem = problem_of(exp)
+        program, batches = Program(exp, problem, 10), problem.batches()
+        state, found = program.init(), []
+        step = jit(jax.value_and_grad(functools.partial(loss_of, program.graphdef), has_aux=True))
+        carry = state['carry']
+        for number in range(2):
+            batch, key = put_batch(batches(number)), jax.random.key(number)
+            (value, (_, carry)), grads = step(state['params'], batch, carry, key)
+            found.append(jax.device_get((value, carry, grads)))
+        results.append(found)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=3e-5), *results)
 
 
 @pytest.mark.parametrize('system_of', ['sasrec', 'kuaiformer', 'comirec'])
@@ -187,20 +183,23 @@ def test_cosines_are_ranked_by_cosines(system_of):
         exp.model = comirec.Config(dim=16, interests=2, max_len=10)
     exp.model.in_batch = SETTINGS['clrec']
     graphdef, params = start(exp)
-    model = nnx.merge(graphdef, params)
-    catalogue = model.catalogue({})
     items = {
         name: np.full((2, 4), 1 + (name == 'items')) for name in ('items', 'segments', 'positions')
     }
-    queries = model.queries(jax.tree.map(jnp.asarray, items), catalogue)
+
+    @functools.partial(jit, static_argnums=1)
+    def found(params, plain):
+        model = nnx.merge(graphdef, params)
+        if plain:
+            model.config = dataclasses.replace(model.config, in_batch=InBatch())
+        catalogue = model.catalogue({})
+        return catalogue['items'], model.queries(items, catalogue)
+
+    table, queries = found(params, False)
     np.testing.assert_allclose(jnp.linalg.norm(queries, axis=-1), 1, rtol=1e-4)
-    np.testing.assert_allclose(jnp.linalg.norm(catalogue['items'][1:38], axis=-1), 1, rtol=1e-4)
-    plain = nnx.merge(graphdef, params)
-    plain.config.in_batch = InBatch()
-    dots = plain.queries(jax.tree.map(jnp.asarray, items), plain.catalogue({}))
-    np.testing.assert_allclose(
-        in_batch.compared(SETTINGS['clrec'], dots), queries, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(jnp.linalg.norm(table[1:38], axis=-1), 1, rtol=1e-4)
+    dots = in_batch.compared(SETTINGS['clrec'], found(params, True)[1])
+    np.testing.assert_allclose(dots, queries, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -32,17 +32,17 @@ TERMS = {
     'byol': 'BYOL',
     'simcse': 'SimCSE',
     'consert': 'ConSERT',
-    'adversarial': 'ConSERT, adversarial',
+    'adversarial': 'ConSERT adversarial',
     'direct_au': 'DirectAU',
 }
 FRAMEWORK = {
     'user_item': 'Kuaishou user-item',
     'user_user': 'Kuaishou user-user',
     'feedback': 'Kuaishou feedback',
-    'all': 'Kuaishou, all three',
+    'all': 'Kuaishou all three',
 }
 DEBIASED = {
-    'logq': 'in-batch, logQ',
+    'logq': 'in-batch logQ',
     'clrec': 'CLRec',
     'multi': 'Multi-CLRec',
     'cbns': 'CBNS',
