@@ -280,7 +280,8 @@ def test_every_objective_on_any_mesh_and_after_a_restart(system, names, mesh, tm
             state, terms = step(state, program.put([batches(number)]), jax.random.key(number))
             found.append(jax.device_get(terms))
         results.append((found, learnt(state)))
-        assert {f'spread.{n}' for n in range(len(names))} | {'code_use.0'} < terms.keys()
+        places = [f'.{n}' for n in range(len(names))] if len(names) > 1 else ['']
+        assert {f'spread{place}' for place in places} | {f'code_use{places[0]}'} < terms.keys()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), *results)
     # what was saved on one mesh goes on on another, on its own bit for bit
     for folder, same in (('2', np.testing.assert_array_equal), ('1', close)):

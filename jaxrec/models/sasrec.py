@@ -147,6 +147,7 @@ class SASRec(Model):
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
         self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
+        self.item_terms = config.multi_signal.active
         self.projections = multi_signal.make_projections(
             config.multi_signal, init, config.dim, rngs
         )
@@ -241,7 +242,7 @@ class SASRec(Model):
         if self.contrasting:
             more, named, kept = contrast_lib.terms(self, batch, carry, key)
             value, terms, new = value + more, {**terms, **named}, {**new, **kept}
-        if framework.active:
+        if self.item_terms:
             ends = {'segments': given['segments'][:, -hidden.shape[1] :]}
             users = segment_vectors(hidden, ends, len(given['users']), 'last')
             framework_key = jax.random.fold_in(key, 0)

@@ -72,9 +72,9 @@ class MultiSignal:
             raise UserError('model.multi_signal.rewards.disliked must be below liked')
 
     @property
-    def active(self) -> bool:
-        """Whether a term takes part."""
-        return self.user_item > 0 or self.feedback > 0
+    def active(self) -> tuple[str, ...]:
+        """Terms of any weight; a model keeps them, for a weight may be traced later."""
+        return tuple(name for name in ('user_item', 'feedback') if getattr(self, name) > 0)
 
     @property
     def extras(self) -> tuple[str, ...]:
@@ -123,7 +123,8 @@ def terms(
     """The terms of items, times their weights.
 
     Args:
-      model: with config.multi_signal, config.dim, max_len and projections (`make_projections`).
+      model: with config.multi_signal, item_terms (its `active`), projections (`make_projections`)
+        and max_len.
       users: [N, D] user vectors of the batch, whole on every device.
       table: item table.
       batch: items, segments [B, L], users and user_targets [N]; with rewards also feedback [B, L]
@@ -132,7 +133,8 @@ def terms(
       key: of the step.
 
     Returns:
-      The sum, what is logged (user_item, feedback), and the next carry.
+      The sum, what is logged (user_item, feedback, spread.users and spread.items of the projected
+      vectors), and the next carry.
     """
     settings, bank = model.config.multi_signal, carry.get('multi_signal', {}).get('bank')
     keys = rng.keys(key, 'user_item', 'feedback')
@@ -152,14 +154,16 @@ def terms(
     targets = replicated(batch['user_targets'])
     u, vectors = project(users, 'user'), lookup(table, targets)
     v = project(vectors, 'item')
+    real = (targets > 0).astype(jnp.float32)
     total, named = 0.0, {}
-    if settings.user_item > 0:
+    for name, x in (('users', u), ('items', v)):
+        named[f'spread.{name}'] = losses.spread(jax.lax.stop_gradient(x), real)
+    if 'user_item' in model.item_terms:
         values = user_item(u, several(vectors, keys['user_item']), v, targets, bank, settings)
-        weights = (targets > 0).astype(jnp.float32)
-        weights = weights * replicated(batch.get('user_rewards', 1.0 * weights))
+        weights = real * replicated(batch.get('user_rewards', real))
         named['user_item'] = losses.weighted_mean(values, weights)
         total = total + settings.user_item * named['user_item']
-    if settings.feedback > 0:
+    if 'feedback' in model.item_terms:
         read = {'items': batch['items'], 'segments': batch['segments']}
         read |= {'feedback': batch['feedback']} if 'feedback' in batch else {}
         rows = apart(read, len(targets), model.max_len)

@@ -138,7 +138,10 @@ class Config(Task):
         if self.windows != 'cuts':
             raise UserError("task.periods > 1 trains on cuts: set task.windows='cuts'")
         if inputs.extras:
-            raise UserError('a stream has no contrastive term: set model.contrast=()')
+            raise UserError(
+                'a stream has no contrastive term: set model.contrast=(), and the weights of '
+                'model.multi_signal, if there is one, to 0'
+            )
         for feature in inputs.features:
             if feature.kind == 'quantile':
                 raise UserError(
