@@ -531,7 +531,11 @@ def first_format(cell, ranks, **config_changes):
     for name in (*(f'task.{n}' for n in NEW_FIELDS), 'train.start_from', 'model.contrast'):
         fields.pop(name)
     later = tuple(f'model.in_batch.{n}' for n in NEW_OF_IN_BATCH)
-    fields = {n: v for n, v in fields.items() if not n.startswith(('model.multi_signal.', *later))}
+    fields = {
+        n: v
+        for n, v in fields.items()
+        if not n.startswith(('model.multi_signal.', 'model.seq2seq.', *later))
+    }
     assert not any(name.startswith('task.') for name in fields)
     fields |= {'train.metric': 'NDCG@10', 'data.log': '', **config_changes}
     protocol = dict(record_['protocol'])

@@ -20,10 +20,11 @@ from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import layer_norm, linear_layer
 from jaxrec.objectives import contrast as contrast_lib
-from jaxrec.objectives import in_batch, multi_signal, next_item
+from jaxrec.objectives import in_batch, multi_signal, next_item, seq2seq
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
 from jaxrec.objectives.multi_signal import MultiSignal
+from jaxrec.objectives.seq2seq import Seq2Seq
 from jaxrec.objectives.views import segment_vectors
 from jaxrec.problem import Inputs, Model, ModelConfig
 
@@ -59,6 +60,8 @@ class Config(ModelConfig):
     contrast: tuple[Contrast, ...] = ()  # contrastive terms
     # rewards of events, and terms between users and items (Kuaishou's framework)
     multi_signal: MultiSignal = dataclasses.field(default_factory=MultiSignal)
+    # from the past to the future in several intentions
+    seq2seq: Seq2Seq = dataclasses.field(default_factory=Seq2Seq)
     features: tuple[Feature, ...] = ()  # of the events, beside the item
     feature_dim: int = field(16, least=1)  # width of each feature's vectors
     # xavier_uniform is the authors' code; normal has a deviation of .02
@@ -91,7 +94,7 @@ class Config(ModelConfig):
         return Inputs(
             self.max_len,
             self.features,
-            tuple(sorted({*contrast_lib.extras(self.contrast), *self.multi_signal.extras})),
+            tuple(sorted({e for one in self._terms for e in one.extras})),
             cuts=self.max_len if self.loss == 'in_batch' else 0,
             negatives=self._sampled and self.negatives_per == 'data',
             rewards=self.multi_signal.rewards if self.multi_signal.rewards.signals else None,
@@ -108,9 +111,17 @@ class Config(ModelConfig):
         """The in-batch loss and contrastive terms take a batch's rows as each other's negatives."""
         if self.loss == 'in_batch':
             return "model.loss='in_batch'"
+        if self.seq2seq.weight:
+            return 'model.seq2seq with a weight above 0'
         if self.multi_signal.active or self.multi_signal.rewards.signals:
             return 'model.multi_signal with a term or with signals'
         return 'model.contrast with a weight above 0' if contrast_lib.active(self.contrast) else ''
+
+    @property
+    def _terms(self) -> tuple:
+        """Settings of everything beside the main loss that takes part."""
+        contrasts = (self.contrast[int(nth)] for nth in contrast_lib.active(self.contrast))
+        return *contrasts, self.multi_signal, self.seq2seq
 
     @property
     def _sampled(self) -> bool:
@@ -147,6 +158,7 @@ class SASRec(Model):
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
         self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
+        self.seq2seq = seq2seq.make(config.seq2seq, config.max_len, config.dim, init, rngs)
         self.item_terms = config.multi_signal.active
         self.projections = multi_signal.make_projections(
             config.multi_signal, init, config.dim, rngs
@@ -242,6 +254,9 @@ class SASRec(Model):
         if self.contrasting:
             more, named, kept = contrast_lib.terms(self, batch, carry, key)
             value, terms, new = value + more, {**terms, **named}, {**new, **kept}
+        if len(self.seq2seq):
+            more, named = seq2seq.term(self, given, rng.keys(key, *_STREAMS, 'seq2seq')['seq2seq'])
+            value, terms = value + config.seq2seq.weight * more, {**terms, **named}
         if self.item_terms:
             ends = {'segments': given['segments'][:, -hidden.shape[1] :]}
             users = segment_vectors(hidden, ends, len(given['users']), 'last')
