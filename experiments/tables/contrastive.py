@@ -4,8 +4,8 @@ python -m jaxrec.table --table=experiments/tables/contrastive.py \
     --workdir=runs/tables/contrastive --seeds=3 --results=results
 
 Rows are experiments/contrastive_beauty.py with each of its terms, the terms of Kuaishou's framework
-one by one (experiments/multi_signal_beauty.py; its model without terms is the row without), and
-CLRec, Multi-CLRec and CBNS beside the in-batch softmax with logQ (experiments/clrec_beauty.py; on
+one by one (experiments/multi_signal_beauty.py; its model without terms is the row without),
+disentangled seq2seq (Ma et al., KDD 2020), and CLRec, Multi-CLRec and CBNS beside the in-batch softmax with logQ (experiments/clrec_beauty.py; on
 Beauty). The framework's aims, from the talk, are relative: HR@20 +23 %, HR@50 +16 %, NDCG@20 +28 %
 over SASRec, most of it on the long tail.
 """
@@ -16,6 +16,7 @@ import runpy
 from jaxrec.paper.spec import Column, Ordering, Row, Table
 
 _cl4srec = runpy.run_path(str(pathlib.Path(__file__).with_name('cl4srec.py')))
+BEAUTY = 'experiments/contrastive_beauty.py'
 SHOWN = ('HR@10', 'NDCG@10', 'HR@20', 'HR@50', 'NDCG@20')
 COLUMNS = (
     Column('Beauty', SHOWN, {'data.dataset': 'beauty'}),
@@ -54,7 +55,8 @@ TABLE = Table(
     'ML-1M has 3,416 items.',
     columns=COLUMNS,
     rows=(
-        *(Row(name, f'experiments/contrastive_beauty.py:{arg}') for arg, name in TERMS.items()),
+        *(Row(name, f'{BEAUTY}:{arg}') for arg, name in TERMS.items()),
+        Row('disentangled seq2seq', f'{BEAUTY}:none', {'model.seq2seq.weight': 0.1}),
         *(
             Row(name, f'experiments/multi_signal_beauty.py:{arg}')
             for arg, name in FRAMEWORK.items()
