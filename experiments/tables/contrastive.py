@@ -3,11 +3,11 @@ r"""The contrastive family over one SASRec, whole catalogue ranked: each objecti
 python -m jaxrec.table --table=experiments/tables/contrastive.py \
     --workdir=runs/tables/contrastive --seeds=3 --results=results
 
-Rows are experiments/contrastive_beauty.py with each of its terms, the terms of Kuaishou's framework
-one by one (experiments/multi_signal_beauty.py; its model without terms is the row without),
-disentangled seq2seq (Ma et al., KDD 2020), and CLRec, Multi-CLRec and CBNS beside the in-batch softmax with logQ (experiments/clrec_beauty.py; on
-Beauty). The framework's aims, from the talk, are relative: HR@20 +23 %, HR@50 +16 %, NDCG@20 +28 %
-over SASRec, most of it on the long tail.
+Rows are experiments/contrastive_beauty.py with each of its terms, disentangled seq2seq (Ma et al.,
+KDD 2020), the terms of Kuaishou's framework one by one (experiments/multi_signal_beauty.py; its
+model without terms is the row without), and CLRec, Multi-CLRec and CBNS beside the in-batch softmax
+with logQ (experiments/clrec_beauty.py; on Beauty). The framework's aims, from the talk, are
+relative: HR@20 +23 %, HR@50 +16 %, NDCG@20 +28 % over SASRec, most of it on the long tail.
 """
 
 import pathlib
