@@ -143,6 +143,36 @@ class Feature:
         return self.size + 2
 
 
+SIGNAL_KINDS = ('binary', 'percentile')
+
+
+@dataclasses.dataclass
+class Signal:
+    """One kind of feedback on an event, a column of the histories' events.
+
+    binary: 1 where the column is above 0. percentile: the place of the value among those of
+    training events whose `within` is alike, 0 = the smallest to 1 = the largest, so that units
+    cannot dominate: watch time within buckets of the video's duration.
+    """
+
+    column: str
+    weight: float = field(1.0, least=0)  # positive ones are made to add up to 1
+    kind: str = field('binary', choices=SIGNAL_KINDS)
+    within: str = ''  # percentile: column of events or items that is cut into buckets; '' = none
+    buckets: int = field(20, least=1)  # of equally many training events
+    negative: bool = False  # takes its weight away, and the event was disliked
+
+
+@dataclasses.dataclass
+class Rewards:
+    """What an event was worth, in [0, 1]; without signals 1 (`data.rewards`)."""
+
+    signals: tuple[Signal, ...] = ()
+    liked: float = field(0.5, above=0, most=1)  # least reward of an event that was liked
+    # most reward of one that was disliked; so is any with a negative signal
+    disliked: float = field(0.0, least=0, below=1)
+
+
 # What fields were called before there were tasks.
 RENAMED = {
     **{

@@ -269,6 +269,21 @@ def flat(tree: dict, prefix: str = '') -> dict:
 
 def rules(experiment: Experiment) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """('optim.learning_rate', what `config.field` was told of it) of every field."""
+    for name, field in _fields(experiment):
+        yield name, field.metadata
+
+
+def defaults(experiment: Experiment) -> dict[str, Any]:
+    """{'optim.learning_rate': its default} of every field that has one."""
+    return {
+        name: field.default
+        for name, field in _fields(experiment)
+        if field.default is not dataclasses.MISSING
+    }
+
+
+def _fields(experiment: Experiment) -> Iterator[tuple[str, dataclasses.Field]]:
+    """('optim.learning_rate', the field) of every setting, also inside tuples of settings."""
 
     def walk(settings, name):
         for field in dataclasses.fields(settings):
@@ -279,7 +294,7 @@ def rules(experiment: Experiment) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 for nth, one in enumerate(value):
                     yield from walk(one, f'{inner}.{nth}')
             else:
-                yield inner, field.metadata
+                yield inner, field
 
     for section in SECTIONS:
         yield from walk(getattr(experiment, section), section)

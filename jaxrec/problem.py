@@ -312,6 +312,7 @@ class Inputs:
       cuts: most targets per window that it can learn; 0 = it learns one at every event.
       negatives: whether the data draw its negatives.
       labels: that it knows by name, all or none of the task's.
+      rewards: what events were worth, a `config.Rewards` with signals; None = 1 each.
     """
 
     max_len: int = 0
@@ -320,6 +321,7 @@ class Inputs:
     cuts: int = 0
     negatives: bool = False
     labels: tuple[str, ...] = ()
+    rewards: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -412,6 +414,9 @@ class Model(nnx.Module):
         self, batch: Batch, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """(scalar, (named terms, carry)): a mean weighted by batch['weights'].
+
+        A term 'spread' (or 'spread.PLACE') is how far vectors are apart: 1 = in all directions, 0 =
+        all the same, of which training warns.
 
         Args:
           batch: after `sample`.

@@ -21,6 +21,7 @@ from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import sasrec
 from jaxrec.objectives import contrast, next_item
 from jaxrec.objectives.contrast import Contrast
+from jaxrec.objectives.views import views
 from jaxrec.tasks.next_item import NextItem
 from jaxrec.training import sparse
 from jaxrec.training.checkpoint import Checkpoints
@@ -176,7 +177,7 @@ def test_the_loss_is_the_main_loss_plus_the_term(name):
         model = nnx.merge(graphdef, params)
         batch = model.sample(batch, key)
         keys = rng.keys(jax.random.fold_in(key, 1), 'views', 'first', 'second')
-        rows = contrast.views(settings, batch, keys['views'], D)
+        rows = views(settings, batch, keys['views'], D)
         hidden = model.encode(batch, model.item_table())
         main, _ = next_item.loss(model.config, hidden, model.item_table(), batch, ITEMS)
         return model.loss(batch, {}, carry, key), main, rows

@@ -16,6 +16,8 @@ from jaxrec.models import sasrec
 from jaxrec.objectives import contrast
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.queue import enqueue, start_queue
+from jaxrec.objectives.view_objectives import Vectors
+from jaxrec.objectives.views import segment_vectors
 
 N, D = 7, 5
 RNG = np.random.default_rng(0)
@@ -94,8 +96,8 @@ def test_a_pair_alone_costs_nothing_and_has_finite_gradients():
 def test_alignment_and_uniformity():
     """Wang & Isola 2020, section 4.1.2, worked out pair by pair."""
     users = np.array([4, 2, 9, 0, 1, 0, 5], np.int32)
-    batch = {'users': jnp.asarray(users), 'user_targets': jnp.asarray(users)}
-    _, terms = contrast.term(Contrast(), jnp.asarray(FIRST), jnp.asarray(SECOND), batch)
+    vectors = Vectors(*map(jnp.asarray, (FIRST, SECOND, users, users)))
+    _, terms, _ = contrast.term(Contrast(), vectors, {}, {})
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (FIRST, SECOND))
     real = np.flatnonzero(users)
     alignment = np.mean([((a[n] - b[n]) ** 2).sum() for n in real])
@@ -110,12 +112,8 @@ def test_which_users_are_negatives(same_user, same_target):
     users = jnp.array([3, 1, 3, 0, 2, 5, 7])
     targets = jnp.array([8, 8, 1, 0, 2, 1, 3])
     settings = Contrast(same_user_negatives=same_user, same_target_negatives=same_target)
-    got, _ = contrast.term(
-        settings,
-        jnp.asarray(FIRST),
-        jnp.asarray(SECOND),
-        {'users': users, 'user_targets': targets},
-    )
+    vectors = Vectors(jnp.asarray(FIRST), jnp.asarray(SECOND), users, targets)
+    got, _, _ = contrast.term(settings, vectors, {}, {})
     hidden = np.zeros((N, N), bool)
     for n in range(N):
         for m in range(N):
@@ -145,7 +143,7 @@ def test_user_vectors(pool, mesh):
             mesh(*shape)
             split = jax.NamedSharding(jax.sharding.get_mesh(), jax.P('data'))
             arrays = {k: jax.device_put(v, split) for k, v in arrays.items()}
-        get = jax.jit(lambda rows: contrast.user_vectors(rows['hidden'], rows, 20, 4, pool))
+        get = jax.jit(lambda rows: segment_vectors(rows['hidden'], rows, 20, pool))
         got = get({k: jnp.asarray(v) for k, v in arrays.items()} if not shape else arrays)
         assert got.shape == (20, 3)
         np.testing.assert_allclose(got[: len(expected)], expected, rtol=1e-5)

@@ -23,8 +23,8 @@ def load(path):
     return module
 
 
-def tiny_histories(features):
-    """Sixty users with random values of the features, events and items alike."""
+def tiny_histories(features, rewards=None):
+    """Sixty users with random values of features and signals, of events and items alike."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 12, 60)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
@@ -41,6 +41,9 @@ def tiny_histories(features):
             histories.item_features[feature.column] = sets.astype(np.int32)
         elif feature.column != 'gap':
             histories.features[feature.column] = rng.uniform(0, 9, len(histories.items))
+    for signal in rewards.signals if rewards else ():
+        for column in filter(None, (signal.column, signal.within)):
+            histories.features[column] = rng.uniform(0, 9, len(histories.items))
     return histories
 
 
@@ -72,7 +75,8 @@ NEXT_ITEM = [path for path in FILES if is_next_item(path)]
 def begun(path):
     """(program, its batches): its own model, on histories that have what it reads."""
     experiment = applied(load(path).get_config(), {'train.batch_rows': 40})
-    histories = tiny_histories(experiment.model.inputs().features)
+    inputs = experiment.model.inputs()
+    histories = tiny_histories(inputs.features, inputs.rewards)
     meta = {'data_hash': '', 'path': ''}
     problem = next_item.NextItem(experiment, histories, meta)
     program = Program(experiment, problem, 10)

@@ -22,10 +22,10 @@ from jaxrec.evaluation import baselines
 LOG = """\
 user_id,video_id,date,hourmin,time_ms,is_click,is_like,is_follow,is_comment,is_forward,is_hate,\
 long_view,play_time_ms,duration_ms,profile_stay_time,comment_stay_time,is_profile_enter,is_rand,tab
-1,30,20220425,0,1650900000300,1,1,0,0,0,0,1,6000,4000,0,0,1,0,4
+1,30,20220425,0,1650900000300,1,1,0,0,0,0,1,6000,4000,12,0,1,0,4
 2,20,20220425,0,1650900000200,0,0,0,0,0,1,0,500,0,0,0,0,0,1
 1,10,20220425,0,1650900000100,1,0,1,0,1,0,0,1000,4000,0,0,0,0,0
-2,30,20220426,0,1650980000000,1,0,0,1,0,0,1,8000,4000,0,0,0,0,14
+2,30,20220426,0,1650980000000,1,0,0,1,0,0,1,8000,4000,0,7,0,0,14
 """
 PAST = """\
 user_id\thistory_len\tlast_time_ms\twatch_seq\tlike_seq\tlong_watch_seq
@@ -87,6 +87,9 @@ def test_pure(read):
         'long_view': [0, 1, 0, 1],
         'tab': [0, 4, 1, 14],
         'play_time_ms': [1000, 6000, 500, 8000],
+        'duration_ms': [4000, 4000, 0, 4000],
+        'profile_stay_time': [0, 12, 0, 0],
+        'comment_stay_time': [0, 0, 0, 7],
         'play_ratio': [0.25, 1.5, np.nan, 2],  # the second video's duration is 0
     }
     assert h.features.keys() == wanted.keys()

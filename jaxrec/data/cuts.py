@@ -14,6 +14,7 @@ from jaxrec.data.history_batches import history_batch
 from jaxrec.data.packed import with_extras
 from jaxrec.data.positives import Users
 from jaxrec.data.ragged import blocks, part, ranges
+from jaxrec.data.rewards import Rewarder
 from jaxrec.errors import UserError
 from jaxrec.problem import Batches
 
@@ -35,6 +36,8 @@ class CutBatches(Batches):
       cuts: G, targets per window.
       train_starts: int64 [U], absolute index before which no event is a target; None = none.
       codes: of features, `codes.Encoder.events`.
+      similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
+      rewards: of events.
       extras: what else a batch has of its users.
       process: (index, count) of this process; it gets its slice of the rows.
     """
@@ -51,6 +54,8 @@ class CutBatches(Batches):
         cuts: int = 1,
         train_starts: np.ndarray | None = None,
         codes: Codes | None = None,
+        similar: np.ndarray | None = None,
+        rewards: Rewarder | None = None,
         extras: Users | None = None,
         process: tuple[int, int] = (0, 1),
     ):
@@ -59,7 +64,8 @@ class CutBatches(Batches):
         if cuts > max_len:
             raise UserError(f'task.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._cuts, self._codes, self._extras, self._process = cuts, codes, extras, process
+        self._cuts, self._codes, self._similar, self._rewards = cuts, codes, similar, rewards
+        self._extras, self._process = extras, process
         starts = histories.offsets[:-1]
         first = starts + 1 if train_starts is None else np.maximum(starts + 1, train_starts)
         targets = np.maximum(train_ends - first, 0)
@@ -110,7 +116,8 @@ class CutBatches(Batches):
           features, as `history_batch` gives them; targets: int32 [.., G], the last is the event
           after the window, the others those in its last G - 1 places; weights: float32
           [.., G], 0 where there is no target; log_share: float32 [.., G], log of the target's
-          expected share of all targets.
+          expected share of all targets; if asked for, similar int32 [.., W], rewards float32
+          [.., G] of the targets and feedback int32 [.., W] on the items.
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         starts, order = self._order(epoch)
@@ -133,13 +140,20 @@ class CutBatches(Batches):
             self._max_len,
             self._max_len,
             self._codes,
+            self._rewards.feedback if self._rewards else None,
         )
+        if self._similar is not None:
+            batch['similar'] = self._similar[batch['items']]
         number = ends[:, None] - np.arange(self._cuts)[::-1]  # of each target, from 0
         real = number >= np.maximum(places - self._cuts + 1, 0)[:, None]
-        targets = self._histories.items[self._first[users][:, None] + np.maximum(number, 0)] * real
+        events = self._first[users][:, None] + np.maximum(number, 0)
+        targets = self._histories.items[events] * real
         batch['targets'] = np.pad(targets, (missing, (0, 0)))
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
+        if self._rewards is not None:
+            rewards = self._rewards(events.reshape(-1)).reshape(events.shape) * real
+            batch['rewards'] = np.pad(rewards, (missing, (0, 0))).astype(np.float32)
         return batch | part(extras, index, count)
 
     def shapes(self) -> list[dict]:

@@ -83,9 +83,7 @@ class Encoder:
         return np.where(missing, np.nan, (times[index] - before).astype(np.float64))
 
     def _quantiles(self, feature, column, train_ends):
-        starts = self._histories.offsets[:-1]
-        lengths = train_ends - starts
-        index = _spread(starts, lengths) if lengths.sum() > _SAMPLE else ranges(starts, lengths)
+        index = some_events(self._histories, train_ends)
         if feature.column in self._histories.item_features:
             values = np.asarray(column)[self._histories.items[index] - 1]
         else:
@@ -132,6 +130,13 @@ def item_codes(
     return {
         f.column: of_items[f.column][items] if f.column in of_items else missing for f in features
     }
+
+
+def some_events(histories: Histories, train_ends: np.ndarray) -> np.ndarray:
+    """Absolute index of the training events, of _SAMPLE evenly spread ones where there are more."""
+    starts = histories.offsets[:-1]
+    lengths = train_ends - starts
+    return _spread(starts, lengths) if lengths.sum() > _SAMPLE else ranges(starts, lengths)
 
 
 def _spread(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:

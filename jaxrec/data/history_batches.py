@@ -1,6 +1,6 @@
 """Histories as right-aligned batches in a handful of shapes: what evaluation and serving read."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,6 +20,7 @@ def history_batch(
     width: int,
     max_len: int,
     codes: Codes | None = None,
+    feedback: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Newest `width` events of items[starts[i]:ends[i]], one user per row, right-aligned.
 
@@ -29,10 +30,11 @@ def history_batch(
       width: W <= max_len, columns of the batch.
       max_len: window of the model, which fixes the position numbers.
       codes: of the features of events, by their index in `items`.
+      feedback: on events, by the same.
 
     Returns:
       items, segments (1 on events, 0 on padding), positions: int32 [B, W]; with `codes` also
-      features {column: int32 [B, W] or [B, W, T]}.
+      features {column: int32 [B, W] or [B, W, T]}, with `feedback` feedback int32 [B, W].
     """
     lengths = np.minimum(ends - starts, width)
     shape = (len(starts), width)
@@ -48,6 +50,8 @@ def history_batch(
     if codes is not None:
         coded = codes(source).items()
         batch['features'] = {name: scatter(shape, place, values) for name, values in coded}
+    if feedback is not None:
+        batch['feedback'] = scatter(shape, place, feedback(source))
     return batch
 
 

@@ -12,6 +12,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.negatives import UnseenNegatives
 from jaxrec.data.positives import Users
 from jaxrec.data.ragged import part, ranges, scatter
+from jaxrec.data.rewards import Rewarder
 from jaxrec.errors import UserError
 from jaxrec.problem import Batches
 
@@ -35,6 +36,7 @@ class TrainBatches(Batches):
         whole training history (the SASRec authors' sampler).
       codes: of features, `codes.Encoder.events`.
       similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
+      rewards: of events.
       extras: what else a batch has of its users.
       process: (index, count) of this process; it gets its slice of the rows.
     """
@@ -51,13 +53,14 @@ class TrainBatches(Batches):
         unseen_negatives: int = 0,
         codes: Codes | None = None,
         similar: np.ndarray | None = None,
+        rewards: Rewarder | None = None,
         extras: Users | None = None,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._histories, self._max_len, self._seed = histories, max_len, seed
-        self._codes, self._similar = codes, similar
+        self._codes, self._similar, self._rewards = codes, similar, rewards
         self._extras, self._process = extras, process
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
@@ -94,7 +97,8 @@ class TrainBatches(Batches):
           items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
           padding, positions 0..L-1 with L-1 the newest event), weights: float32 [.., L], 1 on
           real targets. If asked for: negatives int32 [.., L, k]; features {column: codes int32
-          [.., L] or [.., L, T]}; similar int32 [.., L].
+          [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32 [.., L] of the targets and
+          feedback int32 [.., L] on the items (`rewards.Rewarder`).
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         row_order, window_of_slot = self._order(epoch)
@@ -129,6 +133,9 @@ class TrainBatches(Batches):
             batch['features'] = {name: scatter(shape, place, codes) for name, codes in coded}
         if self._similar is not None:
             batch['similar'] = self._similar[batch['items']]
+        if self._rewards is not None:
+            batch['rewards'] = scatter(shape, place, self._rewards(source + 1), np.float32)
+            batch['feedback'] = scatter(shape, place, self._rewards.feedback(source))
         if self._negatives is not None:
             generator = rng.host(self._seed, rng.NEGATIVES, step)
             drawn = self._negatives(generator, np.repeat(self._users[windows], lengths))

@@ -13,6 +13,7 @@ from jaxrec import rng
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges, scatter
+from jaxrec.data.rewards import Rewarder
 
 _BLOCK = 64  # users come in multiples of it, as a queue of them is kept
 _USUAL, _MOST = 1.0, 6.0  # standard deviations above the mean for which the two sizes have room
@@ -32,6 +33,7 @@ class Users:
       seed: of the positives.
       same_target: whether there are any.
       codes: of features, for the positives' events.
+      rewards: of the events that the users go on to.
       multiple: devices of the 'data' axis, over which everything is split.
     """
 
@@ -44,8 +46,10 @@ class Users:
         seed: int,
         same_target: bool,
         codes: Codes | None = None,
+        rewards: Rewarder | None = None,
         multiple: int = 1,
     ):
+        self._rewards = rewards
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._codes, self._multiple, self._same_target = codes, multiple, same_target
         if same_target:
@@ -94,9 +98,10 @@ class Users:
 
         Returns:
           users, user_targets: int32 [N], N >= n a multiple of 64: user number + 1 and item after
-          the segment, 0 = none. positive: items, segments, positions (and features) int32 [R, 4L],
-          n segments in the same order, each the events before a random other training event of the
-          same item; of the segment's own target if no other has it.
+          the segment, 0 = none; user_rewards: float32 [N] of that event, if asked for. positive:
+          items, segments, positions (and features) int32 [R, 4L], n segments in the same order,
+          each the events before a random other training event of the same item; of the segment's
+          own target if no other has it.
         """
         others = targets
         if self._same_target:
@@ -112,6 +117,8 @@ class Users:
             'users': np.pad(users + 1, missing).astype(np.int32),
             'user_targets': np.pad(self._histories.items[targets], missing),
         }
+        if self._rewards is not None:
+            added['user_rewards'] = np.pad(self._rewards(targets), missing)
         if self._same_target:
             added['positive'] = self._rows(others, size[1])
         return added

@@ -54,9 +54,11 @@ def part(values, index: int, count: int):
     return values[index * size : (index + 1) * size]
 
 
-def scatter(shape: tuple[int, ...], place: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """int32 [*shape, ..]: values [n, ..] at these places of the flattened shape, else 0."""
-    out = np.zeros((math.prod(shape), *values.shape[1:]), np.int32)
+def scatter(
+    shape: tuple[int, ...], place: np.ndarray, values: np.ndarray, kind: type = np.int32
+) -> np.ndarray:
+    """kind [*shape, ..]: values [n, ..] at these places of the flattened shape, else 0."""
+    out = np.zeros((math.prod(shape), *values.shape[1:]), kind)
     out[place] = values
     return out.reshape(*shape, *values.shape[1:])
 

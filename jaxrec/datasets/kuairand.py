@@ -59,6 +59,9 @@ SIGNALS = (
     'long_view',
     'tab',
     'play_time_ms',
+    'duration_ms',
+    'profile_stay_time',
+    'comment_stay_time',
 )
 
 

@@ -166,7 +166,29 @@ def coverage(top: np.ndarray, num_items: int) -> float:
     return float(np.count_nonzero(shown[1:]) / num_items)
 
 
-def popularity_buckets(counts: np.ndarray) -> np.ndarray:
+def of_lists(top: np.ndarray, counts: np.ndarray) -> dict[str, float]:
+    """How much of the catalogue lists show, and how popular it is.
+
+    Args:
+      top: int [E, k] item numbers, 0 = none.
+      counts: int [num_items + 1], training interactions per item; entry 0 is padding.
+
+    Returns:
+      gini: of how often each item of the catalogue is shown, 0 = all alike, near 1 = one for all;
+      mean_log_popularity: of log(1 + interactions) over the places of the lists; coverage: share of
+      the catalogue that is shown.
+    """
+    shown = np.bincount(top.reshape(-1), minlength=len(counts))[1:].astype(np.float64)
+    total, n = max(shown.sum(), 1), len(shown)
+    rank = np.arange(1, n + 1)
+    return {
+        'gini': float(((2 * rank - n - 1) * np.sort(shown)).sum() / (n * total)),
+        'mean_log_popularity': float((shown * np.log1p(counts[1:])).sum() / total),
+        'coverage': float(np.count_nonzero(shown) / n),
+    }
+
+
+def popularity_buckets(counts: np.ndarray, parts: int = len(BUCKETS)) -> np.ndarray:
     """Bucket of each item by its share of the training interactions.
 
     Items are put in order of descending count (equal counts by item number). An item is head if
@@ -175,28 +197,32 @@ def popularity_buckets(counts: np.ndarray) -> np.ndarray:
 
     Args:
       counts: int [num_items + 1], training interactions per item; entry 0 is padding.
+      parts: instead of 3.
 
     Returns:
-      int8 [num_items + 1], index into BUCKETS; entry 0 means nothing.
+      int8 [num_items + 1], index into BUCKETS, or 0 .. parts - 1; entry 0 means nothing.
     """
     order = np.argsort(-counts[1:], kind='stable') + 1
     before = np.cumsum(counts[order]) - counts[order]
     total = int(counts[1:].sum())
     buckets = np.zeros(len(counts), np.int8)
-    buckets[order] = (3 * before >= total).astype(np.int8) + (3 * before >= 2 * total)
-    buckets[counts == 0] = len(BUCKETS) - 1
+    buckets[order] = sum(parts * before >= n * total for n in range(1, parts))
+    buckets[counts == 0] = parts - 1
     return buckets
 
 
-def by_bucket(values: dict[str, np.ndarray], buckets: np.ndarray) -> dict[str, dict]:
+def by_bucket(
+    values: dict[str, np.ndarray], buckets: np.ndarray, names: Sequence[str] = BUCKETS
+) -> dict[str, dict]:
     """Means per popularity bucket of the target.
 
     Args:
       values: float64 [E] by metric.
       buckets: int [E], bucket of each example's target.
+      names: of the buckets.
 
     Returns:
       {'head': {'examples': count, metric: mean, ..}, ..}; an empty bucket has only 'examples': 0.
     """
-    members = {name: buckets == i for i, name in enumerate(BUCKETS)}
+    members = {name: buckets == i for i, name in enumerate(names)}
     return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}

@@ -19,7 +19,8 @@ from jaxrec.evaluation import baselines, protocols, rank_metrics
 from jaxrec.evaluation.run import collected
 from jaxrec.problem import Batch, Evaluation, Measured, Part
 
-LISTED = 10  # places of the top lists that the interests of a model are told from
+LISTED = 10  # places of the top lists of which interests and popularity are told
+DECILES = ('1, most popular', *map(str, range(2, 10)), '10, least popular')
 _TARGETS = 16  # targets of a user ranked together where there are several; more take more rows
 
 
@@ -42,6 +43,7 @@ class Ranking(Evaluation):
         the protocol's own limit; 0 = no further limit.
       several: a user may have several targets, which are measured by more metrics (always so
         where somebody has).
+      popularity: tell how popular what the top lists show is, and metrics by decile of the target.
       references: of `baselines.NAMES`, those that `references` measures; None = all that the data
         allow.
       widths: of the batches of histories, see `few_widths`; None = those best for these targets.
@@ -64,6 +66,7 @@ class Ranking(Evaluation):
         codes: Codes | None = None,
         max_users: int = 0,
         several: bool = False,
+        popularity: bool = False,
         references: tuple[str, ...] | None = None,
         widths: np.ndarray | None = None,
     ):
@@ -77,7 +80,7 @@ class Ranking(Evaluation):
         self.targets, self.examples = targets, len(targets)
         self.protocol = told or protocols.asdict(protocol)
         self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
-        self._references = references
+        self._references, self._popularity = references, popularity
         if widths is None:
             widths = few_widths(targets.ends - histories.offsets[targets.users], max_len)
         self._widths = widths
@@ -132,13 +135,21 @@ class Ranking(Evaluation):
             users = len(distinct(self.owner[broken]))
             raise UserError(f'the model gives scores that are not finite for {users} users')
         measured = self.result(greater, ties)
+        once = np.unique(self._row_example, return_index=True)[1]  # a row of every user
+        if 'top' in columns and self._popularity:
+            lists = columns['top'][once, :LISTED]
+            measured.details['lists'] = rank_metrics.of_lists(lists, self.training_counts)
+            buckets = rank_metrics.popularity_buckets(self.training_counts, len(DECILES))
+            by_target = rank_metrics.per_example(greater, ties, self.how.cutoffs)
+            measured.groups['popularity decile'] = rank_metrics.by_bucket(
+                by_target, buckets[self.items], DECILES
+            )
         if 'top' in columns:
             for k in self.how.cutoffs:
                 shown = columns['top'][:, : min(k, columns['top'].shape[1])]
                 covered = rank_metrics.coverage(shown, self.histories.num_items)
                 measured.metrics[f'Coverage@{k}'] = covered
         if 'similarity' in columns:
-            once = np.unique(self._row_example, return_index=True)[1]  # a row of every user
             for name in ('list_wins', 'similarity'):
                 columns[name] = columns[name][once]
             measured.details['interests'] = _interests(columns)

@@ -4,20 +4,36 @@ The exact softmax is the exception: it makes the gradient of the table in the fo
 takes the weights and returns the weighted mean.
 """
 
-from jaxrec.losses.contrastive import info_nce, info_nce_queue, unit
+from jaxrec.losses.contrastive import (
+    alignment,
+    info_nce,
+    info_nce_queue,
+    negative_cosine,
+    sinkhorn,
+    spread,
+    swapped_prediction,
+    uniformity,
+    unit,
+)
 from jaxrec.losses.pointwise import bce, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
 from jaxrec.losses.softmax import softmax
 
 __all__ = [
+    'alignment',
     'bce',
     'gbce',
     'in_batch_softmax',
     'info_nce',
     'info_nce_queue',
+    'negative_cosine',
     'sampled_softmax',
     'scores',
+    'sinkhorn',
     'softmax',
+    'spread',
+    'swapped_prediction',
+    'uniformity',
     'unit',
     'weighted_mean',
 ]

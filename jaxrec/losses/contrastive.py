@@ -1,4 +1,4 @@
-"""InfoNCE between two views, with negatives from the batch or from a queue."""
+"""What two views of the same users are asked: InfoNCE, and objectives that know no negatives."""
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ def info_nce(
     temperature: float = 1.0,
     cosine: bool = False,
     hidden: jax.Array | None = None,
+    decoupled: bool = False,
 ) -> jax.Array:
     """InfoNCE of N pairs of views (NT-Xent, SimCLR; CL4SRec, eq. 3).
 
@@ -29,6 +30,8 @@ def info_nce(
       temperature: above 0.
       cosine: divide vectors by their lengths.
       hidden: bool [N, N], True where pair m is no negative of pair n.
+      decoupled: without the partner in the denominator (Yeh et al. 2022, arXiv 2110.06848): log
+        sum_j e^s(i, j) - s(i, i'); 0 for a pair without negatives.
 
     Returns:
       [2, N], one value per direction and pair.
@@ -41,6 +44,9 @@ def info_nce(
     out = out if hidden is None else out | hidden
     positive = jnp.broadcast_to((rows[0] * rows[1]).sum(-1), (2, len(first)))
     scores, out = jnp.concatenate([scores[:, :, 0], scores[:, :, 1]], -1), jnp.tile(out, (1, 2))
+    if decoupled:
+        scores = jnp.where(out, jnp.finfo(scores.dtype).min / 2, scores / temperature)
+        return _decoupled(positive / temperature, jax.nn.logsumexp(scores, axis=-1))
     return sampled_softmax(positive / temperature, scores / temperature, hits=out)
 
 
@@ -52,6 +58,7 @@ def info_nce_queue(
     temperature: float = 1.0,
     cosine: bool = False,
     hidden: jax.Array | None = None,
+    decoupled: bool = False,
 ) -> jax.Array:
     """InfoNCE with a queue of negatives (MoCo, He et al. 2020, eq. 1).
 
@@ -60,7 +67,7 @@ def info_nce_queue(
     Args:
       queries, keys: [N, D] vectors of both views.
       queue: [Q / b, b, D] negatives, b split over 'data' or whole on every device.
-      temperature, cosine: see `info_nce`.
+      temperature, cosine, decoupled: see `info_nce`.
       hidden: bool [N, Q], True where a vector of the queue is no negative.
 
     Returns:
@@ -78,7 +85,100 @@ def info_nce_queue(
         scores = jnp.where(hidden, jnp.finfo(scores.dtype).min / 2, scores)
     positive = (queries * keys).sum(-1).astype(scores.dtype) / temperature
     rest = jax.nn.logsumexp(scores, axis=(1, 2))
+    if decoupled:
+        return _decoupled(positive, rest)
     return jnp.logaddexp(positive, rest) - positive
+
+
+def _decoupled(positive, rest):
+    """rest - positive, where `rest` is the log of a sum that is not empty; else 0."""
+    some = rest > jnp.finfo(rest.dtype).min / 4
+    return jnp.where(some, jnp.where(some, rest, 0) - positive, 0)
+
+
+def negative_cosine(predicted: jax.Array, target: jax.Array) -> jax.Array:
+    """-cos(p, stop-gradient(z)) in [-1, 1] (SimSiam, Chen & He 2021, eq. 1).
+
+    Args:
+      predicted, target: [..., D].
+
+    Returns:
+      [...].
+    """
+    return -(unit(predicted) * jax.lax.stop_gradient(unit(target))).sum(-1)
+
+
+def swapped_prediction(
+    first: jax.Array, second: jax.Array, codes: tuple[jax.Array, jax.Array], temperature: float
+) -> jax.Array:
+    """The code of one view predicted from the other (SwAV, Caron et al. 2020, eq. 1 and 2).
+
+    Args:
+      first, second: [N, K] scores of both views under the prototypes.
+      codes: [N, K] each, of both views, see `sinkhorn`; no gradient flows through them.
+      temperature: above 0.
+
+    Returns:
+      [2, N]: the second view's code from the first's scores, and the reverse.
+    """
+    codes = jax.lax.stop_gradient(jnp.stack([codes[1], codes[0]]))
+    log_p = jax.nn.log_softmax(jnp.stack([first, second]) / temperature, axis=-1)
+    return -(codes * log_p).sum(-1)
+
+
+def sinkhorn(scores: jax.Array, weights: jax.Array, *, epsilon: float, steps: int) -> jax.Array:
+    """Codes diag(a) exp(scores / epsilon) diag(b) that use all prototypes alike (SwAV, eq. 4).
+
+    Each step makes the sums over the vectors equal, then those over the prototypes 1: the latter
+    are exact. Equal scores give equal codes.
+
+    Args:
+      scores: [N, K].
+      weights: [N], 0 leaves a vector out of the sums over vectors.
+      epsilon: above 0; the smaller, the harder the codes.
+      steps: of the iteration.
+
+    Returns:
+      [N, K] rows that sum to 1.
+    """
+    logs, counted = scores / epsilon, jnp.where(weights.sum() > 0, weights, 1)[:, None]
+    for _ in range(steps):
+        logs = logs - jax.nn.logsumexp(logs, axis=0, b=counted, keepdims=True)
+        logs = logs - jax.nn.logsumexp(logs, axis=1, keepdims=True)
+    return jnp.exp(logs)
+
+
+def alignment(first: jax.Array, second: jax.Array) -> jax.Array:
+    """|a - b|^2 of unit vectors [..., D] (Wang & Isola 2020): [...]."""
+    return ((unit(first) - unit(second)) ** 2).sum(-1)
+
+
+def uniformity(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """log mean exp(-2 |a - a'|^2) over all pairs of N unit vectors (Wang & Isola 2020).
+
+    Args:
+      x: [N, D]; on a mesh the same on every device.
+      weights: [N], 0 = none; fewer than two vectors give log 1e-9.
+
+    Returns:
+      Scalar.
+    """
+    x = unit(x)
+    apart = jnp.exp(4 * (x @ x.T - 1)) * (1 - jnp.eye(len(x)))  # |a - a'|^2 = 2 - 2 a.a'
+    pairs = jnp.maximum(weights.sum() * (weights.sum() - 1), 1)
+    return jnp.log(jnp.maximum(weights @ apart @ weights / pairs, 1e-9))
+
+
+def spread(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Standard deviation of unit vectors [N, D] in a dimension, times sqrt(D) (SimSiam, fig. 2).
+
+    1 where they point everywhere alike, 0 where all are the same: a collapse. Fewer than two
+    vectors: 1.
+    """
+    x, count = unit(x), jnp.maximum(weights.sum(), 1)
+    mean = weights @ x / count
+    deviation = jnp.sqrt(jnp.maximum(weights @ (x - mean) ** 2 / count, 0)).mean()
+    return jnp.where(weights.sum() > 1, deviation * x.shape[-1] ** 0.5, 1.0)
 
 
 def unit(x: jax.Array) -> jax.Array:

@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 
 
-def bce(positive: jax.Array, negatives: jax.Array) -> jax.Array:
+def bce(positive: jax.Array, negatives: jax.Array, labels: jax.Array | None = None) -> jax.Array:
     """Binary cross-entropy with k negatives (SASRec, eq. 6): -log s(r+) - sum_j log(1 - s(r_j)).
 
     Args:
       positive: [...] scores of the targets.
       negatives: [..., k] scores of the negatives.
+      labels: [...] y in [0, 1] of the targets, -y log s(r+) - (1 - y) log(1 - s(r+)); None = 1.
 
     Returns:
       [...], one value per target.
     """
-    return _weighted(positive, negatives, beta=1.0)
+    values = _weighted(positive, negatives, beta=1.0)
+    return values if labels is None else values + (1 - labels) * positive
 
 
 def gbce(positive: jax.Array, negatives: jax.Array, *, num_items: int, t: float) -> jax.Array:

@@ -53,7 +53,8 @@ def in_batch_softmax(
     """
     if not refined:
         positive = positive - log_q_positive
-    negatives = jnp.where(allowed, negatives - log_q_negatives, -jnp.inf)
+    none = jnp.finfo(negatives.dtype).min / 2  # finite: a row may have no negative
+    negatives = jnp.where(allowed, negatives - log_q_negatives, none)
     log_z = jnp.logaddexp(positive, jax.nn.logsumexp(negatives, axis=-1))
     loss = log_z - positive
     if smoothing:

@@ -38,6 +38,10 @@ class Config(ModelConfig):
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
     init: str = field('xavier_normal', choices=embeddings.INITS)
 
+    def check(self) -> None:
+        """Raises UserError for values that do not go together."""
+        self.in_batch.check()
+
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'ComiRec':
         """Builds the model for items 1..sizes['item']."""
         return ComiRec(self, sizes['item'], rngs=rngs)
@@ -78,13 +82,14 @@ class ComiRec(Model):
         return self.table[...]
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{'items': item vectors [rows, D]}."""
+        """{'items': item vectors [rows, D]}, as their dot products are scores."""
         del constants
-        return {'items': self.item_table()}
+        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(batch, catalogue['items'])[:, 0]
+        table = in_batch.own_table(self, catalogue)
+        return in_batch.compared(self.config.in_batch, self.encode(batch, table)[:, 0])
 
     def encode(
         self, batch: dict, table: jax.Array | Rows, key: Key = None, cuts: int = 1
@@ -117,6 +122,7 @@ class ComiRec(Model):
         del constants
         table, key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
         queries = self.encode(batch, table, key, batch['targets'].shape[1])
+        queries = in_batch.compared(self.config.in_batch, queries)
         rows = lookup(table, batch['targets'])
         nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)
         chosen = jnp.take_along_axis(queries, nearest[..., None, None], axis=2)
@@ -129,4 +135,4 @@ class ComiRec(Model):
 
     def carry(self) -> dict:
         """The frequency estimate, if the loss uses one."""
-        return in_batch.start(self.config.in_batch, self.num_items)
+        return in_batch.start(self.config.in_batch, self.num_items, self.config.dim)

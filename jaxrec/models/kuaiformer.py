@@ -17,7 +17,7 @@ from jax import P
 
 from jaxrec import rng
 from jaxrec.config import Feature, field
-from jaxrec.devices.mesh import on_mesh, reshape_rows
+from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
@@ -25,8 +25,11 @@ from jaxrec.nn.blocks import BlockLlama
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import linear_layer, rms_norm
+from jaxrec.objectives import contrast as contrast_lib
 from jaxrec.objectives import in_batch
+from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.segments import apart
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 _STREAMS = ('encode', 'negatives')  # of a step's key
@@ -51,6 +54,7 @@ class Config(ModelConfig):
     dropout: float = field(0.1, least=0, below=1)  # inside the layers
     embedding_dropout: float = field(0.1, least=0, below=1, traced=True)  # on the tokens
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
+    contrast: tuple[Contrast, ...] = ()  # contrastive terms; of the mean of the k vectors of a user
     init: str = field('xavier_normal', choices=embeddings.INITS)  # of the item table and the layers
     bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
 
@@ -68,6 +72,18 @@ class Config(ModelConfig):
                 f'model.compress={self.compress} and model.newest={self.newest} must add up to '
                 f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
             )
+        self.in_batch.check()
+        for one in self.contrast:
+            one.check()
+            if one.pool != 'last':
+                raise UserError(
+                    f'model.contrast.pool={one.pool!r}: KuaiFormer has no vector after every event'
+                )
+            if 'shuffle' in (one.first, one.second):
+                raise UserError(
+                    "the view 'shuffle' is of numbered positions, which KuaiFormer does not read: "
+                    "take 'augment' with model.contrast.reorder"
+                )
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'KuaiFormer':
         """Builds the model for items 1..sizes['item']."""
@@ -75,11 +91,14 @@ class Config(ModelConfig):
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
-        return Inputs(self.max_len, self.features, cuts=self.newest)
+        extras = contrast_lib.extras(self.contrast)
+        return Inputs(self.max_len, self.features, extras, cuts=self.newest)
 
     def tables(self) -> dict[str, tuple[str, ...]]:
-        """The item table."""
-        return {'table': ('items', 'targets', 'sampled')}
+        """The item table, if no average of the whole model is kept."""
+        if any(one.momentum for one in self.contrast):
+            return {}
+        return {'table': ('items', 'targets', 'sampled', 'similar', 'positive/items')}
 
     def whole_batch(self) -> str:
         """The in-batch loss takes a batch's rows as each other's negatives."""
@@ -124,19 +143,24 @@ class KuaiFormer(Model):
         self.group_positions = nnx.List(vectors(size, 0.02) for size in self.sizes if not rotary)
         self.blocks = nnx.List(block(config.ffn, causal=True) for _ in range(config.blocks))
         self.norm = norm(config.dim, rngs=rngs)
+        init = embeddings.INITS[config.init]
+        self.contrasting = contrast_lib.active(config.contrast)
+        self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
+        self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{'items': item vectors [rows, D]}."""
+        """{'items': item vectors [rows, D]}, as their dot products are scores."""
         del constants
-        return {'items': self.item_table()}
+        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
-        return self.encode(batch, catalogue['items'])[:, 0]
+        table = in_batch.own_table(self, catalogue)
+        return in_batch.compared(self.config.in_batch, self.encode(batch, table)[:, 0])
 
     def encode(
         self, batch: dict, table: jax.Array | Rows, key: Key = None, cuts: int = 1
@@ -148,7 +172,8 @@ class KuaiFormer(Model):
         compressed events end where they end for the last cut.
 
         Args:
-          batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and features.
+          batch: items, segments: int32 [B, W], W <= max_len, right-aligned, and features; cutoff
+            and shift [B, W, D] if there are any, see `embeddings.disturbed`.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           cuts: G <= min(newest, W).
@@ -158,7 +183,8 @@ class KuaiFormer(Model):
         token_key, group_key, *block_keys = split_key(key, 2 + config.blocks)
         real = batch['segments'] > 0
         x = lookup(table, batch['items']).astype(dtype) * config.dim**0.5
-        x = dropout(self.tokens(x, batch), config.embedding_dropout, token_key)
+        x = embeddings.disturbed(self.tokens(x, batch), batch)
+        x = dropout(x, config.embedding_dropout, token_key)
         x, real = self.compress(x * real[..., None].astype(dtype), real, group_key)
         events, asked = x.shape[1], cuts * config.interests
         x = jnp.concatenate([x, self._query_tokens(x, cuts)], axis=1)
@@ -231,11 +257,24 @@ class KuaiFormer(Model):
     def loss(
         self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
-        """In-batch softmax of cuts, its named terms and the carry, see `in_batch.loss`."""
+        """In-batch softmax of cuts (`in_batch.loss`) plus contrastive terms, and the carry."""
         del constants
-        table, key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
-        queries = self.encode(batch, table, key, batch['targets'].shape[1])
-        return in_batch.loss(self.config.in_batch, queries, table, batch, carry, self.num_items)
+        table, encode_key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
+        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
+        value, (terms, new) = in_batch.loss(
+            self.config.in_batch, queries, table, batch, carry, self.num_items
+        )
+        if self.contrasting:
+            more, named, kept = contrast_lib.terms(self, batch, carry, key)
+            value, terms, new = value + more, {**terms, **named}, {**new, **kept}
+        return value, (terms, new)
+
+    def user_vectors(self, rows: dict, users: int, pool: str, key: Key) -> jax.Array:
+        """[users, D]: the mean of the k vectors after each segment of packed rows."""
+        del pool
+        rows = apart(rows, users, self.max_len)
+        x = self.encode(rows, self.item_table(), key)
+        return replicated(x[:, 0].mean(1))
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with its uniform negatives, see `in_batch.sample`."""
@@ -243,8 +282,9 @@ class KuaiFormer(Model):
         return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
 
     def carry(self) -> dict:
-        """The frequency estimate, if the loss uses one."""
-        return in_batch.start(self.config.in_batch, self.num_items)
+        """The frequency estimate, if the loss uses one, and what contrastive terms carry."""
+        estimate = in_batch.start(self.config.in_batch, self.num_items, self.config.dim)
+        return {**estimate, **contrast_lib.start(self)}
 
 
 def mask_and_places(real: jax.Array, cuts: int, interests: int) -> tuple[jax.Array, jax.Array]:

@@ -20,9 +20,12 @@ from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import layer_norm, linear_layer
 from jaxrec.objectives import contrast as contrast_lib
-from jaxrec.objectives import in_batch, next_item
+from jaxrec.objectives import in_batch, multi_signal, next_item, seq2seq
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.multi_signal import MultiSignal
+from jaxrec.objectives.seq2seq import Seq2Seq
+from jaxrec.objectives.views import segment_vectors
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 _STREAMS = ('encode', 'table', 'negatives')  # of a step's key
@@ -55,6 +58,10 @@ class Config(ModelConfig):
     label_smoothing: float = field(0.0, least=0, below=1)  # softmax
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of that loss
     contrast: tuple[Contrast, ...] = ()  # contrastive terms
+    # rewards of events, and terms between users and items (Kuaishou's framework)
+    multi_signal: MultiSignal = dataclasses.field(default_factory=MultiSignal)
+    # from the past to the future in several intentions
+    seq2seq: Seq2Seq = dataclasses.field(default_factory=Seq2Seq)
     features: tuple[Feature, ...] = ()  # of the events, beside the item
     feature_dim: int = field(16, least=1)  # width of each feature's vectors
     # xavier_uniform is the authors' code; normal has a deviation of .02
@@ -67,6 +74,16 @@ class Config(ModelConfig):
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         for one in self.contrast:
             one.check()
+        self.in_batch.check()
+        if self.loss != 'in_batch' and self.in_batch.similarity != 'dot':
+            raise UserError(
+                f"model.in_batch.similarity='cosine' is for loss='in_batch', not {self.loss!r}"
+            )
+        self.multi_signal.check()
+        if self.multi_signal.main == 'label' and self.loss != 'bce':
+            raise UserError(
+                f"model.multi_signal.main='label' is for model.loss='bce', not {self.loss!r}"
+            )
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..sizes['item']."""
@@ -77,22 +94,34 @@ class Config(ModelConfig):
         return Inputs(
             self.max_len,
             self.features,
-            contrast_lib.extras(self.contrast),
+            tuple(sorted({e for one in self._terms for e in one.extras})),
             cuts=self.max_len if self.loss == 'in_batch' else 0,
             negatives=self._sampled and self.negatives_per == 'data',
+            rewards=self.multi_signal.rewards if self.multi_signal.rewards.signals else None,
         )
 
     def tables(self) -> dict[str, tuple[str, ...]]:
         """The item table, if the loss is sampled and no average of the whole model is kept."""
         if self.loss == 'softmax' or any(one.momentum for one in self.contrast):
             return {}
-        return {'table': ('items', 'targets', 'sampled', 'similar', 'positive/items')}
+        paths = ('items', 'targets', 'sampled', 'similar', 'positive/items')
+        return {'table': (*paths, 'user_targets') if self.multi_signal.active else paths}
 
     def whole_batch(self) -> str:
         """The in-batch loss and contrastive terms take a batch's rows as each other's negatives."""
         if self.loss == 'in_batch':
             return "model.loss='in_batch'"
+        if self.seq2seq.weight:
+            return 'model.seq2seq with a weight above 0'
+        if self.multi_signal.active or self.multi_signal.rewards.signals:
+            return 'model.multi_signal with a term or with signals'
         return 'model.contrast with a weight above 0' if contrast_lib.active(self.contrast) else ''
+
+    @property
+    def _terms(self) -> tuple:
+        """Settings of everything beside the main loss that takes part."""
+        contrasts = (self.contrast[int(nth)] for nth in contrast_lib.active(self.contrast))
+        return *contrasts, self.multi_signal, self.seq2seq
 
     @property
     def _sampled(self) -> bool:
@@ -128,19 +157,26 @@ class SASRec(Model):
         self.norm = norm(config.dim, rngs=rngs)
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
+        self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
+        self.seq2seq = seq2seq.make(config.seq2seq, config.max_len, config.dim, init, rngs)
+        self.item_terms = config.multi_signal.active
+        self.projections = multi_signal.make_projections(
+            config.multi_signal, init, config.dim, rngs
+        )
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
         return self.table[...]
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """{'items': item vectors [rows, D]}."""
+        """{'items': item vectors [rows, D]}, as their dot products are scores."""
         del constants
-        return {'items': self.item_table()}
+        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
-        return self.encode(batch, catalogue['items'], last=1)
+        table = in_batch.own_table(self, catalogue)
+        return in_batch.compared(self.config.in_batch, self.encode(batch, table, last=1))
 
     def encode(
         self,
@@ -154,8 +190,8 @@ class SASRec(Model):
         """Hidden vector after every event, or after the last ones of each row.
 
         Args:
-          batch: items, segments, positions: int32 [B, L], and features; cutoff:
-            bool [B, L, D] if there is any, where the vectors of events are 0.
+          batch: items, segments, positions: int32 [B, L], and features; if there are any, cutoff
+            bool [B, L, D], where the vectors of events are 0, and shift [B, L, D], added to them.
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: > 0: the last block computes this many last places only.
@@ -174,8 +210,7 @@ class SASRec(Model):
         if self.tokens is not None:
             x = self.tokens(x, batch)
         x = x + lookup(self.positions[...], batch['positions'])
-        if 'cutoff' in batch:
-            x = jnp.where(batch['cutoff'], 0, x)
+        x = embeddings.disturbed(x, batch)
         x = dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
         mask = causal_mask(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
@@ -183,6 +218,12 @@ class SASRec(Model):
                 mask, real = mask[:, :, -last:], real[:, -last:]
             x = block(x, mask, block_key) * real
         return self.norm(x[:, -last:])
+
+    def user_vectors(self, rows: dict, users: int, pool: str, key: Key) -> jax.Array:
+        """[users, D] vectors of the segments of packed rows, see `views.segment_vectors`."""
+        keys = rng.keys(key, 'encode', 'table')
+        hidden = self.encode(rows, self.item_table(), keys['encode'], table_key=keys['table'])
+        return segment_vectors(hidden, rows, users, pool)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with its negatives, see `next_item.sample` and `in_batch.sample`."""
@@ -197,12 +238,14 @@ class SASRec(Model):
         """Next-item loss at every position of packed rows, or of cuts, plus contrastive terms."""
         del constants
         config, keys = self.config, rng.keys(key, *_STREAMS)
+        framework, given = config.multi_signal, batch
+        batch = multi_signal.main_loss(framework, batch)
         table = embeddings.dropped(self.item_table(), config.table_dropout, keys['table'])
         if config.loss == 'in_batch':
             last = batch['targets'].shape[1]
-            queries = self.encode(batch, table, keys['encode'], last=last)[:, :, None]
+            hidden = self.encode(batch, table, keys['encode'], last=last)
             value, (terms, new) = in_batch.loss(
-                config.in_batch, queries, table, batch, carry, self.num_items
+                config.in_batch, hidden[:, :, None], table, batch, carry, self.num_items
             )
         else:
             hidden = self.encode(batch, table, keys['encode'])
@@ -211,10 +254,24 @@ class SASRec(Model):
         if self.contrasting:
             more, named, kept = contrast_lib.terms(self, batch, carry, key)
             value, terms, new = value + more, {**terms, **named}, {**new, **kept}
+        if len(self.seq2seq):
+            more, named = seq2seq.term(self, given, rng.keys(key, *_STREAMS, 'seq2seq')['seq2seq'])
+            value, terms = value + config.seq2seq.weight * more, {**terms, **named}
+        if self.item_terms:
+            ends = {'segments': given['segments'][:, -hidden.shape[1] :]}
+            users = segment_vectors(hidden, ends, len(given['users']), 'last')
+            framework_key = jax.random.fold_in(key, 0)
+            more, named, kept = multi_signal.terms(self, users, table, given, carry, framework_key)
+            value, terms, new = value + more, {**terms, **named}, {**new, **kept}
         return value, (terms, new)
 
     def carry(self) -> dict:
-        """The frequency estimate of the in-batch loss, and what contrastive terms carry."""
+        """What the in-batch loss, contrastive terms and the bank carry from step to step."""
         estimate = self.config.loss == 'in_batch'
-        made = in_batch.start(self.config.in_batch, self.num_items) if estimate else {}
-        return {**made, **contrast_lib.start(self)}
+        made = (
+            in_batch.start(self.config.in_batch, self.num_items, self.config.dim)
+            if estimate
+            else {}
+        )
+        framework = multi_signal.start(self.config.multi_signal, self.config.dim)
+        return {**made, **contrast_lib.start(self), **framework}

@@ -121,6 +121,19 @@ def _filled(row, key, rows, dim, first):
     return jax.lax.fori_loop(0, -(-rows // size), fill, empty)
 
 
+def disturbed(x: jax.Array, batch: dict) -> jax.Array:
+    """Vectors of events [B, L, D] as a view of them has it.
+
+    Args:
+      x: [B, L, D].
+      batch: if there are any, `cutoff` bool [B, L, D], where they are 0, and `shift` float32
+        [B, L, D], which is added.
+    """
+    if 'cutoff' in batch:
+        x = jnp.where(batch['cutoff'], 0, x)
+    return x + batch['shift'].astype(x.dtype) if 'shift' in batch else x
+
+
 class Tokens(nnx.Module):
     """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
 

@@ -1,29 +1,25 @@
-"""Augmented views of packed rows, made on the device: CL4SRec's three and CoSeRec's two.
+"""Augmented views of packed rows, made on the device: of CL4SRec, CoSeRec, ConSERT and Kuaishou.
 
 Rows hold the events of several users side by side, or of one (see `packed`): `items`, `segments`
 and `positions` int32 [B, L], segment 0 = padding, and whatever else there is per event, which may
-be nested. Each
-function changes every segment by itself, keeps the order of segments and leaves the newest event of
-each at the newest position. Lengths are those of segments. A draw is a hash of (key, place), so it
-is the same on every mesh.
+be nested. Each function changes every segment by itself, keeps the order of segments and, but for
+`shuffle`, leaves the newest event of each at the newest position. Lengths are those of segments. A
+draw is a hash of (key, place), so it is the same on every mesh.
 
 A rate is a decimal: .29 of 100 events are 29. `where` bool [B, L], the same for all events of a
 segment, spares the segments where it is False.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import P
 
-from jaxrec.devices.mesh import on_mesh
-from jaxrec.nn.dropout import counted, hashed
+from jaxrec.nn.dropout import hashed
+from jaxrec.objectives.segments import Rows, Segments, only, take, uniform
 
 MASK = 0  # item number of [mask]: row 0 of the item table, of which padding makes no use
 SHORT = ('mask', 'substitute', 'insert')  # what CoSeRec does to short histories
-Rows = dict[str, Any]
 
 
 def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
@@ -31,20 +27,20 @@ def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None
 
     CL4SRec (Xie et al. 2022, arXiv 2010.14395), eq. 4. What is cut off becomes padding.
     """
-    span = _Segments(rows['segments'])
+    span = Segments(rows['segments'])
     count = jnp.maximum(span.share(rate), 1)
     count = count if where is None else jnp.where(where, count, span.length)
     first = span.draw_start(key, count)
     inside = (span.index >= first) & (span.index < first + count)
     moved = rows['positions'] + span.length - first - count
-    return _only({**rows, 'positions': moved}, inside & (rows['segments'] > 0))
+    return only({**rows, 'positions': moved}, inside & (rows['segments'] > 0))
 
 
 def mask(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
     """floor(rate n) of n events become [mask], each set of them equally likely (eq. 5)."""
-    span = _Segments(rows['segments'])
+    span = Segments(rows['segments'])
     chosen = span.draw_places(key, span.share(rate), where)
-    hidden = _only(rows, ~chosen)
+    hidden = only(rows, ~chosen)
     return {**hidden, 'segments': rows['segments'], 'positions': rows['positions']}
 
 
@@ -53,7 +49,7 @@ def reorder(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = N
 
     CL4SRec, eq. 6. Events move with all that is known of them; positions stay.
     """
-    span = _Segments(rows['segments'])
+    span = Segments(rows['segments'])
     count = span.share(rate) if where is None else span.share(rate) * where
     start_key, order_key = jax.random.split(key)
     first = span.draw_start(start_key, count)
@@ -61,6 +57,30 @@ def reorder(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = N
     source = jnp.where(inside, span.start + first + span.ranks(order_key, inside), span.place)
     moved = jax.tree.map(lambda x: take(x, source), rows)
     return {**moved, **{name: rows[name] for name in _PLACES}}
+
+
+def sample(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
+    """max(1, floor(rate n)) of n events in their order, each set of them equally likely.
+
+    Kuaishou's augmentation for recall, our reading of it. What is left out becomes padding before
+    the events that stay.
+    """
+    span = Segments(rows['segments'])
+    count = jnp.maximum(span.share(rate), 1)
+    count = count if where is None else jnp.where(where, count, span.length)
+    stays = span.draw_places(key, count)
+    source = jnp.argsort(2 * span.start + stays, axis=1, stable=True)
+    moved = jax.tree.map(lambda x: take(x, source), rows)
+    kept = {**moved, **{name: rows[name] for name in _PLACES}}
+    return only(kept, (span.index >= span.length - count) & (rows['segments'] > 0))
+
+
+def shuffle(rows: Rows, key: jax.Array) -> Rows:
+    """The position numbers of a segment in a random order; events stay (ConSERT, section 3.2)."""
+    span = Segments(rows['segments'])
+    source = span.start + span.ranks(key, rows['segments'] > 0)
+    source = jnp.where(rows['segments'] > 0, source, span.place)
+    return {**rows, 'positions': take(rows['positions'], source)}
 
 
 def substitute(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
@@ -73,7 +93,7 @@ def substitute(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None 
         (`positives.similar_items`).
     """
     chosen = _with_similar(rows, key, rate, where)
-    changed = _only(rows, ~chosen)
+    changed = only(rows, ~chosen)
     items = jnp.where(chosen, rows['similar'], rows['items'])
     return {**changed, **{name: rows[name] for name in _PLACES}, 'items': items}
 
@@ -97,9 +117,9 @@ def insert(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = No
     source = jnp.minimum(source, length - 1)
     new = at != take(end, source) - 1
     grown = jax.tree.map(lambda x: take(x, source), rows)
-    event = _only(grown, ~new)
-    span = _Segments(jnp.where(taken, grown['segments'], 0))
-    old = _Segments(rows['segments'])
+    event = only(grown, ~new)
+    span = Segments(jnp.where(taken, grown['segments'], 0))
+    old = Segments(rows['segments'])
     newest = take(rows['positions'] + old.length - 1 - old.index, source)
     positions = newest - (span.length - 1 - span.index)
     event |= {
@@ -107,22 +127,35 @@ def insert(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = No
         'segments': grown['segments'],
         'positions': positions,
     }
-    return _only(event, taken & (positions >= 0))
+    return only(event, taken & (positions >= 0))
 
 
 def draw_dimensions(segments: jax.Array, key: jax.Array, rate: float, dim: int) -> jax.Array:
     """bool [B, L, D], the dimensions to cut, each with probability `rate`, the same in a segment.
 
-    ConSERT's feature cutoff (Yan et al. 2021, section 3.2).
+    ConSERT's feature cutoff (Yan et al. 2021, section 3.2). Nothing of padding is cut.
     """
-    number = _Segments(segments).draw(key)[..., None]  # of the segment, at random
-    return _uniform(hashed(key, number + jnp.arange(dim, dtype=jnp.uint32))) < rate
+    number = Segments(segments).draw(key)[..., None]  # of the segment, at random
+    cut = uniform(hashed(key, number + jnp.arange(dim, dtype=jnp.uint32))) < rate
+    return cut & (segments > 0)[..., None]
 
 
+def draw_events(segments: jax.Array, key: jax.Array, rate: float, dim: int) -> jax.Array:
+    """bool [B, L, D], floor(rate n) of the n events of a segment, in all dimensions.
+
+    ConSERT's token cutoff: the vectors of these events, positions and all, are to be 0.
+    """
+    span = Segments(segments)
+    chosen = span.draw_places(key, span.share(rate))[..., None]
+    return chosen & jnp.ones(dim, bool)
+
+
+_PLACES = ('segments', 'positions')
 OPERATIONS = {
     'crop': crop,
     'mask': mask,
     'reorder': reorder,
+    'sample': sample,
     'substitute': substitute,
     'insert': insert,
 }
@@ -143,13 +176,13 @@ def two_views(
     Returns:
       Views one and two; `insert` among the operations makes both wider.
     """
-    span = _Segments(rows['segments'])
+    span = Segments(rows['segments'])
     names = [name for name in OPERATIONS if name in rates]
     kept = [name in SHORT or not set(SHORT) & set(names) for name in names]
     choice_key, *view_keys = jax.random.split(key, 3)
     scores = []
     for nth, keep in enumerate(kept):
-        score = _uniform(span.draw(jax.random.fold_in(choice_key, nth))) + 1
+        score = uniform(span.draw(jax.random.fold_in(choice_key, nth))) + 1
         scores.append(score if keep else jnp.where(span.length <= short, 0, score))
     first, second = _two_largest(scores)
     views = []
@@ -175,92 +208,10 @@ def _two_largest(scores: Sequence[jax.Array]) -> tuple[jax.Array, jax.Array]:
     return first, second
 
 
-_PLACES = ('segments', 'positions')
-
-
-class _Segments:
-    """Where the events of rows stand in their segments, each int32 [B, L].
-
-    Attributes:
-      place: column of the event; start: of the segment's first; index: from 0 within it; length: of
-        the segment.
-    """
-
-    def __init__(self, segments: jax.Array):
-        width = segments.shape[1]
-        self.segments = segments
-        self.place = jnp.zeros_like(segments) + jnp.arange(width)
-        edge = segments[:, 1:] != segments[:, :-1]
-        begins = jnp.pad(edge, ((0, 0), (1, 0)), constant_values=True)
-        ends = jnp.pad(edge, ((0, 0), (0, 1)), constant_values=True)
-        self.start = jax.lax.cummax(jnp.where(begins, self.place, 0), axis=1)
-        last = jax.lax.cummin(jnp.where(ends, self.place, width), axis=1, reverse=True)
-        self.index, self.length = self.place - self.start, last - self.start + 1
-
-    def share(self, rate: float) -> jax.Array:
-        """floor(rate n), in spite of rates that have no exact binary form."""
-        return jnp.floor(rate * self.length.astype(jnp.float32) + 1e-4).astype(jnp.int32)
-
-    def draw(self, key: jax.Array) -> jax.Array:
-        """uint32 [B, L], one number per segment."""
-        return self._hash(key, self.start)
-
-    def draw_start(self, key: jax.Array, count: jax.Array) -> jax.Array:
-        """int32 [B, L], where a span of `count` events begins, one per segment."""
-        choices = self.length - count + 1
-        start = jnp.floor(_uniform(self.draw(key)) * choices).astype(jnp.int32)
-        return jnp.minimum(start, choices - 1)
-
-    def draw_places(self, key, count, where=None) -> jax.Array:
-        """bool [B, L], `count` events of every segment, of those that `where` allows."""
-        allowed = self.segments > 0
-        if where is not None:
-            allowed &= where
-        return allowed & (self.ranks(key, allowed) < count)
-
-    def ranks(self, key: jax.Array, among: jax.Array) -> jax.Array:
-        """int32 [B, L], ranks from 0 of random numbers among the events `among` of a segment."""
-        number = self._hash(key, self.place)
-        less = number[:, None] < number[..., None]
-        equal = (number[:, None] == number[..., None]) & (
-            self.place[:, None] < self.place[..., None]
-        )
-        same = self.segments[:, None] == self.segments[..., None]
-        return (same & among[:, None] & (less | equal)).sum(-1)
-
-    def _hash(self, key, column):
-        row = counted(column, axis=0)
-        return hashed(key, row * jnp.uint32(column.shape[1]) + column.astype(jnp.uint32))
-
-
-def _uniform(bits: jax.Array) -> jax.Array:
-    """float32 in [0, 1) of uint32."""
-    return (bits >> 8).astype(jnp.float32) * 2.0**-24
-
-
 def _with_similar(rows, key, rate, where):
     """bool [B, L]: the events that CoSeRec's operations choose."""
-    span = _Segments(rows['segments'])
+    span = Segments(rows['segments'])
     allowed = (rows['similar'] > 0) & (span.length > 1)
     if where is not None:
         allowed &= where
     return span.draw_places(key, jnp.maximum(span.share(rate), 1), allowed)
-
-
-def _only(rows, keep):
-    """The rows with everything 0 where not `keep`."""
-    return jax.tree.map(
-        lambda x: jnp.where(keep.reshape(*keep.shape, *[1] * (x.ndim - 2)), x, 0), rows
-    )
-
-
-def take(x: jax.Array, source: jax.Array) -> jax.Array:
-    """[B, M, ..]: of every row of x [B, L, ..] the places `source` int32 [B, M]."""
-
-    def pick(x, source):
-        return jax.vmap(lambda row, at: row[at])(x, source)
-
-    if not on_mesh():
-        return pick(x, source)
-    split = P('data')
-    return jax.shard_map(pick, in_specs=(split, split), out_specs=split)(x, source)

@@ -1,26 +1,30 @@
 """Contrastive terms between two views of every user of a batch, for any sequence model.
 
 A view is a way to look at a user's events: augmented (CL4SRec), under another dropout mask
-(SimCSE), with dimensions cut off (ConSERT), or the events of another user who went on to the same
-item (DuoRec). The term pulls the vectors of a user's two views together and pushes those of other
-users away (InfoNCE), negatives being the users of the whole batch, over all devices; with a
-momentum encoder (MoCo) the second view is encoded by an average of the model, and the negatives are
-a queue of its vectors from the steps before. By the settings of `Contrast` this is
+(SimCSE), with parts cut off, positions shuffled or vectors attacked (ConSERT), or the events of
+another user who went on to the same item (DuoRec). An objective says what the vectors of a user's
+two views have to do with each other and with those of other users, over all devices; with a
+momentum encoder views are also encoded by an average of the model. By the settings of `Contrast`
+this is
 
   CL4SRec (Xie et al. 2022)   the defaults
   DuoRec (Qiu et al. 2022)    first='dropout', second='same_target'
   SimCSE (Gao et al. 2021)    first='dropout', second='dropout'
-  ConSERT (Yan et al. 2021)   first='cutoff', second='cutoff', or other pairs of views
+  ConSERT (Yan et al. 2021)   first='shuffle', second='cutoff', or other pairs of views
   CoSeRec (Liu et al. 2021)   substitute and insert > 0, short=12
+  SimCLR (Chen et al. 2020)   head=True, similarity='cosine', temperature=.1 to .5
   MoCo (He et al. 2020)       momentum and queue > 0, with any of these views
+  the others                  objective='decoupled', 'swav', 'simsiam', 'byol' (with momentum) or
+                              'direct_au', with any of these views; see `view_objectives`
 
 CL4SRec's paper leaves open, and here is chosen: two different operations per user (as in the DuoRec
 authors' port), the user vector is the one after the last event, views are drawn of the model's
 window without its last target, and [mask] is row 0 of the item table, which is never recommended.
 
 The batch names its users (`positives.Users`). Of a model `terms` asks for `config.contrast`,
-`config.dim`, `max_len`, `contrasting` (`active`), `heads` (`make_heads`), `item_table()` and
-`encode(rows, table, key, table_key=) -> [B, L, D]`.
+`config.dim`, `contrasting` (`active`), `heads` (`make_heads`), `objectives` (`make_objectives`) and
+`user_vectors(rows, users, pool, key) -> [N, D]`, the vectors of the segments of rows in their
+order, the same on every device.
 """
 
 import dataclasses
@@ -29,18 +33,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import replicated
 from jaxrec.devices.tuning import tuning
 from jaxrec.errors import UserError
-from jaxrec.objectives import augment
-from jaxrec.objectives.queue import BLOCK, enqueue, start_queue
-
-VIEWS = ('augment', 'dropout', 'cutoff', 'same_target')
-_PLACES = ('items', 'segments', 'positions')
+from jaxrec.objectives import augment, view_objectives
+from jaxrec.objectives.queue import BLOCK
+from jaxrec.objectives.view_objectives import OBJECTIVES, Vectors
+from jaxrec.objectives.views import VIEWS, attacked, both, views
 
 
 @dataclasses.dataclass
@@ -48,25 +50,35 @@ class Contrast:
     """Settings of a contrastive term; the defaults are CL4SRec's."""
 
     weight: float = field(0.1, least=0, traced=True)  # lambda, of the term in the loss; 0 = none
+    objective: str = field('info_nce', choices=OBJECTIVES)
     first: str = field('augment', choices=VIEWS)
     second: str = field('augment', choices=VIEWS)
     # augment: rate of each operation (objectives/augment), 0 = without it
     crop: float = field(0.6, least=0, most=1)
     mask: float = field(0.3, least=0, most=1)
     reorder: float = field(0.6, least=0, most=1)
+    sample: float = field(0.0, least=0, most=1)
     substitute: float = field(0.0, least=0, most=1)
     insert: float = field(0.0, least=0, most=1)
     short: int = 0  # augment: histories up to this long are only masked, substituted, inserted into
     cutoff: float = field(0.1, least=0, most=1)  # cutoff: share of the dimensions
+    token_cutoff: float = field(0.15, least=0, most=1)  # token_cutoff: share of the events
+    adversarial: float = field(
+        0.1, above=0, traced=True
+    )  # length of the shift of an event's vector
     # user vector: after the 'last' event, or the 'mean' over the events
     pool: str = field('last', choices=('last', 'mean'))
     head: bool = False  # a layer with ReLU and a linear one between user vectors and the term
-    similarity: str = field('dot', choices=('dot', 'cosine'))
-    temperature: float = field(1.0, above=0, traced=True)
+    similarity: str = field('dot', choices=('dot', 'cosine'))  # info_nce, decoupled
+    temperature: float = field(1.0, above=0, traced=True)  # these and swav
     same_user_negatives: bool = False  # another vector of the user counts as a negative
     same_target_negatives: bool = True  # so does a user who goes on to the same item
     momentum: float = field(0.0, least=0, below=1)  # > 0: decay of the momentum encoder
-    queue: int = field(0, least=0)  # vectors of it that are kept, with momentum > 0
+    queue: int = field(0, least=0)  # vectors of it that are kept: info_nce and decoupled with it
+    prototypes: int = field(128, least=2)  # swav
+    code_temperature: float = field(0.05, above=0, traced=True)  # swav: epsilon of its codes
+    code_steps: int = field(3, least=1)  # swav: of the iteration that evens them out
+    uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
 
     @property
     def rates(self) -> dict[str, float]:
@@ -76,11 +88,11 @@ class Contrast:
     @property
     def extras(self) -> set[str]:
         """What it wants of the data, see `problem.Inputs`."""
-        views = {self.first, self.second}
+        wanted_views = {self.first, self.second}
         wanted = {'users'}
-        if 'same_target' in views:
+        if 'same_target' in wanted_views:
             wanted.add('same_target')
-        if 'augment' in views and {'substitute', 'insert'} & self.rates.keys():
+        if 'augment' in wanted_views and {'substitute', 'insert'} & self.rates.keys():
             wanted.add('similar')
         return wanted
 
@@ -88,7 +100,23 @@ class Contrast:
         """Raises UserError for values that do not go together."""
         if 'augment' in (self.first, self.second) and not self.rates:
             raise UserError("the view 'augment' needs an operation: set model.contrast.crop > 0")
-        if self.queue % BLOCK or (self.queue > 0) != (self.momentum > 0):
+        objective = OBJECTIVES[self.objective]
+        if objective.momentum == 'must' and not self.momentum:
+            raise UserError(
+                f'model.contrast.objective={self.objective!r} predicts what a momentum encoder '
+                'says: set model.contrast.momentum, e.g. .99'
+            )
+        if objective.momentum == 'never' and self.momentum:
+            raise UserError(
+                f'model.contrast.objective={self.objective!r} has no momentum encoder: set '
+                'model.contrast.momentum=0'
+            )
+        if not objective.queue and self.queue:
+            raise UserError(
+                f'model.contrast.objective={self.objective!r} knows no negatives: set '
+                'model.contrast.queue=0'
+            )
+        if objective.queue and (self.queue % BLOCK or (self.queue > 0) != (self.momentum > 0)):
             raise UserError(
                 f'model.contrast.queue={self.queue} must be a multiple of {BLOCK}, above 0 if and '
                 'only if momentum is'
@@ -116,15 +144,23 @@ def make_heads(contrasts: tuple[Contrast, ...], kernel, dim: int, rngs: nnx.Rngs
     )
 
 
+def make_objectives(contrasts: tuple[Contrast, ...], kernel, dim: int, rngs: nnx.Rngs) -> nnx.Dict:
+    """The parameters of the objectives that have some, by the place of their term."""
+    made = {
+        nth: view_objectives.make(contrasts[int(nth)], dim, kernel, rngs)
+        for nth in active(contrasts)
+    }
+    return nnx.Dict({nth: own for nth, own in made.items() if len(own)})
+
+
 def start(model: Any) -> dict:
-    """The first carry of `terms`: momentum encoders and queues by the place of their term."""
+    """The first carry of `terms`: momentum encoders and states of objectives by place."""
     made = {}
     for nth in model.contrasting:
         settings = model.config.contrast[int(nth)]
         if settings.momentum:
             params = jax.tree.map(jnp.copy, nnx.to_pure_dict(nnx.state(model, nnx.Param)))
-            queue = start_queue(settings.queue, model.config.dim)
-            made[nth] = {'momentum': params, 'queue': queue}
+            made[nth] = {'momentum': params, **view_objectives.start(settings, model.config.dim)}
     return made
 
 
@@ -140,178 +176,86 @@ def terms(
       key: of the step.
 
     Returns:
-      The sum, what is logged ('contrast', 'alignment', 'uniformity', with the place of the term
-      where there are several), and the next carry.
+      The sum, what is logged ('contrast', `view_objectives.monitors` and what the objective adds,
+      with the place of the term where there are several), and the next carry.
     """
     total, named, new = 0.0, {}, {}
     for nth in model.contrasting:
-        settings = model.config.contrast[int(nth)]
-        keys = rng.keys(jax.random.fold_in(key, 1 + int(nth)), 'views', 'first', 'second')
-        rows = views(settings, batch, keys['views'], model.config.dim)
-        encode_keys, users = jnp.stack([keys['first'], keys['second']]), len(batch['users'])
-
-        def vectors(model, rows, key, settings=settings, nth=nth, users=users):
-            own = rng.keys(key, 'encode', 'table')
-            hidden = model.encode(rows, model.item_table(), own['encode'], table_key=own['table'])
-            x = user_vectors(hidden, rows, users, model.max_len - 1, settings.pool)
-            if settings.head:
-                inner, outer = (replicated(kernel[...]) for kernel in model.heads[nth])
-                x = jax.nn.relu(x @ inner) @ outer
-            return x
-
-        queue = None
-        if settings.momentum:
-            graphdef, params = nnx.split(model, nnx.Param)
-            params = jax.lax.stop_gradient(nnx.to_pure_dict(params))
-            decay, queue = settings.momentum, carry[nth]['queue']
-            momentum = jax.tree.map(
-                lambda a, b, decay=decay: decay * a + (1 - decay) * b,
-                carry[nth]['momentum'],
-                params,
-            )
-            second = vectors(nnx.merge(graphdef, momentum), rows[1], encode_keys[1])
-            first = vectors(model, rows[0], encode_keys[0])
-            new[nth] = {'momentum': momentum, 'queue': enqueue(queue, second, batch)}
-        else:
-            first, second = both(
-                lambda rows, key, vectors=vectors: vectors(model, rows, key),
-                rows,
-                encode_keys,
-                stack=tuning().stacked_views,
-            )
-        value, more = term(settings, first, second, batch, queue)
-        total = total + settings.weight * value
+        term_key = jax.random.fold_in(key, 1 + int(nth))
+        value, more, kept = _one(model, nth, batch, carry.get(nth, {}), term_key)
+        total = total + model.config.contrast[int(nth)].weight * value
         place = f'.{nth}' if len(model.contrasting) > 1 else ''
         named |= {name + place: x for name, x in more.items()}
+        new |= {nth: kept} if kept else {}
     return total, named, new
 
 
-def views(
-    settings: Contrast, batch: dict, key: jax.Array, dim: int
-) -> tuple[augment.Rows, augment.Rows]:
-    """The rows of both views: items, segments, positions [B, L] and features, to be encoded.
+def _one(model, nth, batch, carry, key):
+    """(value, what is logged, next carry) of the term in place `nth`."""
+    settings = model.config.contrast[int(nth)]
+    keys = rng.keys(key, 'views', 'first', 'second')
+    encode_keys, users = jnp.stack([keys['first'], keys['second']]), len(batch['users'])
+    own = model.objectives[nth] if nth in model.objectives else {}
+    own = {name: replicated(x[...]) for name, x in own.items()}
+    average, momentum = None, {}
+    if settings.momentum:
+        graphdef, params = nnx.split(model, nnx.Param)
+        params = jax.lax.stop_gradient(nnx.to_pure_dict(params))
+        decay = settings.momentum
+        momentum = jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, carry['momentum'], params)
+        average = nnx.merge(graphdef, momentum)
 
-    Args:
-      settings: which views.
-      batch: packed rows; `positive` for same_target, `similar` for substitute and insert.
-      key: jax.random key.
-      dim: D, of the vectors that cutoff cuts.
-    """
-    wanted = (settings.first, settings.second)
-    rows = _rows(batch)
-    augmented = iter(())
-    if 'augment' in wanted:
-        if {'substitute', 'insert'} & settings.rates.keys():
-            rows['similar'] = batch['similar']
-        pair = augment.two_views(rows, key, settings.rates, settings.short)
-        augmented = iter([{n: x for n, x in view.items() if n != 'similar'} for view in pair])
-        rows.pop('similar', None)
-    made = []
-    for name, view_key in zip(wanted, jax.random.split(jax.random.fold_in(key, 1)), strict=True):
-        if name == 'augment':
-            made.append(next(augmented))
-        elif name == 'same_target':
-            made.append(_rows(batch['positive']))
-        elif name == 'cutoff':
-            cut = augment.draw_dimensions(rows['segments'], view_key, settings.cutoff, dim)
-            made.append({**rows, 'cutoff': cut})
-        else:
-            made.append(rows)
-    return made[0], made[1]
+    def seen(model, rows, key):
+        """[N, D] vectors of the users of a view."""
+        x = model.user_vectors(rows, users, settings.pool, key)
+        if settings.head:
+            inner, outer = (replicated(kernel[...]) for kernel in model.heads[nth])
+            x = jax.nn.relu(x @ inner) @ outer
+        return x
+
+    state = {name: x for name, x in carry.items() if name != 'momentum'}
+
+    def judged(rows):
+        first, second, targets = _encoded(settings, seen, model, average, rows, encode_keys)
+        named = (replicated(batch[name]) for name in ('users', 'user_targets'))
+        return term(settings, Vectors(first, second, *named, targets), own, state)
+
+    rows = views(settings, batch, keys['views'], model.config.dim)
+    if 'adversarial' in (settings.first, settings.second):
+        rows = attacked(rows, lambda rows: judged(rows)[0], settings.adversarial)
+    value, more, state = judged(rows)
+    return value, more, {'momentum': momentum, **state} if settings.momentum else state
 
 
-def user_vectors(
-    hidden: jax.Array, rows: augment.Rows, users: int, newest: int, pool: str
-) -> jax.Array:
-    """[N, D] vectors of the segments of a batch in their order, the same on every device.
+def _encoded(settings, seen, model, average, rows, keys):
+    """Vectors of both views, and those of the momentum encoder if the objective predicts them."""
+    if OBJECTIVES[settings.objective].queue and settings.momentum:
+        second = seen(average, rows[1], keys[1])
+        return seen(model, rows[0], keys[0]), second, None
 
-    Args:
-      hidden: [B, L, D] after every event.
-      rows: the rows encoded, of at most N segments.
-      users: N.
-      newest: position number of a segment's newest event.
-      pool: 'last' or 'mean'.
-    """
-    segments = rows['segments']
-    if pool == 'mean':
-        same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None]
-        share = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
-        hidden = jnp.einsum('blm,bmd->bld', share.astype(hidden.dtype), hidden)
-    ends = replicated((segments > 0) & (rows['positions'] == newest)).reshape(-1)
-    (places,) = jnp.nonzero(ends, size=users, fill_value=0)
-    flat = (ends.size, hidden.shape[-1])
-    if not on_mesh():
-        return hidden.reshape(flat)[places]
-    flat = jax.lax.reshape(hidden, flat, out_sharding=P('data', None))
-    return flat.at[places].get(out_sharding=P(None, None))
+    def pair(model):
+        return both(
+            lambda rows, key: seen(model, rows, key), rows, keys, stack=tuning().stacked_views
+        )
+
+    return *pair(model), pair(average) if settings.momentum else None
 
 
 def term(
-    settings: Contrast,
-    first: jax.Array,
-    second: jax.Array,
-    batch: dict,
-    queue: dict | None = None,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The contrastive term of a batch, and what is logged of it.
+    settings: Contrast, vectors: Vectors, own: dict[str, jax.Array], state: dict
+) -> tuple[jax.Array, dict[str, jax.Array], dict]:
+    """The contrastive term of a batch, what is logged of it, and the objective's next state.
 
     Args:
-      settings: of the similarity and the negatives.
-      first, second: [N, D] vectors of both views.
-      batch: users and user_targets int32 [N], 0 = none.
-      queue: vectors [Q / 64, 64, D] and the same two of them, users and targets [Q / 64, 64].
+      settings: which objective.
+      vectors: of both views.
+      own: the objective's parameters.
+      state: what it carries.
 
     Returns:
-      Scalar, and the terms contrast (the same), alignment and uniformity of the vectors (Wang &
-      Isola 2020: mean |a - b|^2 over the pairs, log mean exp(-2 |a - a'|^2) over the users, of unit
-      vectors).
+      Scalar, the mean over users; the terms contrast (the same), `view_objectives.monitors` and
+      those of the objective; the state.
     """
-    users, targets = replicated(batch['users']), replicated(batch['user_targets'])
-    weights = (users > 0).astype(jnp.float32)
-    options = {'temperature': settings.temperature, 'cosine': settings.similarity == 'cosine'}
-
-    def alike(other_users, other_targets):
-        """bool [N, M], pairs that are no negatives."""
-        hidden = jnp.broadcast_to(other_users == 0, (len(users), len(other_users)))
-        if not settings.same_user_negatives:
-            hidden |= users[:, None] == other_users
-        if not settings.same_target_negatives:
-            hidden |= targets[:, None] == other_targets
-        return hidden
-
-    if queue is not None:
-        others = (replicated(queue[name]).reshape(-1) for name in ('users', 'targets'))
-        values = losses.info_nce_queue(
-            first, second, queue['vectors'], hidden=alike(*others), **options
-        )
-    else:
-        values = losses.info_nce(first, second, hidden=alike(users, targets), **options)
-    value = losses.weighted_mean(values, jnp.broadcast_to(weights, values.shape))
-    with jax.named_scope('alignment'):
-        a, b = (losses.unit(jax.lax.stop_gradient(x)) for x in (first, second))
-        apart = jnp.exp(4 * (a @ a.T - 1)) * (1 - jnp.eye(len(a)))  # |a - a'|^2 = 2 - 2 a.a'
-        pairs = jnp.maximum(weights.sum() * (weights.sum() - 1), 1)
-        terms = {
-            'contrast': value,
-            'alignment': losses.weighted_mean(((a - b) ** 2).sum(-1), weights),
-            'uniformity': jnp.log(jnp.maximum(weights @ apart @ weights / pairs, 1e-9)),
-        }
-    return value, terms
-
-
-def both(function, rows: tuple[augment.Rows, augment.Rows], keys: jax.Array, *, stack: bool):
-    """`function(rows, key)` of both views: with `stack` in one pass over a new axis.
-
-    One pass after the other where the views are of different shapes, or not to be stacked: on a CPU
-    half as much has to fit its caches.
-    """
-    shapes = [jax.tree.map(jnp.shape, view) for view in rows]
-    if shapes[0] != shapes[1] or not stack:
-        return function(rows[0], keys[0]), function(rows[1], keys[1])
-    made = jax.vmap(function)(jax.tree.map(lambda *x: jnp.stack(x), *rows), keys)
-    return made[0], made[1]
-
-
-def _rows(batch):
-    """What a model reads of the events in a batch."""
-    return {name: x for name, x in batch.items() if name in (*_PLACES, 'features')}
+    values, more, state = OBJECTIVES[settings.objective].values(settings, vectors, own, state)
+    value = losses.weighted_mean(values, jnp.broadcast_to(vectors.weights, values.shape))
+    return value, {'contrast': value, **view_objectives.monitors(vectors), **more}, state

@@ -5,7 +5,17 @@ popular items come often, so log of the expected number of draws, logQ, is taken
 (Yi et al. 2019). How often an item comes is counted by the data pipeline, or estimated on the way
 by `estimate`.
 
-`InBatch`, `sample`, `start` and `loss` are all that a model needs.
+With a bank the targets of earlier steps are candidates too, by the vectors that they had:
+
+  CLRec (Zhou et al. 2021, arXiv 2005.12964)    bank > 0, batch_negatives=False, logq='none',
+      similarity='cosine': negatives drawn like the targets, and no logQ, take popularity away
+  Multi-CLRec    the same with prototypes > 1: a history sees the bank of its prototype alone
+  CBNS (Wang et al., SIGIR 2021)    bank and warmup > 0: logQ as stored with the vectors
+
+Multi-CLRec's prototypes, our reading, are means of the user vectors routed to them, no parameters:
+each step moves a prototype by 1 % to the mean of its users, at length 1.
+
+`InBatch`, `sample`, `start` and `loss` are all that a model needs, and `compared` of its catalogue.
 """
 
 import dataclasses
@@ -17,9 +27,11 @@ from jax import P
 
 from jaxrec.config import field
 from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
-from jaxrec.losses import weighted_mean
+from jaxrec.errors import UserError
+from jaxrec.losses import unit, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, scores
 from jaxrec.nn.embeddings import Rows, lookup
+from jaxrec.objectives.bank import push, start_bank
 from jaxrec.objectives.frequency import estimate, start_estimate
 
 
@@ -34,6 +46,33 @@ class InBatch:
     smoothing: float = field(0.0, least=0, below=1)  # KuaiFormer's
     uniform: int = field(0, least=0)  # negatives per batch drawn uniformly, besides the targets
     own_history: bool = False  # items of the user's own window count as negatives
+    similarity: str = field('dot', choices=('dot', 'cosine'))  # of user and item vectors
+    temperature: float = field(1.0, above=0)  # scores are divided by it
+    bank: int = field(0, least=0)  # targets of earlier steps that are negatives, per prototype
+    batch_negatives: bool = True  # the other targets of the batch are negatives
+    warmup: int = field(0, least=0)  # steps before those of the bank are
+    prototypes: int = field(0, least=0)  # > 0: as many banks, each for the histories next to it
+
+    def check(self) -> None:
+        """Raises UserError for values that do not go together."""
+        if not self.bank and (self.warmup or self.prototypes or not self.batch_negatives):
+            raise UserError(
+                'model.in_batch.warmup, prototypes and batch_negatives=False go with a bank: set '
+                'model.in_batch.bank'
+            )
+        if self.warmup and not self.batch_negatives:
+            raise UserError('model.in_batch.warmup leaves no negatives: set batch_negatives=True')
+
+
+def own_table(model: Any, catalogue: dict[str, jax.Array]) -> jax.Array | Rows:
+    """The item table to look inputs up in: the catalogue's, unless `compared` has changed that."""
+    plain = model.config.in_batch.similarity == 'dot'
+    return catalogue['items'] if plain else model.item_table()
+
+
+def compared(config: InBatch, x: jax.Array) -> jax.Array:
+    """Vectors [.., D] of users or items as their dot products are scores."""
+    return unit(x) if config.similarity == 'cosine' else x
 
 
 def loss(
@@ -60,38 +99,51 @@ def loss(
       num_items: of the catalogue.
 
     Returns:
-      Scalar, and the terms in_batch (the same), accuracy (share of the targets that score higher
-      than all their candidates, corrected scores) and, for K > 1, largest_win (share of the targets
-      that the most frequent winner among the K vectors wins: near 1, the others are dead).
+      Scalar, and (terms, next carry). The terms: in_batch (the same), accuracy (share of the
+      targets that score higher than all their candidates, corrected scores), for K > 1 largest_win
+      (share of the targets that the most frequent winner among the K vectors wins: near 1, the
+      others are dead), with prototypes largest_prototype (the same of them and the histories).
     """
-    carry = {name: carry[name] for name in carry if name == 'frequency'}
-    if carry:
-        batch, carry = _estimated(config, batch, carry)
+    carry = {name: carry[name] for name in carry if name in _CARRIED}
+    if 'frequency' in carry:
+        batch, carry['frequency'] = _estimated(config, batch, carry['frequency'])
     rows, count = batch['targets'].shape
 
     def flat(x):
         return reshape_rows(x, (rows * count, *x.shape[2:]))
 
     queries, targets, weights = flat(queries), flat(batch['targets']), flat(batch['weights'])
-    log_q = flat(batch['log_share'])
-    candidates, candidates_log_q = replicated(targets), replicated(log_q)
+    queries, log_q = compared(config, queries), flat(batch['log_share'])
+    drawn, drawn_log_q = replicated(targets), replicated(log_q)
+    candidates, candidates_log_q = drawn, drawn_log_q
     if config.uniform:
-        drawn = batch['sampled']
-        candidates = jnp.concatenate([candidates, drawn])
-        uniform = jnp.full(len(drawn), -jnp.log(jnp.float32(num_items)))
+        candidates = jnp.concatenate([candidates, batch['sampled']])
+        uniform = jnp.full(config.uniform, -jnp.log(jnp.float32(num_items)))
         candidates_log_q = jnp.concatenate([candidates_log_q, uniform])
+    own_items = compared(config, lookup(table, targets))
+    by_vector = jnp.einsum('bkd,bd->bk', queries, own_items, preferred_element_type=jnp.float32)
+    positive = by_vector.max(1)
+    vectors, own_bank = compared(config, lookup(table, candidates)), None
+    drawn_vectors = vectors[: len(drawn)]
+    if not config.batch_negatives:
+        candidates = jnp.where(jnp.arange(len(candidates)) < len(drawn), 0, candidates)
+    if config.bank:
+        bank, own_bank = _seen_bank(config, carry, queries, len(candidates))
+        candidates = jnp.concatenate([candidates, bank['items']])
+        candidates_log_q = jnp.concatenate([candidates_log_q, bank['log_q']])
+        vectors = jnp.concatenate([vectors, bank['vectors'].astype(vectors.dtype)])
     if config.logq == 'none':
         log_q, candidates_log_q = 0.0, 0.0
     else:
-        log_n = jnp.log((candidates > 0).sum().astype(jnp.float32))
+        log_n = jnp.log(jnp.maximum((candidates > 0).sum(), 1).astype(jnp.float32))
         log_q, candidates_log_q = log_q + log_n, candidates_log_q + log_n
-    by_vector = jnp.einsum(
-        'bkd,bd->bk', queries, lookup(table, targets), preferred_element_type=jnp.float32
-    )
-    positive = by_vector.max(1)
-    negatives = scores(queries, lookup(table, candidates))
+    negatives = scores(queries, vectors)
+    if config.temperature != 1:
+        positive, negatives = positive / config.temperature, negatives / config.temperature
     own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
     shown = flat(allowed(candidates, batch['targets'], own, own_history=config.own_history))
+    if own_bank is not None:
+        shown = shown & own_bank
     values = in_batch_softmax(
         positive,
         negatives,
@@ -108,6 +160,9 @@ def loss(
     if by_vector.shape[1] > 1:
         won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
         terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
+    if config.bank:
+        carry, more = _pushed(config, carry, queries, weights, drawn_vectors, drawn, drawn_log_q)
+        terms |= more
     return value, (terms, carry)
 
 
@@ -119,21 +174,76 @@ def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict
     return {**batch, 'sampled': drawn}
 
 
-def start(config: InBatch, num_items: int) -> dict[str, Any]:
-    """The first carry: with logq='streaming' the frequency estimate."""
-    return {'frequency': start_estimate(num_items)} if config.logq == 'streaming' else {}
+def start(config: InBatch, num_items: int, dim: int) -> dict[str, Any]:
+    """The first carry: with logq='streaming' the frequency estimate, and a bank of vectors [.., D].
+
+    With prototypes the bank has one more axis, and there are `prototypes` [P, D].
+    """
+    made = {'frequency': start_estimate(num_items)} if config.logq == 'streaming' else {}
+    if config.bank:
+        made['bank'] = start_bank(config.bank, dim)
+    if config.prototypes:
+        made['bank'] = jax.tree.map(lambda x: jnp.stack([x] * config.prototypes), made['bank'])
+        drawn = jax.random.normal(jax.random.key(0), (config.prototypes, dim))
+        made['prototypes'] = unit(drawn)
+    if config.warmup:
+        made['steps'] = jnp.zeros((), jnp.int32)
+    return made
 
 
-def _estimated(config, batch, carry) -> tuple[dict, dict]:
-    """The batch with its log_share from the estimate, and the next carry."""
+_CARRIED = ('frequency', 'bank', 'prototypes', 'steps')
+_MOVES = 0.01  # share of the way of a prototype to the mean of its users, per step
+
+
+def _routes(carry, queries):
+    """int32 [N], the prototype next to each history, and the histories' unit vectors [N, D]."""
+    vectors = unit(jax.lax.stop_gradient(replicated(queries)).mean(1))
+    return (vectors @ carry['prototypes'].T).argmax(1), vectors
+
+
+def _seen_bank(config, carry, queries, before):
+    """The bank in one piece, and bool [N, before + its places] that each history sees (or None)."""
+    bank = jax.tree.map(jax.lax.stop_gradient, carry['bank'])
+    if config.warmup:
+        ready = carry['steps'] >= config.warmup
+        bank = {**bank, 'items': jnp.where(ready, bank['items'], 0)}
+    if not config.prototypes:
+        return bank, None
+    flat = {name: x.reshape(-1, *x.shape[2:]) for name, x in bank.items()}
+    owner = jnp.repeat(jnp.arange(config.prototypes), config.bank)
+    own = _routes(carry, queries)[0][:, None] == owner
+    own = jnp.pad(own, ((0, 0), (before, 0)), constant_values=True)
+    return flat, jax.reshard(own, P('data', None)) if on_mesh() else own
+
+
+def _pushed(config, carry, queries, weights, vectors, items, log_q):
+    """The carry after a step, and what is logged of it."""
+    if config.warmup:
+        carry = {**carry, 'steps': carry['steps'] + 1}
+    if not config.prototypes:
+        return {**carry, 'bank': push(carry['bank'], vectors, items, log_q)}, {}
+    routes, users = _routes(carry, queries)
+    routed = jax.nn.one_hot(routes, config.prototypes) * replicated(weights)[:, None]
+    mine = jnp.where(routed.T > 0, items, 0)
+    bank = jax.vmap(push, (0, None, 0, None))(carry['bank'], vectors, mine, log_q)
+    count = routed.sum(0)[:, None]
+    means = unit(routed.T @ users / jnp.maximum(count, 1))
+    moved = unit((1 - _MOVES) * carry['prototypes'] + _MOVES * means)
+    prototypes = jnp.where(count > 0, moved, carry['prototypes'])
+    largest = routed.sum(0).max() / jnp.maximum(routed.sum(), 1e-9)
+    return {**carry, 'bank': bank, 'prototypes': prototypes}, {'largest_prototype': largest}
+
+
+def _estimated(config, batch, frequency) -> tuple[dict, dict]:
+    """The batch with its log_share from the estimate, and the next estimate."""
     targets = replicated(batch['targets'])
-    frequency, log_q = estimate(carry['frequency'], targets.reshape(-1), config.rate)
+    frequency, log_q = estimate(frequency, targets.reshape(-1), config.rate)
     # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
     log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
     log_share = log_share.reshape(targets.shape)
     if on_mesh():
         log_share = jax.reshard(log_share, P('data', None))
-    return {**batch, 'log_share': log_share}, {'frequency': frequency}
+    return {**batch, 'log_share': log_share}, frequency
 
 
 def allowed(
@@ -153,15 +263,18 @@ def allowed(
     keep = (candidates > 0) & (candidates != targets[..., None])
     if own_history:
         return keep
-    split = P('data', None)
-    holds = _holds
-    if on_mesh():
-        holds = jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)
     return keep & ~holds(history, candidates)[:, None]
 
 
+def holds(history: jax.Array, candidates: jax.Array) -> jax.Array:
+    """bool [B, N], whether a row of `history` int32 [B, L] has the candidate, int32 [N]."""
+    if not on_mesh():
+        return _holds(history, candidates)
+    split = P('data', None)
+    return jax.shard_map(_holds, in_specs=(split, P()), out_specs=split)(history, candidates)
+
+
 def _holds(history, candidates):
-    """bool [B, N], whether a row [L] of the history has the candidate."""
     ordered = jnp.sort(history, axis=1)
     place = jax.vmap(lambda row: jnp.searchsorted(row, candidates))(ordered)
     place = jnp.minimum(place, history.shape[1] - 1)

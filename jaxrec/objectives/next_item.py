@@ -20,10 +20,11 @@ def loss(
     """Loss of the next item at every position of packed rows, and its named term.
 
     Args:
-      config: loss, label_smoothing, gbce_t and logq of the model.
+      config: loss, label_smoothing, gbce_t, logq and multi_signal of the model.
       hidden: [B, L, D] vectors after every event.
       table: [rows, D] item table.
-      batch: targets int32 and weights [B, L]; `sampled` unless the loss is softmax, see `sample`.
+      batch: targets int32 and weights [B, L]; `sampled` unless the loss is softmax, see `sample`;
+        `rewards` [B, L], which are labels of bce with multi_signal.main='label'.
       num_items: of the catalogue.
     """
     targets, weights = batch['targets'], batch['weights']
@@ -41,7 +42,8 @@ def loss(
     positive = (hidden * lookup(table, targets)).sum(-1)
     scores = negative_scores(hidden, table, negatives)
     if config.loss == 'bce':
-        values = losses.bce(positive, scores)
+        soft = config.multi_signal.main == 'label'
+        values = losses.bce(positive, scores, batch.get('rewards') if soft else None)
     elif config.loss == 'gbce':
         values = losses.gbce(positive, scores, num_items=num_items, t=config.gbce_t)
     else:

@@ -11,7 +11,7 @@ import shlex
 from jaxrec import files
 from jaxrec.config import RENAMED
 from jaxrec.errors import UserError
-from jaxrec.experiment import Experiment, metric
+from jaxrec.experiment import Experiment, defaults, metric
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper import hashes
 from jaxrec.paper.runner import shown_command
@@ -33,8 +33,9 @@ def adopted(folder: pathlib.Path, cell: Cell, why: str) -> dict:
     record = files.read_json(path)
     record = _second_format(record) if record['format'] == 1 else record
     now = json.loads(json.dumps(hashes.config_record(cell.experiment)))
-    default = Experiment(model=type(cell.experiment.model)(), task=type(cell.experiment.task)())
-    default = json.loads(json.dumps(hashes.config_record(default)))
+    plain = Experiment(model=type(cell.experiment.model)(), task=type(cell.experiment.task)())
+    default = {**defaults(cell.experiment), **hashes.config_record(plain)}
+    default = json.loads(json.dumps(default))
     there = _renamed(record['config'], cell)
     for name in sorted(there.keys() | now.keys()):
         if name not in there and now[name] == default.get(name):

@@ -25,11 +25,12 @@ from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
 from jaxrec.data.packed import TrainBatches
+from jaxrec.data.rewards import Rewarder
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
 from jaxrec.errors import UserError
 from jaxrec.evaluation import protocols, rank_metrics
-from jaxrec.evaluation.ranking import Ranking, score
+from jaxrec.evaluation.ranking import LISTED, Ranking, score
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -56,6 +57,9 @@ class Config(Task):
     # sampled candidates (protocols uniform and popularity)
     negatives: int = field(100, least=1, effect='measure')
     cutoffs: tuple[int, ...] = field((1, 5, 10, 20, 50), effect='measure')
+    # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
+    # of the target's popularity
+    popularity: bool = field(False, effect='pace')
     batch_users: int = field(512, least=1, effect='pace')
     valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
 
@@ -116,6 +120,8 @@ class Config(Task):
                 "task.unseen_negatives goes with a sampled loss and model.negatives_per='data', "
                 'and they with it'
             )
+        if self.popularity and protocol.candidates != 'all':
+            raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and self.split == 'leave-one-out':
@@ -132,7 +138,10 @@ class Config(Task):
         if self.windows != 'cuts':
             raise UserError("task.periods > 1 trains on cuts: set task.windows='cuts'")
         if inputs.extras:
-            raise UserError('a stream has no contrastive term: set model.contrast=()')
+            raise UserError(
+                'a stream has no contrastive term: set model.contrast=(), and the weights of '
+                'model.multi_signal, if there is one, to 0'
+            )
         for feature in inputs.features:
             if feature.kind == 'quantile':
                 raise UserError(
@@ -185,7 +194,7 @@ class Config(Task):
         Raises:
           UserError: the model reads features, which they lack.
         """
-        if experiment.model.inputs().features:
+        if experiment.model.inputs().features or experiment.model.inputs().rewards:
             raise UserError('--items has no features, and the model reads some: leave it out')
         length, rows = experiment.model.inputs().max_len + 1, experiment.train.batch_rows
         histories = generated(length, rows, items)
@@ -258,6 +267,8 @@ class NextItem(Retrieval):
         features = experiment.model.inputs().features
         encoder = Encoder(histories, features, train_ends)
         self.codes = encoder.events if features else None
+        wanted = experiment.model.inputs().rewards
+        self._rewards = Rewarder(histories, wanted, train_ends) if wanted else None
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
@@ -282,7 +293,8 @@ class NextItem(Retrieval):
         max_len = experiment.model.inputs().max_len
         self._widths = few_widths(self._longest_inputs(), max_len)
         self._filter_seen = protocol.candidates == 'all' and protocol.filter_seen
-        deepest = max(protocol.cutoffs) if protocol.candidates == 'all' else 0
+        deepest = max(*protocol.cutoffs, LISTED * task.popularity)
+        deepest = deepest if protocol.candidates == 'all' else 0
         self._depth = min(deepest, histories.num_items)
 
     def predict(self, model: Model, carried: Any, batch: dict, full: bool) -> dict[str, jax.Array]:
@@ -308,6 +320,7 @@ class NextItem(Retrieval):
             batch_users=self._task.batch_users,
             codes=self.codes,
             several=self._task.targets == 'all',
+            popularity=self._task.popularity,
             widths=self._widths,
             **options,
         )
@@ -324,12 +337,12 @@ class NextItem(Retrieval):
         extras = self._experiment.model.inputs().extras
         if extras:
             common['extras'] = self._users(extras, common)
+        if 'similar' in extras:
+            common['similar'] = positives.similar_items(self.source, train_ends)
         if task.windows == 'cuts':
             return CutBatches(
                 self.source, train_ends, windows=task.windows_per_user, cuts=task.cuts, **common
             )
-        if 'similar' in extras:
-            common['similar'] = positives.similar_items(self.source, train_ends)
         return TrainBatches(
             self.source,
             train_ends,
@@ -346,6 +359,7 @@ class NextItem(Retrieval):
             'rows': train.batch_rows,
             'seed': train.seed,
             'codes': self.codes,
+            'rewards': self._rewards,
             'process': self._process,
         }
 
@@ -359,6 +373,7 @@ class NextItem(Retrieval):
             seed=common['seed'],
             same_target='same_target' in extras,
             codes=self.codes,
+            rewards=self._rewards,
             multiple=1 if mesh.empty else math.lcm(mesh.shape['data'], self._process[1]),
         )
 

@@ -48,8 +48,14 @@ class Place:
     progress: Progress
 
 
+_COLLAPSED = 0.1  # of a 'spread': the mean cosine of two vectors is then .99
+
+
 class Watch:
-    """Reads the metrics of past steps, long after they were dispatched; watches for divergence.
+    """Reads the metrics of past steps, long after they were dispatched.
+
+    Watches for divergence, which ends a run, and for vectors that collapse, of which it says so
+    once: a term 'spread', with or without a place ('spread.1'), see `problem.Model.loss`.
 
     Args:
       places: of the runs, in the order of the metrics' leading axis.
@@ -74,6 +80,7 @@ class Watch:
         self._places, self._batches, self._begun = places, batches, since
         self._stop_at, self._patience, self._diverged = stop_at, patience, diverged
         self._since, self._clock, self._waiting = step, time.monotonic(), []
+        self._told = set()  # (run, term) that has collapsed
 
     def add(self, step: int, metrics: dict) -> None:
         self._waiting.append((step, metrics))
@@ -101,6 +108,7 @@ class Watch:
             self._check(steps, own, place)
             means.append({name: sum(v[name] for v in own) / len(own) for name in own[0]})
             place.logs.write(step, {'epoch': epoch, **means[-1], **speed})
+            self._tell_collapse(step, means[-1], place)
         runs, loss = len(self._places), sum(mean['loss'] for mean in means) / max(len(means), 1)
         self._places[0].logs.progress(
             f'step {step}/{self._stop_at}  epoch {epoch:.2f}  loss {loss:.4f}  '
@@ -114,6 +122,19 @@ class Watch:
     def restart_clock(self) -> None:
         """Leaves out the time since `read`, which went into something else than training."""
         self._clock = time.monotonic()
+
+    def _tell_collapse(self, step, means, place):
+        for name, spread in means.items():
+            term = (place.name, name)
+            if name.partition('.')[0] != 'spread' or spread >= _COLLAPSED or term in self._told:
+                continue
+            self._told.add(term)
+            run = f'{place.name}  ' if place.name else ''
+            place.logs.line(
+                f'{run}warning: collapse at step {step}: all vectors of a contrastive term are '
+                f'nearly the same ({name} {spread:.3f}, healthy is near 1); try another objective '
+                'or a lower weight'
+            )
 
     def _check(self, steps, values, place):
         for step, value in zip(steps, values, strict=True):

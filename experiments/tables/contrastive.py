@@ -1,0 +1,78 @@
+r"""The contrastive family over one SASRec, whole catalogue ranked: each objective beside none.
+
+python -m jaxrec.table --table=experiments/tables/contrastive.py \
+    --workdir=runs/tables/contrastive --seeds=3 --results=results
+
+Rows are experiments/contrastive_beauty.py with each of its terms, disentangled seq2seq (Ma et al.,
+KDD 2020), the terms of Kuaishou's framework one by one (experiments/multi_signal_beauty.py; its
+model without terms is the row without), and CLRec, Multi-CLRec and CBNS beside the in-batch softmax
+with logQ (experiments/clrec_beauty.py; on Beauty). The framework's aims, from the talk, are
+relative: HR@20 +23 %, HR@50 +16 %, NDCG@20 +28 % over SASRec, most of it on the long tail.
+"""
+
+import pathlib
+import runpy
+
+from jaxrec.paper.spec import Column, Ordering, Row, Table
+
+_cl4srec = runpy.run_path(str(pathlib.Path(__file__).with_name('cl4srec.py')))
+BEAUTY = 'experiments/contrastive_beauty.py'
+SHOWN = ('HR@10', 'NDCG@10', 'HR@20', 'HR@50', 'NDCG@20')
+COLUMNS = (
+    Column('Beauty', SHOWN, {'data.dataset': 'beauty'}),
+    Column('ML-1M', SHOWN, _cl4srec['ML_1M']),
+)
+TERMS = {
+    'none': 'SASRec BCE',
+    'cl4srec': 'CL4SRec',
+    'simclr': 'SimCLR',
+    'decoupled': 'decoupled InfoNCE',
+    'moco': 'MoCo',
+    'swav': 'SwAV',
+    'simsiam': 'SimSiam',
+    'byol': 'BYOL',
+    'simcse': 'SimCSE',
+    'consert': 'ConSERT',
+    'adversarial': 'ConSERT adversarial',
+    'direct_au': 'DirectAU',
+}
+FRAMEWORK = {
+    'user_item': 'Kuaishou user-item',
+    'user_user': 'Kuaishou user-user',
+    'feedback': 'Kuaishou feedback',
+    'all': 'Kuaishou all three',
+}
+DEBIASED = {
+    'logq': 'in-batch logQ',
+    'clrec': 'CLRec',
+    'multi': 'Multi-CLRec',
+    'cbns': 'CBNS',
+}
+
+TABLE = Table(
+    title='Contrastive objectives over SASRec',
+    caption='Encoder, main loss and budget are the same for all but the rows from in-batch on. '
+    'ML-1M has 3,416 items.',
+    columns=COLUMNS,
+    rows=(
+        *(Row(name, f'{BEAUTY}:{arg}') for arg, name in TERMS.items()),
+        Row('disentangled seq2seq', f'{BEAUTY}:none', {'model.seq2seq.weight': 0.1}),
+        *(
+            Row(name, f'experiments/multi_signal_beauty.py:{arg}')
+            for arg, name in FRAMEWORK.items()
+        ),
+        *(
+            Row(name, f'experiments/clrec_beauty.py:{arg}', columns=('Beauty',))
+            for arg, name in DEBIASED.items()
+        ),
+    ),
+    baseline=TERMS['none'],
+    orderings=(
+        Ordering(
+            FRAMEWORK['all'],
+            TERMS['none'],
+            'HR@20 +23 %, HR@50 +16 %, NDCG@20 +28 %, on internal and public data',
+            'talk of Luo Qing (Kuaishou), 2022',
+        ),
+    ),
+)

@@ -1,0 +1,173 @@
+"""From past to future in K intentions: disentangled seq2seq (Ma et al., KDD 2020).
+
+A history is cut at a random place. Of its past, and of its future read backwards, the encoder's
+vectors z_i are shared out among K prototypes c_k and weighted by how much they say:
+
+  p(k | i) = softmax_k LN(z_i) . LN(c_k) / sqrt(D)
+  p(i) = softmax_i key_i . query / sqrt(D), h_i = LN(z_i + a_i), key_i = h_i + ReLU(h_i W),
+         query = LN(z_n + a_n + b)
+  phi_k = LN(beta_k + sum_i p(k | i) p(i) z_i), beta of the past and of the future
+
+and each phi_k of the past is to find the same user's phi_k of the future among all phi of the
+batch, over all devices. Only the share `confidence` of the smallest losses counts: what cannot be
+told from the past is left out. The paper's details are read from third-party code; LN is without
+scale and shift, and the share is of the users that are there. The paper's other term, from the
+past to the next item, is the main loss.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import P
+
+from jaxrec import rng
+from jaxrec.config import field
+from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.nn.dropout import hash_bits
+from jaxrec.objectives.segments import Rows, apart, only, take, uniform
+
+_EPSILON = 1e-6
+
+
+@dataclasses.dataclass
+class Seq2Seq:
+    """Settings of the term."""
+
+    weight: float = field(0.0, least=0, traced=True)  # 0 = none
+    intentions: int = field(4, least=1)  # K
+    confidence: float = field(0.5, above=0, most=1)  # share of the losses that counts
+
+    @property
+    def extras(self) -> tuple[str, ...]:
+        """What it wants of the data, see `problem.Inputs`."""
+        return ('users',) if self.weight > 0 else ()
+
+
+def make(settings: Seq2Seq, length: int, dim: int, kernel, rngs: nnx.Rngs) -> nnx.Dict:
+    """The parameters, by name; none where the weight is 0."""
+    shapes = {
+        'prototypes': (settings.intentions, dim),
+        'kernel': (dim, dim),
+        'places': (length, dim),
+        'past': (settings.intentions, dim),
+        'future': (settings.intentions, dim),
+    }
+    if not settings.weight:
+        return nnx.Dict({})
+    made = {n: nnx.Param(kernel(rngs.params(), shape, jnp.float32)) for n, shape in shapes.items()}
+    return nnx.Dict({**made, 'bias': nnx.Param(jnp.zeros(dim))})
+
+
+def term(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The term of a batch, and what is logged of it: seq2seq, intention_use.
+
+    Args:
+      model: with config.seq2seq, seq2seq (`make`), max_len, item_table() and `encode`.
+      batch: packed rows, and the users of them.
+      key: of the step.
+    """
+    settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'past', 'future')
+    own = {name: replicated(x[...]) for name, x in model.seq2seq.items()}
+    read = {n: x for n, x in batch.items() if n in ('items', 'segments', 'positions', 'features')}
+    rows = apart(read, len(batch['users']), model.max_len)
+    found, shares = {}, None
+    for name, part in zip(('past', 'future'), cut(rows, keys['cut']), strict=True):
+        hidden = model.encode(part, model.item_table(), keys[name])
+        found[name], shares = intentions(own, own[name], hidden, part['segments'] > 0)
+    real = replicated(rows['segments'].sum(1)) > 1
+    value = confident(between(found['past'], found['future'], real), real, settings.confidence)
+    use = replicated(shares).sum(0)
+    use = jax.lax.stop_gradient(use / jnp.maximum(use.sum(), 1e-9))
+    spread = jnp.exp(-jax.scipy.special.xlogy(use, use).sum()) / settings.intentions
+    return value, {'seq2seq': value, 'intention_use': spread}
+
+
+def cut(rows: Rows, key: jax.Array) -> tuple[Rows, Rows]:
+    """The past of each history up to a random place, and its future, the newest event first.
+
+    Both have one event at least where there are two; a history of one has no future.
+
+    Args:
+      rows: one right-aligned segment per row, [N, W].
+      key: jax.random key.
+    """
+    real = rows['segments'] > 0
+    width = real.shape[1]
+    length = real.sum(1, keepdims=True)
+    drawn = uniform(hash_bits(key, length)) * (length - 1)
+    past = 1 + jnp.minimum(drawn.astype(jnp.int32), jnp.maximum(length - 2, 0))
+    column = jnp.arange(width)
+    backwards = width - length + past + width - 1 - column
+    sources = (column - (length - past), backwards)
+    there = (column >= width - past, column >= width - (length - past))
+    return tuple(
+        _moved(rows, s, keep & (length > 0)) for s, keep in zip(sources, there, strict=True)
+    )
+
+
+def _moved(rows, source, keep):
+    width = rows['segments'].shape[1]
+    moved = jax.tree.map(lambda x: take(x, jnp.clip(source, 0, width - 1)), rows)
+    places = {
+        'segments': jnp.ones_like(rows['segments']),
+        'positions': jnp.zeros_like(rows['segments']) + jnp.arange(width),
+    }
+    return only({**moved, **places}, keep)
+
+
+def intentions(
+    own: dict[str, jax.Array], beta: jax.Array, hidden: jax.Array, real: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """phi [N, K, D] of histories, see the head of the file, and their shares of intentions [N, K].
+
+    Args:
+      own: prototypes [K, D], kernel [D, D], places [W, D], bias [D].
+      beta: [K, D] of the past or the future.
+      hidden: [N, W, D] after every event, right-aligned.
+      real: bool [N, W].
+    """
+    scale = hidden.shape[-1] ** -0.5
+    to_prototype = jnp.einsum('nwd,kd->nwk', _norm(hidden), _norm(own['prototypes'])) * scale
+    share = jax.nn.softmax(to_prototype, axis=-1)
+    h = _norm(hidden + own['places'])
+    keys = h + jax.nn.relu(h @ own['kernel'])
+    query = _norm(hidden[:, -1] + own['places'][-1] + own['bias'])
+    logits = jnp.einsum('nwd,nd->nw', keys, query) * scale
+    logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min / 2)
+    said = jax.nn.softmax(logits, axis=1) * real
+    weights = share * said[..., None]
+    return _norm(beta + jnp.einsum('nwk,nwd->nkd', weights, hidden)), weights.sum(1)
+
+
+def between(past: jax.Array, future: jax.Array, real: jax.Array) -> jax.Array:
+    """[N, K]: -log e^s(b,k; b,k) / sum over users b' and k' of e^s(b,k; b',k').
+
+    Args:
+      past, future: [N, K, D].
+      real: bool [N], whole on every device; False is nobody's candidate.
+    """
+    others = replicated(future)
+    past = jax.reshard(past, P('data', None, None)) if on_mesh() else past
+    future = jax.reshard(future, P('data', None, None)) if on_mesh() else future
+    scale = past.shape[-1] ** -0.5
+    scores = jnp.einsum('nkd,mjd->nkmj', past, others) * scale
+    scores = jnp.where(real[:, None], scores, jnp.finfo(scores.dtype).min / 2)
+    return jax.nn.logsumexp(scores, axis=(2, 3)) - (past * future).sum(-1) * scale
+
+
+def confident(values: jax.Array, real: jax.Array, share: float) -> jax.Array:
+    """Mean of the smallest `share` of the values [N, K] of real users, one at least."""
+    values, real = replicated(values), jnp.broadcast_to(real[:, None], values.shape)
+    ordered = jnp.sort(jnp.where(real, values, jnp.inf).reshape(-1))
+    count = jnp.maximum(jnp.floor(share * real.sum() + 1e-4), 1)
+    kept = (jnp.arange(len(ordered)) < count) & jnp.isfinite(ordered)
+    return jnp.where(kept, ordered, 0).sum() / count
+
+
+def _norm(x):
+    """LayerNorm without scale and shift."""
+    x = x - x.mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + _EPSILON)
