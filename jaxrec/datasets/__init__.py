@@ -31,6 +31,10 @@ KNOWN = {
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
     'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
 }
+KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
+    'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
+    'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),
+}
 KNOWN |= {  # graphs
     'cora': ('planetoid', 'CORA', 'Cora: a citation graph, classes of its documents'),
     'citeseer': ('planetoid', 'CITESEER', 'Citeseer, the same'),
