@@ -161,9 +161,9 @@ class Problem:
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
-      catalogue: of the data what serving needs besides the model, never events, with
-        `save(folder)`; a run keeps it, so that it is served without its data
-        (`Task.open_catalogue`). None where nothing is served.
+      catalogue: of the data what serving needs besides the model, of events only those that are a
+        graph to propagate over, with `save(folder)`; a run keeps it, so that it is served without
+        its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
     """
 
@@ -291,6 +291,8 @@ class Inputs:
       extras: of 'users', 'same_target', 'similar': see data/positives.
       cuts: most targets per window that it can learn; 0 = it learns one at every event.
       negatives: whether the data draw its negatives.
+      pairs: whether it learns pairs of users and items, by themselves and as a graph.
+      users: whether it knows the users of the data by number.
     """
 
     max_len: int = 0
@@ -298,6 +300,8 @@ class Inputs:
     extras: tuple[str, ...] = ()
     cuts: int = 0
     negatives: bool = False
+    pairs: bool = False
+    users: bool = False
 
 
 @dataclasses.dataclass

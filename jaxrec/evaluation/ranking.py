@@ -46,6 +46,7 @@ class Ranking(Evaluation):
         allow.
       widths: of the batches of histories, see `few_widths`; None = those best for these targets.
         Evaluations that share them share their programs.
+      numbered: whether batches say who the users are.
 
     Raises:
       UserError: unknown split, or one without targets.
@@ -66,6 +67,7 @@ class Ranking(Evaluation):
         several: bool = False,
         references: tuple[str, ...] | None = None,
         widths: np.ndarray | None = None,
+        numbered: bool = False,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -77,7 +79,7 @@ class Ranking(Evaluation):
         self.targets, self.examples = targets, len(targets)
         self.protocol = told or protocols.asdict(protocol)
         self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
-        self._references = references
+        self._references, self._numbered = references, numbered
         if widths is None:
             widths = few_widths(targets.ends - histories.offsets[targets.users], max_len)
         self._widths = widths
@@ -106,6 +108,7 @@ class Ranking(Evaluation):
             max_len=self._max_len,
             codes=self._codes,
             widths=self._widths,
+            numbered=self._numbered,
             **serving_rows(self._batch_users),
         ):
             missing = len(batch['items']) - len(chosen)

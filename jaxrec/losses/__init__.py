@@ -5,19 +5,24 @@ takes the weights and returns the weighted mean.
 """
 
 from jaxrec.losses.contrastive import info_nce, info_nce_queue, unit
-from jaxrec.losses.pointwise import bce, gbce, weighted_mean
+from jaxrec.losses.nodes import alignment, info_nce_among, uniformity
+from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
 from jaxrec.losses.softmax import softmax
 
 __all__ = [
+    'alignment',
     'bce',
+    'bpr',
     'gbce',
     'in_batch_softmax',
     'info_nce',
+    'info_nce_among',
     'info_nce_queue',
     'sampled_softmax',
     'scores',
     'softmax',
+    'uniformity',
     'unit',
     'weighted_mean',
 ]

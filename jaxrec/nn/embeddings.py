@@ -71,13 +71,13 @@ def dropped(table: jax.Array | Rows, rate: float | jax.Array, key: Key) -> jax.A
     return dropout(table, rate, key)
 
 
-def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array:
+def item_table(init: str | float, dim: int, num_items: int, key: jax.Array) -> jax.Array:
     """[table_rows, D], born split over 'model'; the same values on every mesh.
 
     A table of more than 65,536 rows is drawn row by row, each from its number, a part at a time.
 
     Args:
-      init: one of INITS.
+      init: one of INITS, or the deviation of normal numbers.
       dim: D.
       num_items: items 1..num_items; row 0 is padding.
       key: jax.random key.
@@ -88,6 +88,7 @@ def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array
         draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
     else:
         scale = 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
+        scale = init if isinstance(init, float) else scale
         draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
     if rows <= _ROWS_AT_ONCE:
         return draw(key, (rows, dim), out_sharding=TABLE if on_mesh() else None)

@@ -25,11 +25,15 @@ from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
 from jaxrec.data.packed import TrainBatches
+from jaxrec.data.pairs import PairBatches, training_pairs
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
+from jaxrec.devices.mesh import Split as SplitArrays
+from jaxrec.devices.mesh import table_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation import protocols, rank_metrics
 from jaxrec.evaluation.ranking import Ranking, score
+from jaxrec.nn import bipartite
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -38,15 +42,18 @@ class Config(Task):
     """How histories are split, what is learnt from them, and how it is measured."""
 
     split: str = field('leave-one-out', choices=splits.KINDS)
-    valid_share: float = 0.1  # temporal: of the events, in the validation period; users: of users
+    # temporal: of the events, in the validation period; users: of users; random: of every user's
+    # events; given: of the training events, where the data come without validation events
+    valid_share: float = 0.1
     test_share: float = 0.1
     prefix_share: float = 0.8  # users: of the events of a held-out user, which are the input
     # a user's held-out events that are targets: the first of the period, or all
     targets: str = field('first', choices=('first', 'all'), effect='measure')
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
-    # train on each user's 'last' window of the model, on 'all' windows, or on 'cuts': histories and
-    # the one event after each (in-batch losses, see jaxrec.data.cuts)
-    windows: str = field('last', choices=('last', 'all', 'cuts'))
+    # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
+    # the one event after each (in-batch losses, see jaxrec.data.cuts), or on 'pairs' of a user and
+    # an item, in no order (models of a graph; train.batch_rows counts pairs)
+    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs'))
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
@@ -100,6 +107,14 @@ class Config(Task):
         check_features(inputs.features)
         if not inputs.max_len:
             raise UserError('this model reads no history: it is not one of the next-item task')
+        if (self.windows == 'pairs') != inputs.pairs:
+            want = 'task.windows=' + ("'pairs'" if inputs.pairs else "'last', 'all' or 'cuts'")
+            raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        if self.split in splits.PARTED and not inputs.pairs:
+            raise UserError(
+                f'task.split={self.split!r} takes single events out of their order: it goes with '
+                "task.windows='pairs' and a model that learns them"
+            )
         if (self.windows == 'cuts') != bool(inputs.cuts):
             want = 'task.windows=' + ("'cuts'" if inputs.cuts else "'last' or 'all'")
             raise UserError(
@@ -112,14 +127,15 @@ class Config(Task):
                 'this model can predict (model.newest or model.max_len)'
             )
         if bool(self.unseen_negatives) != inputs.negatives:
-            raise UserError(
-                "task.unseen_negatives goes with a sampled loss and model.negatives_per='data', "
-                'and they with it'
-            )
+            need = "with a sampled loss and model.negatives_per='data'"
+            need = "with model.loss='bpr'" if inputs.pairs else need
+            raise UserError(f'task.unseen_negatives goes {need}, and they with it')
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and self.split == 'leave-one-out':
             raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
+        if self.split in splits.PARTED and not self.valid_share and train.patience:
+            raise UserError('task.valid_share=0 leaves nothing to be patient for: train.patience=0')
         if train.metric.startswith('Coverage') and train.metric in self.metrics():
             raise UserError(
                 f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
@@ -151,6 +167,9 @@ class Config(Task):
     ) -> 'NextItem':
         """Reads the histories, splits them, and hands out batches and rankings."""
         histories, meta = datasets.load(experiment.data, say=say)
+        if self.split in splits.PARTED:
+            shares = self.valid_share, self.test_share
+            histories = splits.parted(histories, self.split, *shares)
         return NextItem(experiment, histories, meta, process)
 
     def open_catalogue(self, folder: pathlib.Path) -> 'Retrieval':
@@ -166,6 +185,7 @@ class Config(Task):
             evaluations={},
             ids={'item': catalogue.item_ids},
             catalogue=catalogue,
+            constants=graph_of(catalogue),
         )
 
     def idle(self) -> dict[str, str]:
@@ -193,6 +213,24 @@ class Config(Task):
         last = Targets(np.arange(histories.num_users), histories.offsets[1:] - 1)
         split = dataclasses.replace(_everything(histories), valid=last, test=last)
         return NextItem(experiment, histories, meta, split=split)
+
+
+def graph_of(catalogue: Catalogue) -> dict[str, Any]:
+    """Constants of a catalogue with pairs: 'edges' and 'degrees' of `bipartite.graph`, else none.
+
+    Raises:
+      UserError: the devices of the current mesh cannot share the rows.
+    """
+    if catalogue.pairs is None:
+        return {}
+    users, items = catalogue.pairs
+    rows = bipartite.Nodes(table_rows(catalogue.num_users - 1), table_rows(catalogue.num_items))
+    mesh = jax.sharding.get_mesh()
+    pieces = 1 if mesh.empty else mesh.size
+    if any(n % pieces for n in rows):
+        raise UserError(f'the nodes of a graph are split over 1, 2, 4, .. 64 devices, not {pieces}')
+    edges, degrees = bipartite.graph(users, items, rows, pieces)
+    return {'edges': SplitArrays(edges), 'degrees': degrees}
 
 
 class Retrieval(Problem):
@@ -253,11 +291,28 @@ class NextItem(Retrieval):
                 'valid': lambda: self.ranking('valid', max_users=self._task.valid_users),
                 'test': lambda: self.ranking('test'),
             }
+            if task.split in splits.PARTED and not len(self.split.valid):
+                del evaluations['valid']
             if task.split == 'leave-one-out':
                 notes = (splits.LEAK_WARNING,)
         features = experiment.model.inputs().features
         encoder = Encoder(histories, features, train_ends)
         self.codes = encoder.events if features else None
+        self._pairs = None
+        if experiment.model.inputs().pairs:
+            self._pairs = training_pairs(histories, train_ends)
+            repeats = int((train_ends - histories.offsets[:-1]).sum()) - self._pairs.shape[1]
+            if repeats:
+                notes += (f'note: {repeats:,} repeated pairs are one edge each',)
+        catalogue = Catalogue(
+            histories.item_ids,
+            histories.num_users,
+            meta['data_hash'],
+            histories.titles,
+            encoder.of_items,
+            histories.name,
+            self._pairs,
+        )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
@@ -269,14 +324,8 @@ class NextItem(Retrieval):
             evaluations=evaluations,
             ids={'item': histories.item_ids},
             notes=notes,
-            catalogue=Catalogue(
-                histories.item_ids,
-                histories.num_users,
-                meta['data_hash'],
-                histories.titles,
-                encoder.of_items,
-                histories.name,
-            ),
+            catalogue=catalogue,
+            constants=graph_of(catalogue),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -309,6 +358,7 @@ class NextItem(Retrieval):
             codes=self.codes,
             several=self._task.targets == 'all',
             widths=self._widths,
+            numbered=self._experiment.model.inputs().users,
             **options,
         )
 
@@ -320,6 +370,16 @@ class NextItem(Retrieval):
     def batches(self) -> Batches:
         """The training batches of the split."""
         task, train_ends = self._task, self.split.train_ends
+        if task.windows == 'pairs':
+            train = self._experiment.train
+            return PairBatches(
+                self._pairs,
+                self.source.num_items,
+                rows=train.batch_rows,
+                seed=train.seed,
+                negatives=task.unseen_negatives,
+                process=self._process,
+            )
         common = self._common()
         extras = self._experiment.model.inputs().extras
         if extras:
