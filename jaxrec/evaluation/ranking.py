@@ -42,8 +42,8 @@ class Ranking(Evaluation):
         the protocol's own limit; 0 = no further limit.
       several: a user may have several targets, which are measured by more metrics (always so
         where somebody has).
-      references: of `baselines.NAMES`, those that `references` measures; None = all that the data
-        allow.
+      references: of the names in `baselines`, those that `references` measures; None = all of
+        `baselines.NAMES` that the data allow.
       widths: of the batches of histories, see `few_widths`; None = those best for these targets.
         Evaluations that share them share their programs.
       numbered: whether batches say who the users are.

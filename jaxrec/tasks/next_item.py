@@ -31,7 +31,7 @@ from jaxrec.datasets.synthetic import generated
 from jaxrec.devices.mesh import Split as SplitArrays
 from jaxrec.devices.mesh import table_rows
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics
+from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import Ranking, score
 from jaxrec.nn import bipartite
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
@@ -359,8 +359,15 @@ class NextItem(Retrieval):
             several=self._task.targets == 'all',
             widths=self._widths,
             numbered=self._experiment.model.inputs().users,
-            **options,
+            **{'references': self._references(), **options},
         )
+
+    def _references(self) -> tuple[str, ...] | None:
+        """Of pairs also what is solved for; nothing that goes by an order which there is not."""
+        if self._pairs is None:
+            return None
+        ordered = baselines.NAMES if self.source.times is not None else ('popularity',)
+        return (*ordered, *linear.NAMES)
 
     def _longest_inputs(self) -> np.ndarray:
         """Lengths of what is read to predict test targets; where there are none, of everything."""
