@@ -167,9 +167,6 @@ class Config(Task):
     ) -> 'NextItem':
         """Reads the histories, splits them, and hands out batches and rankings."""
         histories, meta = datasets.load(experiment.data, say=say)
-        if self.split in splits.PARTED:
-            shares = self.valid_share, self.test_share
-            histories = splits.parted(histories, self.split, *shares)
         return NextItem(experiment, histories, meta, process)
 
     def open_catalogue(self, folder: pathlib.Path) -> 'Retrieval':
@@ -277,6 +274,9 @@ class NextItem(Retrieval):
             self.split, evaluations = _everything(histories), {}
             train_ends = starts[1]
         else:
+            if not split and task.split in splits.PARTED:
+                shares = task.valid_share, task.test_share
+                histories = splits.parted(histories, task.split, *shares)
             self.split = split or splits.split(
                 histories,
                 task.split,
@@ -291,7 +291,7 @@ class NextItem(Retrieval):
                 'valid': lambda: self.ranking('valid', max_users=self._task.valid_users),
                 'test': lambda: self.ranking('test'),
             }
-            if task.split in splits.PARTED and not len(self.split.valid):
+            if task.split in splits.PARTED and not len(self.split.valid):  # nothing validates
                 del evaluations['valid']
             if task.split == 'leave-one-out':
                 notes = (splits.LEAK_WARNING,)
