@@ -293,6 +293,7 @@ class Inputs:
       negatives: whether the data draw its negatives.
       pairs: whether it learns pairs of users and items, by themselves and as a graph.
       users: whether it knows the users of the data by number.
+      items: whether it makes item vectors of items' features, which steps then read as constants.
     """
 
     max_len: int = 0
@@ -302,6 +303,7 @@ class Inputs:
     negatives: bool = False
     pairs: bool = False
     users: bool = False
+    items: bool = False
 
 
 @dataclasses.dataclass

@@ -56,6 +56,8 @@ class Catalogue(Items):
       name: of the data set, for messages.
       pairs: int32 [2, E] of the graph that item vectors are propagated over, see
         `pairs.training_pairs`; None where there is none.
+      known: bool [num_items + 1], items with training events, of models that make item vectors of
+        `codes`; None for others.
     """
 
     KIND: ClassVar[str] = 'catalogue'
@@ -67,6 +69,7 @@ class Catalogue(Items):
     codes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     name: str = ''
     pairs: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
@@ -113,6 +116,7 @@ class Catalogue(Items):
             'num_users': np.array([self.num_users], np.int64),
             'titles': self.titles,
             'pairs': self.pairs,
+            'known': self.known,
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}

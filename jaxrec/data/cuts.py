@@ -36,6 +36,7 @@ class CutBatches(Batches):
       train_starts: int64 [U], absolute index before which no event is a target; None = none.
       codes: of features, `codes.Encoder.events`.
       extras: what else a batch has of its users.
+      numbered: whether batches say who the users are.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -52,6 +53,7 @@ class CutBatches(Batches):
         train_starts: np.ndarray | None = None,
         codes: Codes | None = None,
         extras: Users | None = None,
+        numbered: bool = False,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -60,6 +62,7 @@ class CutBatches(Batches):
             raise UserError(f'task.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._cuts, self._codes, self._extras, self._process = cuts, codes, extras, process
+        self._numbered = numbered
         starts = histories.offsets[:-1]
         first = starts + 1 if train_starts is None else np.maximum(starts + 1, train_starts)
         targets = np.maximum(train_ends - first, 0)
@@ -110,7 +113,7 @@ class CutBatches(Batches):
           features, as `history_batch` gives them; targets: int32 [.., G], the last is the event
           after the window, the others those in its last G - 1 places; weights: float32
           [.., G], 0 where there is no target; log_share: float32 [.., G], log of the target's
-          expected share of all targets.
+          expected share of all targets; where `numbered`, users: int32 [B / processes].
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         starts, order = self._order(epoch)
@@ -140,6 +143,8 @@ class CutBatches(Batches):
         batch['targets'] = np.pad(targets, (missing, (0, 0)))
         batch['weights'] = (batch['targets'] > 0).astype(np.float32)
         batch['log_share'] = self._log_shares[batch['targets']]
+        if self._numbered:
+            batch['users'] = np.pad(self._users[users].astype(np.int32), missing)
         return batch | part(extras, index, count)
 
     def shapes(self) -> list[dict]:

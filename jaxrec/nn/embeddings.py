@@ -122,23 +122,46 @@ def _filled(row, key, rows, dim, first):
     return jax.lax.fori_loop(0, -(-rows // size), fill, empty)
 
 
-class Tokens(nnx.Module):
+class Attributes(nnx.Module):
+    """Vectors of features: a table of `size + 2` rows for each.
+
+    A set is the mean of its members' rows, and code 0 (missing, padding) is a zero vector.
+    """
+
+    def __init__(self, features: tuple[Feature, ...], feature_dim: int, *, rngs: nnx.Rngs):
+        self.columns = tuple(feature.column for feature in features)
+        self.sets = tuple(feature.kind == 'set' for feature in features)
+        self.tables = nnx.List(
+            nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
+            for feature in features
+        )
+
+    def vectors(self, features: dict[str, jax.Array], dtype=jnp.float32) -> list[jax.Array]:
+        """[.., feature_dim] for each of {column: int32 [..], or [.., T] of sets}."""
+        found = []
+        for column, table, members in zip(self.columns, self.tables, self.sets, strict=True):
+            codes = features[column]
+            rows = lookup(table[...], codes).astype(dtype)
+            rows = rows * (codes > 0)[..., None].astype(dtype)
+            if members:
+                count = (codes > 0).sum(-1, keepdims=True)
+                rows = rows.sum(-2) / jnp.maximum(count, 1).astype(dtype)
+            found.append(rows)
+        return found
+
+
+class Tokens(Attributes):
     """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
 
     The paper (section 3.2) has MLP([x; f]) and does not say more; with x added, the vector of an
-    item as input stays near to its vector as candidate from the start. Every feature has a table of
-    `size + 2` rows; a set is the mean of its members' rows, and code 0 (missing, padding) is a zero
-    vector. One hidden layer of D with SiLU.
+    item as input stays near to its vector as candidate from the start. One hidden layer of D with
+    SiLU.
     """
 
     def __init__(
         self, features: tuple[Feature, ...], dim: int, feature_dim: int, linear, *, rngs: nnx.Rngs
     ):
-        self.columns = tuple(feature.column for feature in features)
-        self.tables = nnx.List(
-            nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
-            for feature in features
-        )
+        super().__init__(features, feature_dim, rngs=rngs)
         self.inner = linear(dim + feature_dim * len(features), dim, rngs=rngs)
         self.outer = linear(dim, dim, rngs=rngs)
 
@@ -149,13 +172,5 @@ class Tokens(nnx.Module):
           items: [B, L, D] item vectors.
           batch: features {column: int32 [B, L], or [B, L, T] of sets}.
         """
-        parts = [items]
-        for column, table in zip(self.columns, self.tables, strict=True):
-            codes = batch['features'][column]
-            rows = lookup(table[...], codes).astype(items.dtype)
-            rows = rows * (codes > 0)[..., None].astype(items.dtype)
-            if codes.ndim == 3:
-                members = (codes > 0).sum(-1, keepdims=True)
-                rows = rows.sum(2) / jnp.maximum(members, 1).astype(items.dtype)
-            parts.append(rows)
+        parts = [items, *self.vectors(batch.get('features', {}), items.dtype)]
         return items + self.outer(jax.nn.silu(self.inner(jnp.concatenate(parts, axis=-1))))

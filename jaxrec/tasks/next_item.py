@@ -182,7 +182,7 @@ class Config(Task):
             evaluations={},
             ids={'item': catalogue.item_ids},
             catalogue=catalogue,
-            constants=graph_of(catalogue),
+            constants=constants_of(catalogue),
         )
 
     def idle(self) -> dict[str, str]:
@@ -212,14 +212,21 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=split)
 
 
+def constants_of(catalogue: Catalogue) -> dict[str, Any]:
+    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}."""
+    found = {} if catalogue.pairs is None else graph_of(catalogue)
+    if catalogue.known is not None:
+        codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
+        found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
+    return found
+
+
 def graph_of(catalogue: Catalogue) -> dict[str, Any]:
-    """Constants of a catalogue with pairs: 'edges' and 'degrees' of `bipartite.graph`, else none.
+    """'edges' and 'degrees' of `bipartite.graph` of the catalogue's pairs.
 
     Raises:
       UserError: the devices of the current mesh cannot share the rows.
     """
-    if catalogue.pairs is None:
-        return {}
     users, items = catalogue.pairs
     rows = bipartite.Nodes(table_rows(catalogue.num_users - 1), table_rows(catalogue.num_items))
     mesh = jax.sharding.get_mesh()
@@ -304,6 +311,9 @@ class NextItem(Retrieval):
             repeats = int((train_ends - histories.offsets[:-1]).sum()) - self._pairs.shape[1]
             if repeats:
                 notes += (f'note: {repeats:,} repeated pairs are one edge each',)
+        known = None
+        if experiment.model.inputs().items:
+            known = protocols.training_counts(histories, self.split) > 0
         catalogue = Catalogue(
             histories.item_ids,
             histories.num_users,
@@ -312,6 +322,7 @@ class NextItem(Retrieval):
             encoder.of_items,
             histories.name,
             self._pairs,
+            known,
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
@@ -325,7 +336,7 @@ class NextItem(Retrieval):
             ids={'item': histories.item_ids},
             notes=notes,
             catalogue=catalogue,
-            constants=graph_of(catalogue),
+            constants=constants_of(catalogue),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -393,7 +404,12 @@ class NextItem(Retrieval):
             common['extras'] = self._users(extras, common)
         if task.windows == 'cuts':
             return CutBatches(
-                self.source, train_ends, windows=task.windows_per_user, cuts=task.cuts, **common
+                self.source,
+                train_ends,
+                windows=task.windows_per_user,
+                cuts=task.cuts,
+                numbered=self._experiment.model.inputs().users,
+                **common,
             )
         if 'similar' in extras:
             common['similar'] = positives.similar_items(self.source, train_ends)
@@ -450,6 +466,7 @@ class NextItem(Retrieval):
                 windows=self._task.windows_per_user,
                 cuts=self._task.cuts,
                 train_starts=before,
+                numbered=self._experiment.model.inputs().users,
                 **self._common(),
             )
         return Period(batches, evaluations)
