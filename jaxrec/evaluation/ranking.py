@@ -166,7 +166,10 @@ class Ranking(Evaluation):
         return Measured(
             metrics=rank_metrics.mean(values),
             values=values,
-            groups={'popularity': rank_metrics.by_bucket(by_target, buckets)},
+            groups={
+                'popularity': rank_metrics.by_bucket(by_target, buckets),
+                **rank_metrics.by_events(by_target, self.training_counts[self.items]),
+            },
             details={
                 'targets': len(self.items),
                 'unreachable': float(np.mean(self.unreachable)),

@@ -106,20 +106,18 @@ class TwoTower(Model):
     def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         self.config, self.num_items = config, sizes['item']
         dim, features = config.dim, config.features
-        self.users = None
-        if config.user_id:
-            table = embeddings.item_table(config.init, dim, sizes['user'] - 1, rngs.params())
-            self.users = nnx.Param(table)  # row u is user u
-        self.attributes = None
-        if features:
-            self.attributes = embeddings.Attributes(features, config.feature_dim, rngs=rngs)
+        table = lambda count: embeddings.item_table(config.init, dim, count, rngs.params())  # noqa: E731
+        # row u is user u
+        self.users = nnx.Param(table(sizes['user'] - 1)) if config.user_id else None
+        self.attributes = (
+            embeddings.Attributes(features, config.feature_dim, rngs=rngs) if features else None
+        )
         described = len(features) * config.feature_dim
         self.item_tower = Tower(config.item_id * dim + described, config, rngs=rngs)
         pooled = dim + (described if config.history == 'mean' else 0)
         self.user_tower = Tower(config.user_id * dim + pooled, config, rngs=rngs)
         if config.history == 'mean':
-            table = embeddings.item_table(config.init, dim, self.num_items, rngs.params())
-            self.items, self.sequence = nnx.Param(table), None
+            self.items, self.sequence = nnx.Param(table(self.num_items)), None
         else:
             settings = sasrec.Config(
                 dim=dim,
@@ -133,9 +131,8 @@ class TwoTower(Model):
                 init=config.init,
             )
             self.items, self.sequence = None, sasrec.SASRec(settings, self.num_items, rngs=rngs)
-        self.scale = None
-        if config.learnt_temperature:
-            self.scale = nnx.Param(jnp.asarray(-jnp.log(config.temperature), jnp.float32))
+        start = jnp.asarray(-jnp.log(config.temperature), jnp.float32)
+        self.scale = nnx.Param(start) if config.learnt_temperature else None
 
     def item_table(self) -> jax.Array:
         """[rows, dim] of item ids; row 0 and rows above num_items are padding."""
