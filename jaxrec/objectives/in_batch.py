@@ -20,16 +20,17 @@ from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
 from jaxrec.losses import weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, scores
 from jaxrec.nn.embeddings import Rows, lookup
-from jaxrec.objectives.frequency import estimate, start_estimate
+from jaxrec.objectives.frequency import estimate, estimate_share, start_estimate
 
 
 @dataclasses.dataclass
 class InBatch:
     """Settings of the in-batch softmax."""
 
-    # frequencies for the correction: counted by the data pipeline, or estimated on the way
-    logq: str = field('counted', choices=('counted', 'streaming', 'none'))
-    rate: float = field(0.01, above=0, below=1, traced=True)  # streaming: weight of the newest gap
+    # frequencies for the correction: counted by the data pipeline, or estimated on the way with
+    # time in examples or, as in the paper, in batches (see jaxrec.objectives.frequency)
+    logq: str = field('counted', choices=('counted', 'examples', 'streaming', 'none'))
+    rate: float = field(0.01, above=0, below=1, traced=True)  # weight of the newest gap
     refined: bool = False  # logQ as in arXiv 2507.09331
     smoothing: float = field(0.0, least=0, below=1)  # KuaiFormer's
     uniform: int = field(0, least=0)  # negatives per batch drawn uniformly, besides the targets
@@ -120,16 +121,21 @@ def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict
 
 
 def start(config: InBatch, num_items: int) -> dict[str, Any]:
-    """The first carry: with logq='streaming' the frequency estimate."""
+    """The first carry: the frequency estimate, if there is one."""
+    if config.logq == 'examples':
+        return {'frequency': start_estimate(num_items, gap=float(num_items))}
     return {'frequency': start_estimate(num_items)} if config.logq == 'streaming' else {}
 
 
 def _estimated(config, batch, carry) -> tuple[dict, dict]:
     """The batch with its log_share from the estimate, and the next carry."""
     targets = replicated(batch['targets'])
-    frequency, log_q = estimate(carry['frequency'], targets.reshape(-1), config.rate)
-    # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
-    log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
+    if config.logq == 'examples':
+        frequency, log_share = estimate_share(carry['frequency'], targets.reshape(-1), config.rate)
+    else:
+        frequency, log_q = estimate(carry['frequency'], targets.reshape(-1), config.rate)
+        # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
+        log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
     log_share = log_share.reshape(targets.shape)
     if on_mesh():
         log_share = jax.reshard(log_share, P('data', None))
