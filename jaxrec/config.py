@@ -54,7 +54,7 @@ class Data:
     dataset: str = ''  # name of a public data set (see `python -m jaxrec.prepare --help`)
     source: str = field('', effect='place')  # file or folder to read `dataset` from
     log: str = field('', effect='place')  # own log file; wins over `dataset`; its content counts
-    layout: str = 'auto'  # of `log`: auto | table | sequences | pairs
+    layout: str = 'auto'  # of `log`: auto | table | sequences | pairs | train-test
     user_col: str = 'user'
     item_col: str = 'item'
     time_col: str = 'timestamp'  # '' = the file is already in time order

@@ -10,8 +10,8 @@ cut-offs, of calibration, of experts. --base=FILE.json,.. tells what is gained o
 other runs: over models of one label each, what learning labels together gains. --kept=FILE.npz also
 writes what the values of single users follow from: of a ranking, how many candidates score higher
 than each target (`greater`) and the same (`ties`). --task.popularity=True also tells, of any model
-whose items are ranked, how popular those in its lists are (Gini, mean log-popularity, coverage), and
-metrics by decile of the target's popularity.
+whose items are ranked, how popular those in its lists are (Gini, mean log-popularity, coverage),
+and metrics by decile of the target's popularity.
 """
 
 import os

@@ -10,9 +10,11 @@ Public data sets (--dataset):
 
 A log (--log) is a CSV, TSV or Parquet table with named columns, or text without a header: `user
 item item ...` (sequences) or `user item` (pairs); plain or gzip'd. A table may be a folder or a
-pattern ('day=*/*.csv') of part files. How --layout=auto tells them apart, and what becomes of ids
-and times, is written at the top of jaxrec/datasets/log_file.py. --dry_run reads the log and prints
-what was understood: columns, types, the first rows, ties, the unit of time; nothing is written.
+pattern ('day=*/*.csv') of part files. --layout=train-test is a folder of train.txt and test.txt,
+perhaps valid.txt, of `user item item ...` lines. How --layout=auto tells layouts apart, and what
+becomes of ids and times, is written at the top of jaxrec/datasets/log_file.py. --dry_run reads the
+log and prints what was understood: columns, types, the first rows, ties, the unit of time; nothing
+is written.
 
 A Parquet log of more than 16 million events is read in pieces, in little memory. One that is too
 large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_options=OPTION,OPTION
@@ -62,9 +64,8 @@ def define_flags() -> None:
         'File, zip or folder to read --dataset from instead of downloading it.',
     )
     flags.DEFINE_string('log', DEFAULT.log, 'Your own interaction log, instead of --dataset.')
-    flags.DEFINE_enum(
-        'layout', DEFAULT.layout, ['auto', 'table', 'sequences', 'pairs'], 'Layout of --log.'
-    )
+    layouts = ['auto', 'table', 'sequences', 'pairs', 'train-test']
+    flags.DEFINE_enum('layout', DEFAULT.layout, layouts, 'Layout of --log.')
     flags.DEFINE_string('user_col', DEFAULT.user_col, 'Column of user ids in a table.')
     flags.DEFINE_string('item_col', DEFAULT.item_col, 'Column of item ids in a table.')
     flags.DEFINE_string(

@@ -163,9 +163,9 @@ class Problem:
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
-      catalogue: of the data what serving needs besides the model, never events, with
-        `save(folder)`; a run keeps it, so that it is served without its data
-        (`Task.open_catalogue`). None where nothing is served.
+      catalogue: of the data what serving needs besides the model, of events only those that are a
+        graph to propagate over, with `save(folder)`; a run keeps it, so that it is served without
+        its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
     """
 
@@ -313,6 +313,9 @@ class Inputs:
       negatives: whether the data draw its negatives.
       labels: that it knows by name, all or none of the task's.
       rewards: what events were worth, a `config.Rewards` with signals; None = 1 each.
+      pairs: whether it learns pairs of users and items, by themselves and as a graph.
+      users: whether it knows the users of the data by number.
+      items: whether it makes item vectors of items' features, which steps then read as constants.
     """
 
     max_len: int = 0
@@ -322,6 +325,9 @@ class Inputs:
     negatives: bool = False
     labels: tuple[str, ...] = ()
     rewards: Any = None
+    pairs: bool = False
+    users: bool = False
+    items: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

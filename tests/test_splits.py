@@ -59,9 +59,9 @@ def test_errors():
     with pytest.raises(UserError, match='needs timestamps'):
         splits.split(make([3]), 'temporal', 0.1, 0.1)
     with pytest.raises(
-        UserError, match="unknown task.split 'random': use leave-one-out, temporal, users"
+        UserError, match="unknown task.split 'half': use leave-one-out, temporal, users, random"
     ):
-        splits.split(make([3]), 'random', 0.1, 0.1)
+        splits.split(make([3]), 'half', 0.1, 0.1)
     for kind in ('temporal', 'users'):
         with pytest.raises(UserError, match='task.valid_share and task.test_share .* add up'):
             splits.split(make([3], [1, 2, 3]), kind, 0.6, 0.6)

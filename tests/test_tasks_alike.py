@@ -20,12 +20,12 @@ from jaxrec.data.rows import Rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning
 from jaxrec.experiment import Experiment, applied, flat, to_record
-from jaxrec.models import gcn, mmoe, sasrec
-from jaxrec.tasks import click, nodes
+from jaxrec.models import gcn, lightgcn, mmoe, sasrec
+from jaxrec.tasks import click, next_item, nodes
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
 
-TASKS = ('click', 'next_item', 'nodes')
+TASKS = ('click', 'next_item', 'nodes', 'pairs')
 
 
 def save_rows(folder):
@@ -76,6 +76,14 @@ def made(tmp_path_factory):
             data=Data(dataset='block-model:nodes=200,valid=40,test=60', data_dir=str(folder)),
             optim=Optim(learning_rate=0.01),
             train=Train(batch_rows=8, epochs=3),
+        ),
+        'pairs': Experiment(
+            task=next_item.Config(
+                split='temporal', targets='all', windows='pairs', unseen_negatives=1
+            ),
+            model=lightgcn.Config(dim=8, layers=2, views=lightgcn.Views('edge_drop')),
+            data=Data(dataset='synthetic:users=60,items=30,length=8', data_dir=str(folder)),
+            train=Train(batch_rows=256, epochs=3),
         ),
     }
 

@@ -1,4 +1,4 @@
-"""A catalogue: the items of the data as lists need them, without any event."""
+"""A catalogue: the items of the data as lists need them, without events but those of a graph."""
 
 import dataclasses
 import pathlib
@@ -54,6 +54,10 @@ class Catalogue(Items):
       codes: of the features that items have and the model reads, int32 [num_items + 1] or
         [num_items + 1, T] by column; row 0 is padding. See `features.Encoder`.
       name: of the data set, for messages.
+      pairs: int32 [2, E] of the graph that item vectors are propagated over, see
+        `pairs.training_pairs`; None where there is none.
+      known: bool [num_items + 1], items with training events, of models that make item vectors of
+        `codes`; None for others.
     """
 
     KIND: ClassVar[str] = 'catalogue'
@@ -64,6 +68,8 @@ class Catalogue(Items):
     titles: np.ndarray | None = None
     codes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     name: str = ''
+    pairs: np.ndarray | None = None
+    known: np.ndarray | None = None
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
@@ -109,6 +115,8 @@ class Catalogue(Items):
             'item_ids': self.item_ids,
             'num_users': np.array([self.num_users], np.int64),
             'titles': self.titles,
+            'pairs': self.pairs,
+            'known': self.known,
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}

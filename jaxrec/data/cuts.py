@@ -39,6 +39,7 @@ class CutBatches(Batches):
       similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
       rewards: of events.
       extras: what else a batch has of its users.
+      numbered: whether batches say who the users are.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -57,6 +58,7 @@ class CutBatches(Batches):
         similar: np.ndarray | None = None,
         rewards: Rewarder | None = None,
         extras: Users | None = None,
+        numbered: bool = False,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -65,7 +67,7 @@ class CutBatches(Batches):
             raise UserError(f'task.cuts={cuts} is more than the model.max_len={max_len} events')
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._cuts, self._codes, self._similar, self._rewards = cuts, codes, similar, rewards
-        self._extras, self._process = extras, process
+        self._extras, self._numbered, self._process = extras, numbered, process
         starts = histories.offsets[:-1]
         first = starts + 1 if train_starts is None else np.maximum(starts + 1, train_starts)
         targets = np.maximum(train_ends - first, 0)
@@ -117,7 +119,8 @@ class CutBatches(Batches):
           after the window, the others those in its last G - 1 places; weights: float32
           [.., G], 0 where there is no target; log_share: float32 [.., G], log of the target's
           expected share of all targets; if asked for, similar int32 [.., W], rewards float32
-          [.., G] of the targets and feedback int32 [.., W] on the items.
+          [.., G] of the targets and feedback int32 [.., W] on the items; where `numbered`, users:
+          int32 [B / processes].
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         starts, order = self._order(epoch)
@@ -154,6 +157,8 @@ class CutBatches(Batches):
         if self._rewards is not None:
             rewards = self._rewards(events.reshape(-1)).reshape(events.shape) * real
             batch['rewards'] = np.pad(rewards, (missing, (0, 0))).astype(np.float32)
+        if self._numbered:
+            batch['users'] = np.pad(self._users[users].astype(np.int32), missing)
         return batch | part(extras, index, count)
 
     def shapes(self) -> list[dict]:

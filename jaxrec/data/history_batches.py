@@ -88,6 +88,7 @@ def history_batches(
     tokens: int = 1 << 24,
     codes: Codes | None = None,
     widths: np.ndarray | None = None,
+    numbered: bool = False,
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
     """Histories of all `targets` in fixed shapes, users of similar length together.
 
@@ -105,11 +106,12 @@ def history_batches(
       tokens: most tokens of a batch that the model sees.
       codes: of features, `codes.Encoder.events`.
       widths: int64 ascending, see `few_widths`; None = powers of two alone.
+      numbered: whether batches say who the users are.
 
     Yields:
       (chosen, batch): `chosen` int64 [n <= rows] indexes `targets`; `batch` as `history_batch`
-      gives it, plus `seen`: int32 [rows, S], the whole input history padded with 0. Rows from n
-      on are padding.
+      gives it, plus `seen`: int32 [rows, S], the whole input history padded with 0, and where
+      `numbered` users: int32 [rows]. Rows from n on are padding.
     """
     starts = histories.offsets[targets.users]
     lengths = targets.ends - starts
@@ -130,4 +132,6 @@ def history_batches(
             end = np.pad(targets.ends[chosen], (0, missing))
             batch = history_batch(histories.items, first, end, min(size, max_len), max_len, codes)
             seen = history_batch(histories.items, first, end, size, size)['items']
+            if numbered:
+                batch['users'] = np.pad(targets.users[chosen].astype(np.int32), (0, missing))
             yield chosen, {**batch, 'seen': seen}

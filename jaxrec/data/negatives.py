@@ -27,13 +27,27 @@ class UnseenNegatives:
 
     def __call__(self, rng: np.random.Generator, users: np.ndarray) -> np.ndarray:
         """int32 [len(users), count]."""
-        drawn = rng.integers(1, self._num_items + 1, (len(users), self._count))
         who, number = np.unique(users, return_inverse=True)
-        all_seen = self._keys(who)
-        while True:
-            keys = number[:, None] * (self._num_items + 1) + drawn
-            at = np.minimum(np.searchsorted(all_seen, keys), len(all_seen) - 1)
-            seen = all_seen[at] == keys
-            if not seen.any():
-                return drawn.astype(np.int32)
-            drawn[seen] = rng.integers(1, self._num_items + 1, int(seen.sum()))
+        return unseen(rng, number, self._keys(who), self._num_items, self._count)
+
+
+def unseen(
+    rng: np.random.Generator, users: np.ndarray, seen: np.ndarray, num_items: int, count: int
+) -> np.ndarray:
+    """int32 [len(users), count] uniform items that the users have not seen.
+
+    Args:
+      rng: of the draws.
+      users: int [n] numbers.
+      seen: int64 ascending, user * (num_items + 1) + item of what they have; never all items.
+      num_items: of the catalogue.
+      count: for every entry of `users`.
+    """
+    drawn = rng.integers(1, num_items + 1, (len(users), count))
+    while True:
+        keys = users[:, None] * (num_items + 1) + drawn
+        at = np.minimum(np.searchsorted(seen, keys), len(seen) - 1)
+        again = seen[at] == keys
+        if not again.any():
+            return drawn.astype(np.int32)
+        drawn[again] = rng.integers(1, num_items + 1, int(again.sum()))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxrec.data.histories import NO_TIME, Histories
-from jaxrec.data.ragged import EVENTS_AT_ONCE, blocks
+from jaxrec.data.ragged import EVENTS_AT_ONCE, blocks, ranges
 from jaxrec.errors import UserError
 
 _BINS = 1 << 16
@@ -60,7 +60,10 @@ class Split:
         return getattr(self, name)
 
 
-KINDS = ('leave-one-out', 'temporal', 'users')
+PARTED = ('random', 'given')  # by single events, whatever their time: of histories from `parted`
+KINDS = ('leave-one-out', 'temporal', 'users', *PARTED)
+PART = 'part'  # column of events: TRAIN, VALID or TEST
+TRAIN, VALID, TEST = range(3)
 
 
 def split(
@@ -77,7 +80,7 @@ def split(
 
     Args:
       histories: the events.
-      kind: see `leave_one_out`, `temporal` and `users`.
+      kind: see `leave_one_out`, `temporal`, `users` and, of histories from `parted`, `by_part`.
       valid_share, test_share: of `temporal` and `users`.
       targets: 'first' held-out event of a user, or 'all' of them.
       prefix_share, seed: of `users`.
@@ -88,6 +91,8 @@ def split(
         made = temporal(histories, valid_share, test_share)
     elif kind == 'users':
         made = users(histories, valid_share, test_share, prefix_share, seed)
+    elif kind in PARTED:
+        made = by_part(histories)
     else:
         raise UserError(f'unknown task.split {kind!r}: use {", ".join(KINDS)}')
     if targets == 'first':
@@ -167,6 +172,128 @@ def users(
         return Targets(chosen, starts[chosen] + given, starts[chosen] + lengths[chosen])
 
     return Split(train_ends, held_out(valid), held_out(test))
+
+
+def parted(
+    histories: Histories, kind: str, valid_share: float, test_share: float, seed: int = 0
+) -> Histories:
+    """The same events with each user's in the order train, valid, test, told by the column PART.
+
+    random: of a user's events `test_share` are drawn for the test and `valid_share` for validation,
+    rounded down, and one at least trains. given: the data's column PART says it, and where it says
+    TRAIN and TEST alone, `valid_share` of a user's training events, rounded down, is drawn for
+    validation. With valid_share=0 nothing validates.
+
+    Args:
+      histories: with every item once a user.
+      kind: of PARTED.
+      valid_share, test_share: see above; test_share is for 'random'.
+      seed: of the draws.
+
+    Returns:
+      Histories without times, since the order no longer tells them.
+
+    Raises:
+      UserError: shares that do not fit, no column PART or other values in it, an item twice in a
+        user's events, a user who is tested and has nothing to train on.
+    """
+    _check_once(histories)
+    offsets, lengths = histories.offsets, np.diff(histories.offsets)
+    owner = np.repeat(np.arange(histories.num_users), lengths)
+    drawn = np.random.default_rng(seed).random(len(owner))
+    if kind == 'random':
+        if not (valid_share >= 0 and test_share > 0 and valid_share + test_share < 1):
+            raise UserError(
+                'task.valid_share must be >= 0, task.test_share > 0, and they add up to < 1'
+            )
+        part = np.full(len(owner), TRAIN, np.int8)
+        held_out = ((TEST, test_share), (VALID, valid_share))
+    else:
+        part = _given(histories)
+        held_out = () if (part == VALID).any() or not valid_share else ((VALID, valid_share),)
+        if not 0 <= valid_share < 1:
+            raise UserError(f'task.valid_share={valid_share} is not in [0, 1)')
+    order = np.lexsort((drawn, part, owner))  # a user's training events first, shuffled
+    first, left = offsets[:-1], np.bincount(owner[part == TRAIN], minlength=len(lengths))
+    whole = left
+    for name, share in held_out:
+        count = np.minimum(np.floor(share * whole + 1e-6).astype(np.int64), np.maximum(left - 1, 0))
+        part[order[ranges(first, count)]] = name
+        first, left = first + count, left - count
+    order = np.lexsort((part, owner))  # stable: within a part as they came
+    return dataclasses.replace(
+        histories,
+        items=histories.items[order],
+        times=None,
+        features={
+            **{name: column[order] for name, column in histories.features.items()},
+            PART: part[order],
+        },
+    )
+
+
+def by_part(histories: Histories) -> Split:
+    """The split of histories from `parted`; the test input contains the validation events.
+
+    Raises:
+      UserError: a user who is tested and has nothing to train on.
+    """
+    offsets, lengths = histories.offsets, np.diff(histories.offsets)
+    owner = np.repeat(np.arange(histories.num_users), lengths)
+    part = histories.features[PART]
+    ends = [
+        offsets[:-1] + np.bincount(owner[part <= name], minlength=len(lengths))
+        for name in (TRAIN, VALID, TEST)
+    ]
+    alone = np.flatnonzero((ends[TRAIN] == offsets[:-1]) & (lengths > 0))
+    if len(alone):
+        raise UserError(
+            f'user {histories.raw_user(alone[0])!r} is evaluated and has no training event '
+            f'({len(alone)} users have none): remove such users from the data'
+        )
+
+    def held_out(before, after):
+        users = np.flatnonzero(after > before)
+        return Targets(users, before[users], after[users])
+
+    valid = held_out(ends[TRAIN], ends[VALID])
+    return Split(ends[TRAIN], valid=valid, test=held_out(ends[VALID], ends[TEST]))
+
+
+def _check_once(histories):
+    """UserError where a user has an item twice: drawn apart, one would be learnt and tested."""
+    size = histories.num_items + 1
+    for users in blocks(histories.offsets):
+        offsets = histories.offsets[users.start : users.stop + 1]
+        owner = np.repeat(np.arange(users.start, users.stop), np.diff(offsets))
+        keys = np.sort(owner * size + histories.items[offsets[0] : offsets[-1]])
+        again = keys[1:][keys[1:] == keys[:-1]]
+        if len(again):
+            user, item = divmod(int(again[0]), size)
+            raise UserError(
+                f'user {histories.raw_user(user)!r} has item {histories.raw_item(item)!r} twice '
+                f'({len(again)} repeats in all): a split of single events needs every pair once; '
+                'remove repeats, or take task.split=temporal'
+            )
+
+
+def _given(histories):
+    """int8 [N], the column PART; UserError if there is none, or with other values."""
+    if PART not in histories.features:
+        raise UserError(
+            f"task.split='given' reads the column {PART!r} of the data (0 train, 1 valid, 2 test), "
+            f'and {histories.name or "the data"} has none: of your own log keep it with '
+            f'--features={PART}'
+        )
+    given = histories.features[PART]
+    wrong = np.flatnonzero(~np.isin(given, (TRAIN, VALID, TEST)))
+    if len(wrong):
+        raise UserError(
+            f'the column {PART!r} holds {given[wrong[0]]:g}: 0 is train, 1 valid, 2 test'
+        )
+    if not (given == TEST).any():
+        raise UserError(f'the column {PART!r} names no test event (2)')
+    return given.astype(np.int8)
 
 
 def _check_shares(valid_share, test_share):

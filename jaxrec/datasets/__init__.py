@@ -37,6 +37,10 @@ KNOWN = {
         'Census-Income: a row per person, for click',
     ),
 }
+KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
+    'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
+    'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),
+}
 KNOWN |= {  # graphs
     'cora': ('planetoid', 'CORA', 'Cora: a citation graph, classes of its documents'),
     'citeseer': ('planetoid', 'CITESEER', 'Citeseer, the same'),

@@ -51,7 +51,8 @@ from jaxrec.datasets.events import Events
 from jaxrec.errors import UserError
 
 READERS = {'sequences': text_layouts.read_sequences, 'pairs': text_layouts.read_pairs}
-LAYOUTS = ('auto', 'table', *READERS)
+TRAIN_TEST = 'train-test'
+LAYOUTS = ('auto', 'table', *READERS, TRAIN_TEST)
 PARQUET = 'Parquet table'
 DELIMITERS = {'\t': 'tab', ',': 'comma', ';': 'semicolon', '|': 'bar'}
 TIME = r'^([0-9]{9,19}(\.[0-9]+)?|[0-9]{4}-[0-9]{2}-[0-9]{2}.*|[0-9]{2}:[0-9]{2}.*)$'
@@ -100,6 +101,8 @@ def read(config: config_lib.Data, most: int | None = None, words: tuple[str, ...
     if config.layout not in LAYOUTS:
         raise UserError(f'--layout={config.layout} is none of {", ".join(LAYOUTS)}')
     paths = log_parts.parts(config.log)
+    if config.layout == TRAIN_TEST:
+        return _read_train_test(paths, config)
     layouts = [_layout(path, config) for path in paths]
     if len(paths) == 1 and layouts[0][0] in READERS:
         return _read_words(paths[0], layouts[0][0], config)
@@ -143,6 +146,35 @@ def _read_words(path: pathlib.Path, layout: str, config: config_lib.Data) -> Eve
             file.read(len(dialect.BOM))
         events = READERS[layout](file, path.name)
     events.about = {'layout': layout, 'delimiter': 'blanks'}
+    return events
+
+
+def _read_train_test(paths: list[pathlib.Path], config: config_lib.Data) -> Events:
+    """A folder of train.txt and test.txt, perhaps valid.txt; other files in it are not read."""
+    if columns(config) or config.columns:
+        raise UserError(f'--features and --columns need a table, not --layout={TRAIN_TEST}')
+    found = {}
+    for path in paths:
+        part = path.name.removesuffix('.gz').removesuffix('.txt')
+        if part in text_layouts.PARTS and part in found:
+            raise UserError(f'{found[part]} and {path} are both the {part} part: remove one')
+        if part in text_layouts.PARTS:
+            found[part] = path
+    for part in ('train', 'test'):
+        if part not in found:
+            raise UserError(
+                f'--layout={TRAIN_TEST} reads train.txt and test.txt, and {config.log} has no '
+                f'{part}.txt'
+            )
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for part, path in found.items():
+            stack.enter_context(_complaints(path))
+            log_parts.check_text(_sample(path), path.name)
+            files[part] = stack.enter_context(log_parts.open_plain(path))
+        names = {part: path.name for part, path in found.items()}
+        events = text_layouts.read_train_test(files, names)
+    events.about = {'layout': TRAIN_TEST, 'delimiter': 'blanks'}
     return events
 
 

@@ -1,13 +1,16 @@
-"""The two header-less text layouts, parsed on their bytes with numpy.
+"""The header-less text layouts, parsed on their bytes with numpy.
 
 `sequences`: `user item item ...`, one line per user, oldest first (S3-Rec and its followers).
 `pairs`: `user item`, one line per event, a user's events oldest first (SASRec and its followers).
+`train-test`: a folder of train.txt and test.txt, perhaps valid.txt, each `user item item ..` in no
+order, whole numbers from 0 (NGCF, LightGCN and their followers).
 Fields are separated by any run of spaces and tabs; blank lines are skipped. Quotation marks are
 letters; where they seem to hold a field with blanks together, that is an error.
 """
 
 import dataclasses
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 import numpy as np
@@ -19,6 +22,7 @@ from jaxrec.datasets.events import Events
 from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
+_NODE = re.compile(rb'0|[1-9][0-9]{0,17}')  # an id of layout train-test
 BLOCK = 1 << 26  # bytes parsed at a time: bounds the memory beyond the result
 
 
@@ -56,13 +60,16 @@ def read_pairs(file: BinaryIO, name: str) -> Events:
     return _events(users, items, name)
 
 
-def read_sequences(file: BinaryIO, name: str) -> Events:
-    """Reads `user item item ...` lines; raises UserError on a user without items or given twice."""
+def read_sequences(file: BinaryIO, name: str, empty: bool = False) -> Events:
+    """Reads `user item item ...` lines; raises UserError on a user given twice.
+
+    And, unless `empty`, on a user without items.
+    """
     users, items, counts, lines = [], [], [], []
     line = 0
     for block in _checked(file, name):
         short = np.flatnonzero(block.counts == 1)
-        if len(short):
+        if len(short) and not empty:
             raise UserError(
                 f'{name} line {line + short[0] + 1} has 1 field where layout sequences has a user '
                 'and at least one item'
@@ -85,6 +92,74 @@ def read_sequences(file: BinaryIO, name: str) -> Events:
         each = np.repeat(events.users.codes, np.concatenate(counts))
         events.users = Coded(each, events.users.values)
     return events
+
+
+PARTS = ('train', 'valid', 'test')  # files of layout train-test, in the order of `splits.PART`
+
+
+def read_train_test(files: Mapping[str, BinaryIO], names: Mapping[str, str]) -> Events:
+    """The pairs of all parts of layout train-test, user by user; the column `part` says which.
+
+    Args:
+      files: by name of the part, of PARTS; train and test at least.
+      names: of the files, for messages.
+
+    Raises:
+      UserError: a node id that is no whole number from 0, a pair that comes twice, a user in valid
+        or test who is not in train.
+    """
+    found = {part: read_sequences(files[part], names[part], empty=True) for part in files}
+    users, items, parts = [], [], []
+    for number, part in enumerate(PARTS):
+        if part not in found:
+            continue
+        one = found[part]
+        for column, coded in (('user', one.users), ('item', one.items)):
+            _check_nodes(coded.values, column, names[part])
+        users.append(_raw(one.users))
+        items.append(_raw(one.items))
+        parts.append(np.full(len(one.users.codes), number, np.int8))
+        strange = np.setdiff1d(users[-1], users[0])
+        if len(strange):
+            raise UserError(
+                f'{names[part]} has user {strange[0]}, who is not in {names["train"]} '
+                f'({len(strange)} such users): nothing can be learnt of them; remove them'
+            )
+    users, items, parts = (np.concatenate(column) for column in (users, items, parts))
+    order = np.lexsort((items, parts, users))
+    users, items, parts = users[order], items[order], parts[order]
+    by_pair = np.lexsort((items, users))
+    pairs = np.stack([users, items])[:, by_pair]
+    again = np.flatnonzero((pairs[:, 1:] == pairs[:, :-1]).all(0))
+    if len(again):
+        where = [names[PARTS[parts[n]]] for n in by_pair[again[0] : again[0] + 2]]
+        raise UserError(
+            f'user {pairs[0, again[0]]} has item {pairs[1, again[0]]} twice, in '
+            f'{" and ".join(where)} ({len(again)} repeats in all): every edge comes once'
+        )
+    coded = []
+    for column in (users, items):
+        values, codes = np.unique(column, return_inverse=True)
+        coded.append(Coded(codes.astype(np.int32), values))
+    return Events(*coded, features={'part': parts})
+
+
+def _raw(column: Coded) -> np.ndarray:
+    """Raw ids of all rows; int64 where there are none."""
+    return column.values[column.codes] if len(column.codes) else np.zeros(0, np.int64)
+
+
+def _check_nodes(values: np.ndarray, column: str, name: str) -> None:
+    """UserError where ids are not whole numbers from 0."""
+    if values.dtype.kind == 'S':
+        bad = [v.decode() for v in values.tolist() if not _NODE.fullmatch(v)]
+    else:
+        bad = values[values < 0].tolist()
+    if bad:
+        raise UserError(
+            f'{name} has the {column} {bad[0]!r}: node ids of layout train-test are whole numbers '
+            'from 0'
+        )
 
 
 def _events(users: list[pa.Array], items: list[pa.Array], name: str) -> Events:

@@ -25,7 +25,7 @@ def describe(config: config_lib.Data) -> tuple[dict[str, str], list[str], dict]:
     paths, large = log_parts.parts(config.log), log_file.is_large(config)
     events = log_file.read(config, log_file.LARGE if large else None)
     ids = {config.user_col: events.users, config.item_col: events.items}
-    if events.about['layout'] in log_file.READERS:
+    if events.about['layout'] in (*log_file.READERS, log_file.TRAIN_TEST):
         ids = {'user': events.users, 'item': events.items}
     size = sum(path.stat().st_size for path in paths)
     lines = {

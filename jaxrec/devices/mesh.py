@@ -4,7 +4,9 @@ One mesh with axes ('data', 'model') and explicit sharding: (1, 1) on a laptop, 
 parallel, (n / m, m) also splits the item table by rows.
 """
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +18,7 @@ from jaxrec.errors import UserError
 BATCH = P('data')  # leading axis of every batch array
 TABLE = P('model', None)  # rows of the item table
 REPLICATED = P()
+EVERY = P(('data', 'model'))  # leading axis over all devices
 _ROW_MULTIPLE = 64  # table rows are padded to this, so that one checkpoint fits every mesh
 
 
@@ -88,9 +91,24 @@ def put_batch(batch: dict) -> dict:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Split:
+    """Nested arrays among constants of which every device keeps its part of the leading axis."""
+
+    arrays: Any
+
+
 def put_whole(constants: dict) -> dict:
-    """Places nested arrays that every process holds on the current mesh, whole on every device."""
-    return _put(constants, REPLICATED)
+    """Places nested arrays that every process holds on the current mesh, whole on every device.
+
+    But for what is `Split`.
+    """
+
+    def place(x):
+        return Split(_put(x.arrays, EVERY)) if isinstance(x, Split) else _put(x, REPLICATED)
+
+    return jax.tree.map(place, constants, is_leaf=lambda x: isinstance(x, Split))
 
 
 def place_whole(batch: dict) -> dict:

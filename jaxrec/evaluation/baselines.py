@@ -1,7 +1,8 @@
 """Scorers without parameters to learn: what a model has to beat.
 
 Popularity, popularity in the last week, and an item-to-item Markov chain, under the protocol, the
-seen filter and the tie rule of the model. Scores are integers, so ties are exact.
+seen filter and the tie rule of the model. Scores are integers, so ties are exact. Those that solve
+for their parameters are in `linear`.
 """
 
 from collections.abc import Collection
@@ -13,6 +14,7 @@ from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import Tally, blocks, distinct, ranges
 from jaxrec.data.splits import Split
 from jaxrec.devices.top_k import UNREACHABLE
+from jaxrec.evaluation import linear
 
 NAMES = ('popularity', 'last_week_popularity', 'markov')
 _DAY = 86_400
@@ -24,8 +26,9 @@ def counts(task: Any, names: Collection[str] | None = None) -> dict[str, tuple]:
 
     Args:
       task: a `ranking.Ranking`.
-      names: of NAMES, those that are wanted; None = all. last_week_popularity needs times of a unit
-        that `ticks_per_day` knows.
+      names: of NAMES and `linear.NAMES`, those that are wanted; None = all of NAMES.
+        last_week_popularity needs times of a unit that `ticks_per_day` knows, linear ones rank the
+        whole catalogue.
     """
     histories, split = task.histories, task.split
     popularity, scorers = task.training_counts, {}
@@ -38,7 +41,11 @@ def counts(task: Any, names: Collection[str] | None = None) -> dict[str, tuple]:
             scorers['last_week_popularity'] = Scorer(recent)
     if 'markov' in names:
         scorers['markov'] = Scorer(popularity, *transitions(histories, split))
-    return {name: rank_counts(scorer, task) for name, scorer in scorers.items()}
+    found = {name: rank_counts(scorer, task) for name, scorer in scorers.items()}
+    solved = [name for name in linear.NAMES if name in names]
+    if solved and task.how.candidates == 'all':
+        found |= linear.counts(task, solved)
+    return found
 
 
 class Scorer:

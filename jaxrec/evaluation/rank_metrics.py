@@ -224,5 +224,26 @@ def by_bucket(
     Returns:
       {'head': {'examples': count, metric: mean, ..}, ..}; an empty bucket has only 'examples': 0.
     """
-    members = {name: buckets == i for i, name in enumerate(names)}
+    return _by_group(values, {name: buckets == i for i, name in enumerate(names)})
+
+
+def by_events(values: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, dict[str, dict]]:
+    """Means by the training events of the target, where some target has none at all.
+
+    Args:
+      values: float64 [E] by metric.
+      counts: int [E].
+
+    Returns:
+      {'training events': {'0': {'examples': count, metric: mean, ..}, '1 to 5': .., 'more': ..}}
+      without empty groups; {} where no target is new.
+    """
+    if counts.all():
+        return {}
+    members = {'0': counts == 0, '1 to 5': (counts > 0) & (counts <= 5), 'more': counts > 5}
+    found = _by_group(values, {name: m for name, m in members.items() if m.any()})
+    return {'training events': found}
+
+
+def _by_group(values, members):
     return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}

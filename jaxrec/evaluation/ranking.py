@@ -44,10 +44,11 @@ class Ranking(Evaluation):
       several: a user may have several targets, which are measured by more metrics (always so
         where somebody has).
       popularity: tell how popular what the top lists show is, and metrics by decile of the target.
-      references: of `baselines.NAMES`, those that `references` measures; None = all that the data
-        allow.
+      references: of the names in `baselines`, those that `references` measures; None = all of
+        `baselines.NAMES` that the data allow.
       widths: of the batches of histories, see `few_widths`; None = those best for these targets.
         Evaluations that share them share their programs.
+      numbered: whether batches say who the users are.
 
     Raises:
       UserError: unknown split, or one without targets.
@@ -69,6 +70,7 @@ class Ranking(Evaluation):
         popularity: bool = False,
         references: tuple[str, ...] | None = None,
         widths: np.ndarray | None = None,
+        numbered: bool = False,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -81,6 +83,7 @@ class Ranking(Evaluation):
         self.protocol = told or protocols.asdict(protocol)
         self._max_len, self._batch_users, self._codes = max_len, batch_users, codes
         self._references, self._popularity = references, popularity
+        self._numbered = numbered
         if widths is None:
             widths = few_widths(targets.ends - histories.offsets[targets.users], max_len)
         self._widths = widths
@@ -109,6 +112,7 @@ class Ranking(Evaluation):
             max_len=self._max_len,
             codes=self._codes,
             widths=self._widths,
+            numbered=self._numbered,
             **serving_rows(self._batch_users),
         ):
             missing = len(batch['items']) - len(chosen)
@@ -174,7 +178,10 @@ class Ranking(Evaluation):
         return Measured(
             metrics=rank_metrics.mean(values),
             values=values,
-            groups={'popularity': rank_metrics.by_bucket(by_target, buckets)},
+            groups={
+                'popularity': rank_metrics.by_bucket(by_target, buckets),
+                **rank_metrics.by_events(by_target, self.training_counts[self.items]),
+            },
             details={
                 'targets': len(self.items),
                 'unreachable': float(np.mean(self.unreachable)),

@@ -15,16 +15,19 @@ from jaxrec.losses.contrastive import (
     uniformity,
     unit,
 )
-from jaxrec.losses.pointwise import bce, gbce, weighted_mean
+from jaxrec.losses.nodes import info_nce_among
+from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
 from jaxrec.losses.softmax import softmax
 
 __all__ = [
     'alignment',
     'bce',
+    'bpr',
     'gbce',
     'in_batch_softmax',
     'info_nce',
+    'info_nce_among',
     'info_nce_queue',
     'negative_cosine',
     'sampled_softmax',

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.devices.mesh import on_mesh
+from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.losses.pointwise import at_least_float32
 from jaxrec.losses.sampled import sampled_softmax
 
@@ -154,19 +154,21 @@ def alignment(first: jax.Array, second: jax.Array) -> jax.Array:
 
 
 def uniformity(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """log mean exp(-2 |a - a'|^2) over all pairs of N unit vectors (Wang & Isola 2020).
+    """log mean exp(-2 |a - a'|^2) over all pairs of N unit vectors (Wang & Isola 2020), <= 0.
 
     Args:
-      x: [N, D]; on a mesh the same on every device.
-      weights: [N], 0 = none; fewer than two vectors give log 1e-9.
+      x: [N, D].
+      weights: [N], 1 or 0 = none; fewer than two vectors give log 1e-9.
 
     Returns:
       Scalar.
     """
-    x = unit(x)
-    apart = jnp.exp(4 * (x @ x.T - 1)) * (1 - jnp.eye(len(x)))  # |a - a'|^2 = 2 - 2 a.a'
-    pairs = jnp.maximum(weights.sum() * (weights.sum() - 1), 1)
-    return jnp.log(jnp.maximum(weights @ apart @ weights / pairs, 1e-9))
+    rows = unit(x)
+    every, counts = replicated(rows), replicated(weights)
+    cosines = jnp.einsum('ad,bd->ab', rows, every, preferred_element_type=at_least_float32(x))
+    pairs = weights[:, None] * counts * (1 - jnp.eye(len(counts)))
+    total = (pairs * jnp.exp(4 * (cosines - 1))).sum()  # |a - a'|^2 = 2 - 2 a.a'
+    return jnp.log(jnp.maximum(total / jnp.maximum(counts.sum() * (counts.sum() - 1), 1), 1e-9))
 
 
 def spread(x: jax.Array, weights: jax.Array) -> jax.Array:

@@ -41,6 +41,21 @@ def gbce(positive: jax.Array, negatives: jax.Array, *, num_items: int, t: float)
     return _weighted(positive, negatives, beta) / (k + 1)
 
 
+def bpr(positive: jax.Array, negatives: jax.Array) -> jax.Array:
+    """Bayesian personalised ranking (Rendle et al. 2009): the mean of -log s(r+ - r_j) over j.
+
+    Args:
+      positive: [...] scores of the targets.
+      negatives: [..., k] scores of the negatives.
+
+    Returns:
+      [...], one value per target.
+    """
+    wide = at_least_float32(positive)
+    difference = positive.astype(wide)[..., None] - negatives.astype(wide)
+    return jax.nn.softplus(-difference).mean(-1)
+
+
 def _weighted(positive, negatives, beta):
     """-(beta log s(r+) + sum_j log(1 - s(r_j)))."""
     positive, negatives = (

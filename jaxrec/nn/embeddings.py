@@ -71,13 +71,13 @@ def dropped(table: jax.Array | Rows, rate: float | jax.Array, key: Key) -> jax.A
     return dropout(table, rate, key)
 
 
-def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array:
+def item_table(init: str | float, dim: int, num_items: int, key: jax.Array) -> jax.Array:
     """[table_rows, D], born split over 'model'; the same values on every mesh.
 
     A table of more than 65,536 rows is drawn row by row, each from its number, a part at a time.
 
     Args:
-      init: one of INITS.
+      init: one of INITS, or the deviation of normal numbers.
       dim: D.
       num_items: items 1..num_items; row 0 is padding.
       key: jax.random key.
@@ -88,6 +88,7 @@ def item_table(init: str, dim: int, num_items: int, key: jax.Array) -> jax.Array
         draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
     else:
         scale = 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
+        scale = init if isinstance(init, float) else scale
         draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
     if rows <= _ROWS_AT_ONCE:
         return draw(key, (rows, dim), out_sharding=TABLE if on_mesh() else None)
@@ -134,23 +135,46 @@ def disturbed(x: jax.Array, batch: dict) -> jax.Array:
     return x + batch['shift'].astype(x.dtype) if 'shift' in batch else x
 
 
-class Tokens(nnx.Module):
+class Attributes(nnx.Module):
+    """Vectors of features: a table of `size + 2` rows for each.
+
+    A set is the mean of its members' rows, and code 0 (missing, padding) is a zero vector.
+    """
+
+    def __init__(self, features: tuple[Feature, ...], feature_dim: int, *, rngs: nnx.Rngs):
+        self.columns = tuple(feature.column for feature in features)
+        self.sets = tuple(feature.kind == 'set' for feature in features)
+        self.tables = nnx.List(
+            nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
+            for feature in features
+        )
+
+    def vectors(self, features: dict[str, jax.Array], dtype=jnp.float32) -> list[jax.Array]:
+        """[.., feature_dim] for each of {column: int32 [..], or [.., T] of sets}."""
+        found = []
+        for column, table, members in zip(self.columns, self.tables, self.sets, strict=True):
+            codes = features[column]
+            rows = lookup(table[...], codes).astype(dtype)
+            rows = rows * (codes > 0)[..., None].astype(dtype)
+            if members:
+                count = (codes > 0).sum(-1, keepdims=True)
+                rows = rows.sum(-2) / jnp.maximum(count, 1).astype(dtype)
+            found.append(rows)
+        return found
+
+
+class Tokens(Attributes):
     """x + MLP([x; feature vectors]) of item vectors x: what KuaiFormer's transformer reads.
 
     The paper (section 3.2) has MLP([x; f]) and does not say more; with x added, the vector of an
-    item as input stays near to its vector as candidate from the start. Every feature has a table of
-    `size + 2` rows; a set is the mean of its members' rows, and code 0 (missing, padding) is a zero
-    vector. One hidden layer of D with SiLU.
+    item as input stays near to its vector as candidate from the start. One hidden layer of D with
+    SiLU.
     """
 
     def __init__(
         self, features: tuple[Feature, ...], dim: int, feature_dim: int, linear, *, rngs: nnx.Rngs
     ):
-        self.columns = tuple(feature.column for feature in features)
-        self.tables = nnx.List(
-            nnx.Param(INITS['normal'](rngs.params(), (feature.rows, feature_dim), jnp.float32))
-            for feature in features
-        )
+        super().__init__(features, feature_dim, rngs=rngs)
         self.inner = linear(dim + feature_dim * len(features), dim, rngs=rngs)
         self.outer = linear(dim, dim, rngs=rngs)
 
@@ -161,13 +185,5 @@ class Tokens(nnx.Module):
           items: [B, L, D] item vectors.
           batch: features {column: int32 [B, L], or [B, L, T] of sets}.
         """
-        parts = [items]
-        for column, table in zip(self.columns, self.tables, strict=True):
-            codes = batch['features'][column]
-            rows = lookup(table[...], codes).astype(items.dtype)
-            rows = rows * (codes > 0)[..., None].astype(items.dtype)
-            if codes.ndim == 3:
-                members = (codes > 0).sum(-1, keepdims=True)
-                rows = rows.sum(2) / jnp.maximum(members, 1).astype(items.dtype)
-            parts.append(rows)
+        parts = [items, *self.vectors(batch.get('features', {}), items.dtype)]
         return items + self.outer(jax.nn.silu(self.inner(jnp.concatenate(parts, axis=-1))))

@@ -75,8 +75,8 @@ def drop_columns(x: Sparse | jax.Array, rate: float, key: Key) -> Sparse | jax.A
     if key is None or rate == 0:
         return x
     if isinstance(x, Sparse):
-        return x._replace(values=jnp.where(_kept(rate, key, x.columns), x.values, 0))
-    return jnp.where(_kept(rate, key, jnp.arange(x.shape[1])), x, 0)
+        return x._replace(values=jnp.where(kept(rate, key, x.columns), x.values, 0))
+    return jnp.where(kept(rate, key, jnp.arange(x.shape[1])), x, 0)
 
 
 def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
@@ -96,13 +96,13 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
     rows, columns, _ = adjacency
     low, high = jnp.minimum(rows, columns), jnp.maximum(rows, columns)
     pair = low.astype(jnp.uint32) * jnp.uint32(nodes % 2**32) + high.astype(jnp.uint32)
-    kept = (_kept(rate, key, pair) | (rows == columns)).astype(jnp.float32)
-    degrees = jax.ops.segment_sum(kept, rows, nodes, indices_are_sorted=True)
+    left = (kept(rate, key, pair) | (rows == columns)).astype(jnp.float32)
+    degrees = jax.ops.segment_sum(left, rows, nodes, indices_are_sorted=True)
     scale = jax.lax.rsqrt(jnp.maximum(degrees, 1))
-    return Sparse(rows, columns, kept * scale[rows] * scale[columns])
+    return Sparse(rows, columns, left * scale[rows] * scale[columns])
 
 
-def _kept(rate, key, index):
+def kept(rate: float, key: jax.Array, index: jax.Array) -> jax.Array:
     """bool like `index`: False with probability `rate`, the same for the same index."""
     limit = jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
     return hashed(key, index.astype(jnp.uint32)) >= limit

@@ -32,16 +32,17 @@ from jaxrec.losses import unit, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, scores
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.objectives.bank import push, start_bank
-from jaxrec.objectives.frequency import estimate, start_estimate
+from jaxrec.objectives.frequency import estimate, estimate_share, start_estimate
 
 
 @dataclasses.dataclass
 class InBatch:
     """Settings of the in-batch softmax."""
 
-    # frequencies for the correction: counted by the data pipeline, or estimated on the way
-    logq: str = field('counted', choices=('counted', 'streaming', 'none'))
-    rate: float = field(0.01, above=0, below=1, traced=True)  # streaming: weight of the newest gap
+    # frequencies for the correction: counted by the data pipeline, or estimated on the way with
+    # time in examples or, as in the paper, in batches (see jaxrec.objectives.frequency)
+    logq: str = field('counted', choices=('counted', 'examples', 'streaming', 'none'))
+    rate: float = field(0.01, above=0, below=1, traced=True)  # weight of the newest gap
     refined: bool = False  # logQ as in arXiv 2507.09331
     smoothing: float = field(0.0, least=0, below=1)  # KuaiFormer's
     uniform: int = field(0, least=0)  # negatives per batch drawn uniformly, besides the targets
@@ -175,11 +176,15 @@ def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict
 
 
 def start(config: InBatch, num_items: int, dim: int) -> dict[str, Any]:
-    """The first carry: with logq='streaming' the frequency estimate, and a bank of vectors [.., D].
+    """The first carry: the frequency estimate, and a bank of vectors [.., D], if there are any.
 
     With prototypes the bank has one more axis, and there are `prototypes` [P, D].
     """
-    made = {'frequency': start_estimate(num_items)} if config.logq == 'streaming' else {}
+    made = {}
+    if config.logq == 'streaming':
+        made['frequency'] = start_estimate(num_items)
+    elif config.logq == 'examples':
+        made['frequency'] = start_estimate(num_items, gap=float(num_items))
     if config.bank:
         made['bank'] = start_bank(config.bank, dim)
     if config.prototypes:
@@ -237,9 +242,12 @@ def _pushed(config, carry, queries, weights, vectors, items, log_q):
 def _estimated(config, batch, frequency) -> tuple[dict, dict]:
     """The batch with its log_share from the estimate, and the next estimate."""
     targets = replicated(batch['targets'])
-    frequency, log_q = estimate(frequency, targets.reshape(-1), config.rate)
-    # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
-    log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
+    if config.logq == 'examples':
+        frequency, log_share = estimate_share(frequency, targets.reshape(-1), config.rate)
+    else:
+        frequency, log_q = estimate(frequency, targets.reshape(-1), config.rate)
+        # Q is the chance to be in a batch; `loss` wants a share of the batch's targets
+        log_share = log_q - jnp.log((targets > 0).sum().astype(jnp.float32))
     log_share = log_share.reshape(targets.shape)
     if on_mesh():
         log_share = jax.reshard(log_share, P('data', None))

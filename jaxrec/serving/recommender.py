@@ -96,7 +96,8 @@ class Recommender:
         if k < 1:
             raise UserError(f'k={k} must be at least 1')
         if given is None:
-            return self._lists(self.histories, users, self.trained.problem.codes, k)
+            codes, numbered = self.trained.problem.codes, self._inputs.users
+            return self._lists(self.histories, users, codes, k, numbered)
         features, of_items = self._inputs.features, self.catalogue.codes
         codes = lambda index: item_codes(features, of_items, given.items[index])  # noqa: E731
         return self._lists(given, users, codes if features else None, k)
@@ -161,12 +162,13 @@ class Recommender:
                 listed.append({**row, 'score': float(score), **found_by})
         return listed
 
-    def _lists(self, histories, users, codes, k):
+    def _lists(self, histories, users, codes, k, numbered=False):
         shape = (len(users), k)
         lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
         waiting, params, max_len = collections.deque(), self.trained.params, self._inputs.max_len
         with self._placed():
-            for chosen, batch in _batches(histories, users, codes, max_len, self._batch_users):
+            sizes = max_len, self._batch_users
+            for chosen, batch in _batches(histories, users, codes, *sizes, numbered):
                 out = self._top_k(params, self._vectors, place_whole(batch), k=k)
                 waiting.append((chosen, out))
                 while len(waiting) > _IN_FLIGHT:
@@ -193,17 +195,19 @@ def planned(problem: Problem, experiment: Any, graphdef: nnx.GraphDef) -> tuple[
     """
     histories, max_len = problem.source, experiment.model.inputs().max_len
     users = np.arange(histories.num_users)
-    batches = _batches(histories, users, problem.codes, max_len, BATCH_USERS)
+    numbered = experiment.model.inputs().users
+    batches = _batches(histories, users, problem.codes, max_len, BATCH_USERS, numbered)
     _, batch = max(batches, key=lambda one: one[1]['items'].size + one[1]['seen'].size)
     k = min(PLANNED_K, problem.sizes['item'])
     lists = _program(graphdef, problem.sizes['item'], keep_seen=False)
     return jax.jit(lambda params, vectors, batch: lists(params, vectors, batch, k=k)), batch
 
 
-def _batches(histories, users, codes, max_len, batch_users):
+def _batches(histories, users, codes, max_len, batch_users, numbered):
     whole = Targets(users, histories.offsets[users + 1])  # no target: all events are input
+    sizes = serving_rows(batch_users)
     return history_batches(
-        histories, whole, max_len=max_len, codes=codes, **serving_rows(batch_users)
+        histories, whole, max_len=max_len, codes=codes, numbered=numbered, **sizes
     )
 
 

@@ -25,12 +25,16 @@ from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
 from jaxrec.data.packed import TrainBatches
+from jaxrec.data.pairs import PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
+from jaxrec.devices.mesh import Split as SplitArrays
+from jaxrec.devices.mesh import table_rows
 from jaxrec.errors import UserError
-from jaxrec.evaluation import protocols, rank_metrics
+from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
+from jaxrec.nn import bipartite
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -39,15 +43,18 @@ class Config(Task):
     """How histories are split, what is learnt from them, and how it is measured."""
 
     split: str = field('leave-one-out', choices=splits.KINDS)
-    valid_share: float = 0.1  # temporal: of the events, in the validation period; users: of users
+    # temporal: of the events, in the validation period; users: of users; random: of every user's
+    # events; given: of the training events, where the data come without validation events
+    valid_share: float = 0.1
     test_share: float = 0.1
     prefix_share: float = 0.8  # users: of the events of a held-out user, which are the input
     # a user's held-out events that are targets: the first of the period, or all
     targets: str = field('first', choices=('first', 'all'), effect='measure')
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
-    # train on each user's 'last' window of the model, on 'all' windows, or on 'cuts': histories and
-    # the one event after each (in-batch losses, see jaxrec.data.cuts)
-    windows: str = field('last', choices=('last', 'all', 'cuts'))
+    # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
+    # the one event after each (in-batch losses, see jaxrec.data.cuts), or on 'pairs' of a user and
+    # an item, in no order (models of a graph; train.batch_rows counts pairs)
+    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs'))
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
@@ -104,6 +111,14 @@ class Config(Task):
         check_features(inputs.features)
         if not inputs.max_len:
             raise UserError('this model reads no history: it is not one of the next-item task')
+        if (self.windows == 'pairs') != inputs.pairs:
+            want = 'task.windows=' + ("'pairs'" if inputs.pairs else "'last', 'all' or 'cuts'")
+            raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        if self.split in splits.PARTED and not inputs.pairs:
+            raise UserError(
+                f'task.split={self.split!r} takes single events out of their order: it goes with '
+                "task.windows='pairs' and a model that learns them"
+            )
         if (self.windows == 'cuts') != bool(inputs.cuts):
             want = 'task.windows=' + ("'cuts'" if inputs.cuts else "'last' or 'all'")
             raise UserError(
@@ -116,16 +131,17 @@ class Config(Task):
                 'this model can predict (model.newest or model.max_len)'
             )
         if bool(self.unseen_negatives) != inputs.negatives:
-            raise UserError(
-                "task.unseen_negatives goes with a sampled loss and model.negatives_per='data', "
-                'and they with it'
-            )
+            need = "with a sampled loss and model.negatives_per='data'"
+            need = "with model.loss='bpr'" if inputs.pairs else need
+            raise UserError(f'task.unseen_negatives goes {need}, and they with it')
         if self.popularity and protocol.candidates != 'all':
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and self.split == 'leave-one-out':
             raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
+        if self.split in splits.PARTED and not self.valid_share and train.patience:
+            raise UserError('task.valid_share=0 leaves nothing to be patient for: train.patience=0')
         if train.metric.startswith('Coverage') and train.metric in self.metrics():
             raise UserError(
                 f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
@@ -175,6 +191,7 @@ class Config(Task):
             evaluations={},
             ids={'item': catalogue.item_ids},
             catalogue=catalogue,
+            constants=constants_of(catalogue),
         )
 
     def idle(self) -> dict[str, str]:
@@ -202,6 +219,31 @@ class Config(Task):
         last = Targets(np.arange(histories.num_users), histories.offsets[1:] - 1)
         split = dataclasses.replace(_everything(histories), valid=last, test=last)
         return NextItem(experiment, histories, meta, split=split)
+
+
+def constants_of(catalogue: Catalogue) -> dict[str, Any]:
+    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}."""
+    found = {} if catalogue.pairs is None else graph_of(catalogue)
+    if catalogue.known is not None:
+        codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
+        found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
+    return found
+
+
+def graph_of(catalogue: Catalogue) -> dict[str, Any]:
+    """'edges' and 'degrees' of `bipartite.graph` of the catalogue's pairs.
+
+    Raises:
+      UserError: the devices of the current mesh cannot share the rows.
+    """
+    users, items = catalogue.pairs
+    rows = bipartite.Nodes(table_rows(catalogue.num_users - 1), table_rows(catalogue.num_items))
+    mesh = jax.sharding.get_mesh()
+    pieces = 1 if mesh.empty else mesh.size
+    if any(n % pieces for n in rows):
+        raise UserError(f'the nodes of a graph are split over 1, 2, 4, .. 64 devices, not {pieces}')
+    edges, degrees = bipartite.graph(users, items, rows, pieces)
+    return {'edges': SplitArrays(edges), 'degrees': degrees}
 
 
 class Retrieval(Problem):
@@ -248,6 +290,9 @@ class NextItem(Retrieval):
             self.split, evaluations = _everything(histories), {}
             train_ends = starts[1]
         else:
+            if not split and task.split in splits.PARTED:
+                shares = task.valid_share, task.test_share
+                histories = splits.parted(histories, task.split, *shares)
             self.split = split or splits.split(
                 histories,
                 task.split,
@@ -262,6 +307,8 @@ class NextItem(Retrieval):
                 'valid': lambda: self.ranking('valid', max_users=self._task.valid_users),
                 'test': lambda: self.ranking('test'),
             }
+            if task.split in splits.PARTED and not len(self.split.valid):  # nothing validates
+                del evaluations['valid']
             if task.split == 'leave-one-out':
                 notes = (splits.LEAK_WARNING,)
         features = experiment.model.inputs().features
@@ -269,6 +316,25 @@ class NextItem(Retrieval):
         self.codes = encoder.events if features else None
         wanted = experiment.model.inputs().rewards
         self._rewards = Rewarder(histories, wanted, train_ends) if wanted else None
+        self._pairs = None
+        if experiment.model.inputs().pairs:
+            self._pairs = training_pairs(histories, train_ends)
+            repeats = int((train_ends - histories.offsets[:-1]).sum()) - self._pairs.shape[1]
+            if repeats:
+                notes += (f'note: {repeats:,} repeated pairs are one edge each',)
+        known = None
+        if experiment.model.inputs().items:
+            known = protocols.training_counts(histories, self.split) > 0
+        catalogue = Catalogue(
+            histories.item_ids,
+            histories.num_users,
+            meta['data_hash'],
+            histories.titles,
+            encoder.of_items,
+            histories.name,
+            self._pairs,
+            known,
+        )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
@@ -280,14 +346,8 @@ class NextItem(Retrieval):
             evaluations=evaluations,
             ids={'item': histories.item_ids},
             notes=notes,
-            catalogue=Catalogue(
-                histories.item_ids,
-                histories.num_users,
-                meta['data_hash'],
-                histories.titles,
-                encoder.of_items,
-                histories.name,
-            ),
+            catalogue=catalogue,
+            constants=constants_of(catalogue),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -322,8 +382,16 @@ class NextItem(Retrieval):
             several=self._task.targets == 'all',
             popularity=self._task.popularity,
             widths=self._widths,
-            **options,
+            numbered=self._experiment.model.inputs().users,
+            **{'references': self._references(), **options},
         )
+
+    def _references(self) -> tuple[str, ...] | None:
+        """Of pairs also what is solved for; nothing that goes by an order which there is not."""
+        if self._pairs is None:
+            return None
+        ordered = baselines.NAMES if self.source.times is not None else ('popularity',)
+        return (*ordered, *linear.NAMES)
 
     def _longest_inputs(self) -> np.ndarray:
         """Lengths of what is read to predict test targets; where there are none, of everything."""
@@ -333,6 +401,16 @@ class NextItem(Retrieval):
     def batches(self) -> Batches:
         """The training batches of the split."""
         task, train_ends = self._task, self.split.train_ends
+        if task.windows == 'pairs':
+            train = self._experiment.train
+            return PairBatches(
+                self._pairs,
+                self.source.num_items,
+                rows=train.batch_rows,
+                seed=train.seed,
+                negatives=task.unseen_negatives,
+                process=self._process,
+            )
         common = self._common()
         extras = self._experiment.model.inputs().extras
         if extras:
@@ -341,7 +419,12 @@ class NextItem(Retrieval):
             common['similar'] = positives.similar_items(self.source, train_ends)
         if task.windows == 'cuts':
             return CutBatches(
-                self.source, train_ends, windows=task.windows_per_user, cuts=task.cuts, **common
+                self.source,
+                train_ends,
+                windows=task.windows_per_user,
+                cuts=task.cuts,
+                numbered=self._experiment.model.inputs().users,
+                **common,
             )
         return TrainBatches(
             self.source,
@@ -398,6 +481,7 @@ class NextItem(Retrieval):
                 windows=self._task.windows_per_user,
                 cuts=self._task.cuts,
                 train_starts=before,
+                numbered=self._experiment.model.inputs().users,
                 **self._common(),
             )
         return Period(batches, evaluations)

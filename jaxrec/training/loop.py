@@ -198,7 +198,7 @@ class _Run:
                 if self.step < self._stop_at or not self._validated():
                     break  # to go on from here another time
             self._host |= {'period': number + 1, 'since': self.step}
-        if len(self.problem.periods) > 1:  # the newest parameters are the ones to serve
+        if self._valid is None:  # the newest parameters are the ones to serve
             for place, params in self._runs():
                 self._save_best(place, params)
         for name, found in self.summaries().items():

@@ -1,0 +1,53 @@
+r"""LightGCN, and its family by name, on Gowalla as NGCF and LightGCN split it.
+
+python -m jaxrec.train --config=experiments/lightgcn_gowalla.py --workdir=runs/gowalla \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/gowalla
+
+FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
+lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau. It stops on a tenth of each user's training items;
+`--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
+them for the N epochs that were found.
+"""
+
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models.lightgcn import Config, Views
+from jaxrec.tasks import next_item
+
+MODELS = {
+    'lightgcn': Config(),
+    'mf': Config(layers=0),
+    'sgl-ed': Config(views=Views('edge_drop', weight=0.1, temperature=0.2, rate=0.1, among='all')),
+    'simgcl': Config(own_layer=False, views=Views('noise', weight=0.5, temperature=0.2, noise=0.1)),
+    'xsimgcl': Config(
+        own_layer=False, views=Views('one_pass', weight=0.2, temperature=0.15, noise=0.2, layer=1)
+    ),
+    'directau': Config(layers=0, loss='direct_au', uniformity=5.0, decay=0.0),
+}
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'NAME,SEED', of MODELS, lightgcn and 0 if empty."""
+    name, _, seed = arg.partition(',')
+    model = MODELS[name or 'lightgcn']
+    return Experiment(
+        task=next_item.Config(
+            split='given',
+            targets='all',
+            windows='pairs',
+            unseen_negatives=int(model.loss == 'bpr'),
+            cutoffs=(10, 20, 50),
+        ),
+        model=model,
+        data=Data(dataset='gowalla'),
+        optim=Optim(learning_rate=2e-3, b2=0.999),
+        train=Train(
+            batch_rows=4096,
+            epochs=300,
+            eval_every=10,
+            patience=5,
+            metric='Recall@20',
+            seed=int(seed or 0),
+        ),
+    )

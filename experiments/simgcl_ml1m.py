@@ -1,0 +1,63 @@
+r"""SimGCL and XSimGCL on MovieLens-1M as a graph (the split of LCFN and UltraGCN).
+
+python -m jaxrec.train --config=experiments/simgcl_ml1m.py --workdir=runs/simgcl \
+    --config.data.source=FOLDER
+python -m jaxrec.train --config=experiments/simgcl_ml1m.py:xsimgcl --workdir=runs/xsimgcl ..
+python -m jaxrec.evaluate --workdir=runs/simgcl
+
+FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
+members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
+sgl-fm, directau, directau-lightgcn; a seed may follow, `NAME,SEED`.
+"""
+
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models.lightgcn import Config, Views
+from jaxrec.tasks import next_item
+
+
+def sgl(kind: str) -> Config:
+    """SGL with views of this kind, as for Yelp2018 in the paper."""
+    return Config(views=Views(kind, weight=0.1, temperature=0.2, rate=0.1, among='all'))
+
+
+MODELS = {
+    'mf': Config(layers=0),
+    'lightgcn': Config(),
+    'sgl-nd': sgl('node_drop'),
+    'sgl-ed': sgl('edge_drop'),
+    'sgl-rw': sgl('random_walk'),
+    'sgl-fm': sgl('feature_mask'),
+    'simgcl': Config(own_layer=False, views=Views('noise', weight=0.1, temperature=0.2, noise=0.1)),
+    'xsimgcl': Config(
+        own_layer=False, views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.2, layer=1)
+    ),
+    'directau': Config(layers=0, loss='direct_au', uniformity=2.0, decay=0.0),
+    'directau-lightgcn': Config(loss='direct_au', uniformity=2.0, decay=0.0),
+}
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'NAME,SEED', of MODELS, simgcl and 0 if empty."""
+    name, _, seed = arg.partition(',')
+    model = MODELS[name or 'simgcl']
+    return Experiment(
+        task=next_item.Config(
+            split='given',
+            targets='all',
+            windows='pairs',
+            unseen_negatives=int(model.loss == 'bpr'),
+            cutoffs=(10, 20, 50),
+        ),
+        model=model,
+        data=Data(dataset='ml-1m-graph'),
+        optim=Optim(learning_rate=5e-3, b2=0.999),
+        train=Train(
+            batch_rows=4096,
+            epochs=30,
+            eval_every=2,
+            patience=3,
+            metric='Recall@20',
+            seed=int(seed or 0),
+        ),
+    )

@@ -1,0 +1,131 @@
+"""Linear models in closed form: what a model of a graph has to beat.
+
+A user's scores are a row of R, what the user had before the targets, times a matrix of items. It is
+fitted on all that comes before the targets, validation events of a test included, which no model
+that stops on them has learnt.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+
+from jaxrec.data.ragged import ranges
+from jaxrec.devices.top_k import UNREACHABLE
+
+NAMES = ('ease', 'low_pass', 'gf_cf')
+DENSE_ITEMS = 1 << 13  # more make a dense matrix of items too large
+_RIDGE, _RANK, _SHARE = 500.0, 64, 0.3
+_SCORES = 1 << 24  # held at once
+
+Scores = Callable[[scipy.sparse.csr_array], np.ndarray]  # R of some users -> float64 [users, items]
+
+
+def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """(greater, ties) int64 of all targets, as `top_k` defines them, by name.
+
+    Args:
+      task: a `ranking.Ranking` among the whole catalogue.
+      names: of NAMES, those that are wanted; ease only up to DENSE_ITEMS items.
+    """
+    known, given = _before(task)
+    low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
+    scorers = {}
+    if 'ease' in names and known.shape[1] <= DENSE_ITEMS:
+        scorers['ease'] = ease_scores(known)
+    if 'low_pass' in names:
+        scorers['low_pass'] = low_pass
+    if 'gf_cf' in names:
+        hop = hop_scores(known)
+        scorers['gf_cf'] = lambda rows: hop(rows) + _SHARE * low_pass(rows)
+    return {name: _ranked(scorer, task, given) for name, scorer in scorers.items()}
+
+
+def ease_scores(known: scipy.sparse.csr_array, ridge: float = _RIDGE) -> Scores:
+    """EASE (Steck 2019): R B with B = I - P diag(P)^-1 and P = (R^T R + ridge I)^-1."""
+    gram = (known.T @ known).toarray()
+    gram[np.diag_indices_from(gram)] += ridge
+    inverse = np.linalg.inv(gram)
+    weights = -inverse / np.diagonal(inverse)
+    np.fill_diagonal(weights, 0)
+    return lambda rows: rows @ weights
+
+
+def smooth_scores(known: scipy.sparse.csr_array, rank: int = _RANK) -> Scores:
+    """The ideal low-pass filter of GF-CF (Shen et al. 2021): R D^-1/2 V V^T D^1/2.
+
+    D are the items' degrees, V the first right singular vectors of the normalised R.
+    """
+    scaled, _, of_items = _normalised(known)
+    rank = min(rank, min(known.shape) - 1)
+    if rank < 1:
+        return lambda rows: np.zeros(rows.shape)
+    start = np.random.default_rng(0).normal(size=min(known.shape))
+    basis = scipy.sparse.linalg.svds(scaled, rank, v0=start, return_singular_vectors='vh')[2].T
+    inward, outward = of_items[:, None] * basis, basis * _inverse(of_items)[:, None]
+    return lambda rows: (rows @ inward) @ outward.T
+
+
+def hop_scores(known: scipy.sparse.csr_array) -> Scores:
+    """One hop: R N^T N with N the normalised R."""
+    scaled, _, _ = _normalised(known)
+    if known.shape[1] <= DENSE_ITEMS:
+        between = (scaled.T @ scaled).toarray()
+        return lambda rows: rows @ between
+    return lambda rows: ((rows @ scaled.T) @ scaled).toarray()
+
+
+def _normalised(known):
+    """Du^-1/2 R Di^-1/2, and the two scales; 0 where there are no events."""
+    scales = [_inverse(np.sqrt(np.asarray(known.sum(axis), np.float64))) for axis in (1, 0)]
+    left, right = (scipy.sparse.diags_array(scale) for scale in scales)
+    return (left @ known @ right).tocsr(), *scales
+
+
+def _inverse(x):
+    return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
+
+
+def _before(task):
+    """R of everybody, 0 or 1 float64 [users, items], and its rows of the evaluated users.
+
+    Of these what comes before their targets, of the others what trains.
+    """
+    histories, ends = task.histories, np.array(task.split.train_ends)
+    users = task.targets.users
+    ends[users] = np.maximum(ends[users], task.targets.ends)
+
+    def matrix(ends):
+        lengths = ends - histories.offsets[:-1]
+        items = histories.items[ranges(histories.offsets[:-1], lengths)] - 1
+        starts = np.concatenate([[0], np.cumsum(lengths)])
+        shape = (histories.num_users, histories.num_items)
+        made = scipy.sparse.csr_array((np.ones(len(items)), items, starts), shape)
+        made.sum_duplicates()
+        made.data[:] = 1
+        return made
+
+    inputs = np.array(histories.offsets[:-1])
+    inputs[users] = task.targets.ends
+    return matrix(ends), matrix(inputs)[users]
+
+
+def _ranked(scorer, task, given):
+    """Counts of all targets, a few users' scores at a time."""
+    greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
+    at_once = max(_SCORES // given.shape[1], 1)
+    for start in range(0, given.shape[0], at_once):
+        rows = given[start : start + at_once]
+        scores = np.asarray(scorer(rows))
+        if task.filter_seen:
+            scores[rows.nonzero()] = -np.inf
+        first, last = np.searchsorted(task.owner, [start, start + at_once])
+        for some in range(first, last, at_once):
+            mine = slice(some, min(some + at_once, last))
+            owner, items = task.owner[mine] - start, task.items[mine] - 1
+            own, others = scores[owner, items][:, None], scores[owner]
+            greater[mine] = (others > own).sum(1)
+            ties[mine] = (others == own).sum(1) - 1
+    hidden = task.unreachable
+    return np.where(hidden, UNREACHABLE, greater), np.where(hidden, 0, ties)

@@ -1,0 +1,242 @@
+"""Two towers with in-batch negatives (Yi et al., RecSys 2019): users and items meet in one product.
+
+The user tower reads the user's id, a history and the attributes of its events; the item tower the
+item's id and attributes. Both end in unit vectors. An id is left out by chance in training, so that
+users and items without one, unknown or never seen in training, are served from the rest.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrec import rng
+from jaxrec.config import Feature, field
+from jaxrec.devices.mesh import TABLE, on_mesh, replicated
+from jaxrec.errors import UserError
+from jaxrec.losses import unit
+from jaxrec.models import sasrec
+from jaxrec.nn import embeddings
+from jaxrec.nn.dropout import Key, dropout, hashed
+from jaxrec.nn.embeddings import Rows, lookup
+from jaxrec.nn.linear import linear_layer
+from jaxrec.objectives import in_batch
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.problem import Inputs, Model, ModelConfig
+
+_STREAMS = ('user', 'item', 'history', 'dropout', 'negatives')  # of a step's key
+_AT_ONCE = 1 << 13  # items of a piece of the catalogue
+
+
+@dataclasses.dataclass
+class Config(ModelConfig):
+    """Hyper-parameters of both towers; they train on task.windows='cuts'.
+
+    `in_batch.uniform` adds negatives drawn uniformly to those of the batch: mixed negatives (Yang
+    et al. 2020).
+    """
+
+    dim: int = field(64, least=1)  # of the vectors that meet, and of ids
+    widths: tuple[int, ...] = (128,)  # of the hidden layers of each tower
+    max_len: int = field(50, least=1)  # newest events that the user tower sees
+    # the mean of the events' vectors, or a causal transformer over them
+    history: str = field('mean', choices=('mean', 'transformer'))
+    blocks: int = field(1, least=1)  # of the transformer
+    heads: int = field(1, least=1)
+    user_id: bool = True
+    item_id: bool = True
+    id_dropout: float = field(0.1, least=0, below=1)  # how often an id of either tower is left out
+    features: tuple[Feature, ...] = ()  # of items, in both towers; of events, in the user's
+    feature_dim: int = field(16, least=1)
+    dropout: float = field(0.1, least=0, below=1)  # of the history's events and the hidden layers
+    temperature: float = field(0.05, above=0)  # of the cosines; where it is learnt, at the start
+    learnt_temperature: bool = False
+    in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
+    init: str = field('xavier_normal', choices=embeddings.INITS)
+
+    def check(self) -> None:
+        """Raises UserError for values that do not go together."""
+        if self.dim % self.heads:
+            raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
+        if min(self.widths, default=1) < 1:
+            raise UserError(f'model.widths={self.widths} must be at least 1 each')
+        if not (self.item_id or self.features):
+            raise UserError('model.item_id=False needs model.features: else all items are alike')
+
+    def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'TwoTower':
+        """Builds the model for users 0..sizes['user'] - 1 and items 1..sizes['item']."""
+        return TwoTower(self, sizes, rngs=rngs)
+
+    def inputs(self) -> Inputs:
+        """What the model wants of the data."""
+        return Inputs(
+            self.max_len, self.features, cuts=self.max_len, users=self.user_id, items=True
+        )
+
+    def whole_batch(self) -> str:
+        """The in-batch loss takes a batch's rows as each other's negatives."""
+        return 'the in-batch loss of this model'
+
+
+class Tower(nnx.Module):
+    """Hidden layers with ReLU and dropout, then a unit vector."""
+
+    def __init__(self, inputs: int, config: Config, *, rngs: nnx.Rngs):
+        linear = linear_layer(embeddings.INITS[config.init], jnp.float32)
+        sizes = (inputs, *config.widths, config.dim)
+        self.rate = config.dropout
+        self.layers = nnx.List(linear(a, b, rngs=rngs) for a, b in itertools.pairwise(sizes))
+
+    def __call__(self, x: jax.Array, key: Key = None) -> jax.Array:
+        """[B, L, dim] of x [B, L, inputs]."""
+        for n, layer in enumerate(self.layers):
+            if n:
+                own = None if key is None else jax.random.fold_in(key, n)
+                x = dropout(jax.nn.relu(x), self.rate, own)
+            x = layer(x)
+        return unit(x)
+
+
+class TwoTower(Model):
+    """The score of an item is the cosine of the two towers' vectors."""
+
+    def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
+        self.config, self.num_items = config, sizes['item']
+        dim, features = config.dim, config.features
+        table = lambda count: embeddings.item_table(config.init, dim, count, rngs.params())  # noqa: E731
+        # row u is user u
+        self.users = nnx.Param(table(sizes['user'] - 1)) if config.user_id else None
+        self.attributes = (
+            embeddings.Attributes(features, config.feature_dim, rngs=rngs) if features else None
+        )
+        described = len(features) * config.feature_dim
+        self.item_tower = Tower(config.item_id * dim + described, config, rngs=rngs)
+        pooled = dim + (described if config.history == 'mean' else 0)
+        self.user_tower = Tower(config.user_id * dim + pooled, config, rngs=rngs)
+        if config.history == 'mean':
+            self.items, self.sequence = nnx.Param(table(self.num_items)), None
+        else:
+            settings = sasrec.Config(
+                dim=dim,
+                blocks=config.blocks,
+                heads=config.heads,
+                max_len=config.max_len,
+                dropout=config.dropout,
+                embedding_dropout=config.dropout,
+                features=features,
+                feature_dim=config.feature_dim,
+                init=config.init,
+            )
+            self.items, self.sequence = None, sasrec.SASRec(settings, self.num_items, rngs=rngs)
+        start = jnp.asarray(-jnp.log(config.temperature), jnp.float32)
+        self.scale = nnx.Param(start) if config.learnt_temperature else None
+
+    def item_table(self) -> jax.Array:
+        """[rows, dim] of item ids; row 0 and rows above num_items are padding."""
+        return self.items[...] if self.sequence is None else self.sequence.item_table()
+
+    def item_vectors(self, items: jax.Array, constants: dict, key: Key = None) -> jax.Array:
+        """[n, dim] of items int32 [n], whole on every device.
+
+        Args:
+          items: numbers.
+          constants: 'items', see `next_item.items_of`: which are known, and codes by column.
+          key: of dropout and of ids that are left out; None at inference.
+        """
+        known, codes = constants['items']['known'], constants['items']['codes']
+        parts = []
+        if self.config.item_id:
+            there = known[items] & self._kept(items, key)
+            parts.append(lookup(self.item_table(), items) * there[:, None])
+        if self.attributes is not None:  # an item has no attributes of events
+            own = {c: codes[c][items] if c in codes else items * 0 for c in self.attributes.columns}
+            parts += self.attributes.vectors(own)
+        return self.item_tower(jnp.concatenate(parts, -1)[None], key)[0]
+
+    def catalogue(self, constants: dict) -> dict[str, jax.Array]:
+        """{'items': [rows, dim]} of all items, a piece at a time."""
+        rows = len(self.item_table())
+        size = min(rows, _AT_ONCE)
+        pieces = -(-rows // size)
+        numbers = jnp.minimum(jnp.arange(pieces * size), self.num_items).reshape(pieces, size)
+        made = jax.lax.map(lambda items: self.item_vectors(items, constants), numbers)
+        made = made.reshape(pieces * size, -1)[:rows]
+        return {'items': jax.reshard(made, TABLE) if on_mesh() else made}
+
+    def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
+        """User vectors [B, 1, dim] of right-aligned histories, and of `users` where there are."""
+        del catalogue
+        return self.user_vectors(batch, last=1)
+
+    def user_vectors(self, batch: dict, last: int, keys: Mapping[str, Key] | None = None):
+        """[B, last, dim] after each of the `last` newest places of the rows.
+
+        Args:
+          batch: items, segments, positions int32 [B, L] and features; users int32 [B], if known.
+          last: at most L.
+          keys: 'user', 'history' and 'dropout'; None at inference.
+        """
+        keys = keys or dict.fromkeys(('user', 'history', 'dropout'))
+        if self.sequence is not None:
+            table = self.item_table()
+            hidden = self.sequence.encode(batch, table, keys['history'], last=last)
+        else:
+            hidden = self._mean(batch, last, keys['history'])
+        parts = [hidden]
+        if self.users is not None:
+            if 'users' in batch:
+                ids = lookup(self.users[...], batch['users'])
+                ids = ids * self._kept(batch['users'], keys['user'])[:, None]
+            else:
+                ids = jnp.zeros_like(hidden[:, 0, : self.config.dim])
+            parts.append(jnp.broadcast_to(ids[:, None], (*hidden.shape[:2], ids.shape[-1])))
+        return self.user_tower(jnp.concatenate(parts, -1), keys['dropout'])
+
+    def _mean(self, batch, last, key):
+        """[B, last, ..] means of the events' vectors up to each place; 0 before the first."""
+        real = (batch['segments'] > 0)[..., None].astype(jnp.float32)
+        x = [lookup(self.item_table(), batch['items'])]
+        if self.attributes is not None:
+            x += self.attributes.vectors(batch['features'])
+        x = dropout(jnp.concatenate(x, -1), self.config.dropout, key) * real
+        total, count = (jnp.cumsum(one, 1)[:, -last:] for one in (x, real))
+        return total / jnp.maximum(count, 1)
+
+    def _kept(self, ids, key):
+        """bool like ids: False with the chance that an id is left out, alike for the same id."""
+        if key is None or not self.config.id_dropout:
+            return ids >= 0
+        limit = jnp.uint32(int(self.config.id_dropout * 2**32))
+        return hashed(key, ids.astype(jnp.uint32)) >= limit
+
+    def sample(self, batch: dict, key: jax.Array) -> dict:
+        """The batch with its uniform negatives, see `in_batch.sample`."""
+        key = rng.keys(key, *_STREAMS)['negatives']
+        return in_batch.sample(self.config.in_batch, batch, key, self.num_items)
+
+    def loss(
+        self, batch: dict, constants: dict, carry: dict, key: jax.Array
+    ) -> tuple[jax.Array, tuple[dict, dict]]:
+        """In-batch softmax of cuts; the item tower sees the items of the batch alone."""
+        keys = rng.keys(key, *_STREAMS)
+        last = batch['targets'].shape[1]
+        queries = self.user_vectors(batch, last, keys)[:, :, None]
+        scale = 1 / self.config.temperature if self.scale is None else jnp.exp(self.scale[...])
+        wanted = replicated(batch['targets']).reshape(-1)
+        if 'sampled' in batch:
+            wanted = jnp.concatenate([wanted, batch['sampled']])
+        ids = jnp.sort(wanted)
+        rows = Rows(ids, self.item_vectors(ids, constants, keys['item']))
+        value, (terms, new) = in_batch.loss(
+            self.config.in_batch, queries * scale, rows, batch, carry, self.num_items
+        )
+        if self.scale is not None:
+            terms = {**terms, 'temperature': 1 / scale}
+        return value, (terms, new)
+
+    def carry(self) -> dict:
+        """The frequency estimate of the in-batch loss."""
+        return in_batch.start(self.config.in_batch, self.num_items)
