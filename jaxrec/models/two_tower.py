@@ -238,5 +238,5 @@ class TwoTower(Model):
         return value, (terms, new)
 
     def carry(self) -> dict:
-        """The frequency estimate of the in-batch loss."""
-        return in_batch.start(self.config.in_batch, self.num_items)
+        """What the in-batch loss remembers."""
+        return in_batch.start(self.config.in_batch, self.num_items, self.config.dim)
