@@ -1,5 +1,6 @@
 """Kuaishou's framework, as we read it: rewards, the bank, and its terms against float64 loops."""
 
+import dataclasses
 import functools
 import itertools
 import json
@@ -311,7 +312,7 @@ def test_the_same_on_any_mesh(mesh):
     results = []
     for shape in ((1, 1), (2, 2)):
         mesh(*shape)
-        exp, problem = system(FRAMEWORK)
+        exp, problem = system(dataclasses.replace(FRAMEWORK, views=1))
         program, batches = Program(exp, problem, 10), problem.batches()
         state, found = program.init(), []
         step = jit(jax.value_and_grad(functools.partial(loss_of, program.graphdef), has_aux=True))
@@ -379,8 +380,8 @@ def test_labels_are_for_bce():
 def test_a_log_without_signals_trains(tmp_path):
     """Every reward is 1: through the command, stopped and gone on with, the bank in between."""
     changes = {'model.loss': 'bce', 'train.steps': 6, 'train.log_every': 3, 'optim.ema': 0.0}
-    exp = runs.small(tmp_path, **changes, **{'train.eval_every': 10.0})
-    exp.model.multi_signal = MultiSignal(user_item=0.1, feedback=0.1, bank=50)
+    exp = runs.small(tmp_path, **changes, **{'train.eval_every': 10.0, 'model.blocks': 0})
+    exp.model.multi_signal = MultiSignal(user_item=0.1, feedback=0.1, bank=50, views=1)
     file, logs = runs.write(tmp_path / 'config.py', exp), []
     for name, words in (('run', ('--config.train.steps=3',)), ('run', ()), ('whole', ())):
         done = runs.inside('train', f'--config={file}', f'--workdir={tmp_path / name}', *words)
