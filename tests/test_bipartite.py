@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrec.devices.mesh import Split, put_whole
+from jaxrec.devices.mesh import Divided, put_whole
 from jaxrec.nn import bipartite
 from jaxrec.nn.bipartite import Nodes
 
@@ -150,7 +150,7 @@ def test_the_same_bits_on_every_mesh(mesh, shape):
     expected = jax.tree.map(np.asarray, views(*bipartite.graph(*pairs(), ROWS, 1)))
     mesh(*shape)
     edges, degrees = bipartite.graph(*pairs(), ROWS, shape[0] * shape[1])
-    placed = put_whole({'edges': Split(edges), 'degrees': degrees})
+    placed = put_whole({'edges': Divided(edges), 'degrees': degrees})
     assert placed['edges'].arrays.users.rows.addressable_shards[0].data.shape[0] == 1
     got = jax.jit(views)(placed['edges'].arrays, placed['degrees'])
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

@@ -10,7 +10,7 @@ from flax import nnx
 from models import jit
 
 from jaxrec import losses
-from jaxrec.devices.mesh import Split, put_batch, put_whole
+from jaxrec.devices.mesh import Divided, put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import check_fields
 from jaxrec.losses import nodes
@@ -42,7 +42,7 @@ def pairs():
 
 def constants(pieces=1):
     edges, degrees = bipartite.graph(*pairs(), ROWS, pieces)
-    return jax.tree.map(jnp.asarray, {'edges': Split(edges), 'degrees': degrees})
+    return jax.tree.map(jnp.asarray, {'edges': Divided(edges), 'degrees': degrees})
 
 
 def make(**settings):
@@ -359,7 +359,7 @@ def test_the_same_on_every_mesh(mesh, shape, name):
     expected = jax.tree.map(np.asarray, jit(both)(params, BATCH, constants()))
     mesh(*shape)
     edges, degrees = bipartite.graph(*pairs(), ROWS, shape[0] * shape[1])
-    given = put_whole({'edges': Split(edges), 'degrees': degrees})
+    given = put_whole({'edges': Divided(edges), 'degrees': degrees})
     model = make(layers=2, **FAMILY[name])  # born on the mesh
     got = jit(both)(nnx.split(model)[1], put_batch(BATCH), given)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):

@@ -18,7 +18,7 @@ from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import lightgcn, sasrec
 from jaxrec.serving.recommender import Recommender
 from jaxrec.tasks import next_item
-from jaxrec.training.loop import fit
+from jaxrec.training.loop import fit, fit_together
 from jaxrec.training.restore import load_trained
 
 
@@ -201,6 +201,16 @@ def test_lists_with_and_without_the_data(run, tmp_path):
     del given
 
 
+def test_seeds_in_one_program(tmp_path):
+    """Each as it is alone, but for the order of sums."""
+    seeds = {f's{n}': experiment(tmp_path, **{'train.seed': n, 'train.epochs': 1}) for n in (3, 4)}
+    fit_together(seeds, tmp_path / 'both')
+    fit(seeds['s4'], tmp_path / 'alone')
+    one, other = (load_trained(tmp_path / name).params for name in ('both/s4', 'alone'))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+
+
 def test_without_validation_the_last_parameters_are_served(tmp_path):
     given = experiment(tmp_path, **{'task.valid_share': 0.0, 'train.epochs': 1})
     summary = fit(given, tmp_path / 'run')
@@ -214,7 +224,7 @@ def test_without_validation_the_last_parameters_are_served(tmp_path):
 
 def test_a_dry_run_tells_of_the_graph(tmp_path):
     path = runs.write(tmp_path / 'config.py', experiment(tmp_path))
-    done = runs.inside('train', f'--config={path}', '--dry_run', '--mesh=2,1')
+    done = runs.inside('train', f'--config={path}', '--dry_run', '--mesh=4,2')
     assert done.returncode == 0, done.stderr
     assert 'constants' in done.stdout
 

@@ -93,7 +93,7 @@ def put_batch(batch: dict) -> dict:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
-class Split:
+class Divided:
     """Nested arrays among constants of which every device keeps its part of the leading axis."""
 
     arrays: Any
@@ -102,13 +102,13 @@ class Split:
 def put_whole(constants: dict) -> dict:
     """Places nested arrays that every process holds on the current mesh, whole on every device.
 
-    But for what is `Split`.
+    But for what is `Divided`.
     """
 
     def place(x):
-        return Split(_put(x.arrays, EVERY)) if isinstance(x, Split) else _put(x, REPLICATED)
+        return Divided(_put(x.arrays, EVERY)) if isinstance(x, Divided) else _put(x, REPLICATED)
 
-    return jax.tree.map(place, constants, is_leaf=lambda x: isinstance(x, Split))
+    return jax.tree.map(place, constants, is_leaf=lambda x: isinstance(x, Divided))
 
 
 def place_whole(batch: dict) -> dict:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import scipy.sparse.linalg
 
 from jaxrec.data.ragged import ranges
 from jaxrec.devices.top_k import UNREACHABLE

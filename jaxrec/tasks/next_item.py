@@ -29,8 +29,7 @@ from jaxrec.data.pairs import PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
-from jaxrec.devices.mesh import Split as SplitArrays
-from jaxrec.devices.mesh import table_rows
+from jaxrec.devices.mesh import Divided, table_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
@@ -243,7 +242,7 @@ def graph_of(catalogue: Catalogue) -> dict[str, Any]:
     if any(n % pieces for n in rows):
         raise UserError(f'the nodes of a graph are split over 1, 2, 4, .. 64 devices, not {pieces}')
     edges, degrees = bipartite.graph(users, items, rows, pieces)
-    return {'edges': SplitArrays(edges), 'degrees': degrees}
+    return {'edges': Divided(edges), 'degrees': degrees}
 
 
 class Retrieval(Problem):
