@@ -297,6 +297,7 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
 
     class Dies:
         trained, k, keep_seen, explain = recommender.trained, 5, False, False
+        allowed = None
         histories, catalogue = recommender.histories, recommender.catalogue
 
         def __call__(self, chosen, given):
