@@ -112,6 +112,8 @@ def flags(**given):
         'users': None,
         'output': None,
         'k': 10,
+        'exclude': None,
+        'allow': None,
         'keep_seen': False,
         'explain': False,
         'skip_unknown': False,

@@ -110,9 +110,7 @@ class Catalogue(Items):
         for name, values in features.items():
             if name not in self.features:
                 there = ', '.join(self.features) or 'none'
-                raise UserError(
-                    f'the items have no column {name!r} in the catalogue; it has {there}'
-                )
+                raise UserError(f'the catalogue has no column {name!r} of items; it has {there}')
             found = np.isin(self.features[name], np.atleast_1d(np.asarray(values)))
             chosen &= found.any(1) if found.ndim == 2 else found
         return chosen

@@ -144,11 +144,13 @@ def _values(codes, name, given):
             raise UserError(f'{name!r} must be {wanted}, or None')
         given = [[*one, *[0] * (codes.width - len(one))] for one in given]
     whole = codes.kind in ('category', 'set')
-    values = np.array(given) if all(map(_is_number, np.ravel(given).tolist())) else np.array('')
+    flat = [member for one in given for member in one] if codes.kind == 'set' else given
+    values = np.array(given) if all(map(_is_number, flat)) else np.array('')
     if values.dtype.kind not in ('iu' if whole else 'iuf'):
         raise UserError(f'{name!r} must be {"whole numbers" if whole else "a number"}, or None')
     return values
 
 
 def _is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, int | float | np.integer | np.floating)
+    return number and not isinstance(value, bool)

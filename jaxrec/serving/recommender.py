@@ -169,7 +169,7 @@ class Recommender:
 
     def warm_up(self) -> None:
         """Compiles all that a request needs, so that none waits for it."""
-        parts = ((np.zeros(0, int), *self._part([], *shape)) for shape in self._shapes.empty())
+        parts = ((np.zeros(0, int), *self._part([], *shape)) for shape in self._shapes.every())
         self._lists(self._asked, parts, 0, self.k)
 
     def given(self, histories: Sequence[Sequence[int]]) -> Histories:

@@ -60,11 +60,9 @@ class Shapes:
         most = min(self._batch_users, max(self._tokens // width, self._multiple))
         return buckets(most // self._multiple * self._multiple, self._multiple)
 
-    def empty(self) -> Iterator[tuple[list[Request], tuple[int, int], int]]:
-        """(requests, size, rows) of every shape there is."""
-        for size in self.sizes:
-            for rows in self.rows(size[0]):
-                yield [], size, rows
+    def every(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """(size, rows) of every shape there is."""
+        return ((size, rows) for size in self.sizes for rows in self.rows(size[0]))
 
 
 def batches(
@@ -184,8 +182,7 @@ class Filter:
             return None
         if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
             raise UserError(
-                f'{what} must be item ids, or a mask, for all histories or one for each of the '
-                f'{count:,}'
+                f'{what} must be item ids or a mask, or one for each of {count:,} lists'
             )
         return list(given)
 
