@@ -204,7 +204,13 @@ class Problem:
 
 @dataclasses.dataclass
 class Task:
-    """What is learnt, from which data, and how it is measured; `experiment.task`."""
+    """What is learnt, from which data, and how it is measured; `experiment.task`.
+
+    Attributes:
+      needs_no_data: for a message, what is served from a run's folder alone; '' = nothing.
+    """
+
+    needs_no_data: ClassVar[str] = ''
 
     # of the matrix products of evaluations and lists, whatever they were trained with
     precision: str = field(PRECISION, choices=PRECISIONS, effect='measure')

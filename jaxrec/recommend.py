@@ -13,8 +13,9 @@ named .json or .jsonl holds lists, and may hold many histories (see jaxrec/servi
 Histories need the work directory alone, wherever it is. Users need the data that it was trained on.
 
 --output ends in .parquet or .csv. A bulk run that was killed goes on where it stopped when started
-again. Items of the history are left out unless --keep_seen. With --explain each row says which of
-the user's vectors (interests of a multi-interest model, numbered from 1) found the item.
+again. Items of the history are left out unless --keep_seen, those of --exclude=FILE always, and
+with --allow=FILE all that it does not name. With --explain each row says which of the user's
+vectors (interests of a multi-interest model, numbered from 1) found the item.
 """
 
 import itertools
@@ -48,6 +49,8 @@ def define_flags() -> None:
     flags.DEFINE_string('users', None, "File of raw user ids, or 'all'.")
     flags.DEFINE_string('output', None, 'FILE.parquet or FILE.csv; for --users, --history_file.')
     flags.DEFINE_integer('k', 10, 'Items per list.')
+    flags.DEFINE_string('exclude', None, 'File of raw item ids that no list may have.')
+    flags.DEFINE_string('allow', None, 'File of the raw item ids that lists may have; else all.')
     flags.DEFINE_bool('keep_seen', False, 'Also recommend items of the history.')
     flags.DEFINE_bool('explain', False, 'Say which interest of the user found each item.')
     flags.DEFINE_bool('skip_unknown', False, 'Leave out unknown ids instead of stopping.')
@@ -126,18 +129,40 @@ def _one_history(items: Items) -> list[int]:
 
 
 def _recommender(trained: Trained, batch_users: int) -> Recommender:
+    items = trained.served.catalogue
+    masks = {
+        name: read_items(items, getattr(FLAGS, name), f'--{name}', FLAGS.skip_unknown)
+        for name in ('exclude', 'allow')
+        if getattr(FLAGS, name) is not None and items is not None
+    }
     return Recommender(
         trained,
         FLAGS.k,
         keep_seen=FLAGS.keep_seen,
         explain=FLAGS.explain,
         batch_users=batch_users,
+        **masks,
     )
+
+
+def read_items(items: Items, file: str, flag: str, skip_unknown: bool) -> np.ndarray:
+    """bool [num_items], the items of a file of ids.
+
+    Raises:
+      UserError: not a file of ids, or unknown items (unless `skip_unknown`).
+    """
+    raw = given_ids.ids_of(pathlib.Path(file), flag)
+    found = given_ids.numbers(raw, items.find_item, 'item', file, skip_unknown)
+    chosen = np.zeros(items.num_items, bool)
+    chosen[[number - 1 for number in found if number is not None]] = True
+    return chosen
 
 
 def _print(listed: list[dict], *, titles: bool) -> None:
     if not listed:
-        say('nothing left to recommend: the history holds every item (see --keep_seen)')
+        filtered = FLAGS.allow is not None or FLAGS.exclude is not None
+        which = 'item that the filters leave' if filtered else 'item'
+        say(f'nothing left to recommend: the history holds every {which} (see --keep_seen)')
         return
     ids = [given_ids.as_text(row['item']) for row in listed]
     width = max(4, *map(len, ids))

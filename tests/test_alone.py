@@ -246,11 +246,13 @@ def test_a_catalogue_holds_no_event(kept):
         'titles.npy',
         'code.price.npy',
         'code.tags.npy',
+        'item.price.npy',
+        'item.tags.npy',
         'meta.json',
     }
 
 
-def test_tasks_that_serve_no_list_say_that_they_need_their_data(tmp_path):
+def test_tasks_that_serve_no_list_say_what_needs_their_data(tmp_path):
     rng = np.random.default_rng(0)
     Rows(
         users=rng.integers(0, 9, 200).astype(np.int32),
@@ -268,9 +270,6 @@ def test_tasks_that_serve_no_list_say_that_they_need_their_data(tmp_path):
         train=Train(batch_rows=64, steps=2),
     )
     fit(clicks, tmp_path / 'click')
-    assert not (tmp_path / 'click' / 'catalogue').exists()
-    with pytest.raises(UserError, match='holds no recommender'):
-        jaxrec.load(tmp_path / 'click')
     # going on from a run needs no old data where they are the same, and no other will do
     same = applied(clicks, {'train.start_from': str(tmp_path / 'click')})
     fit(same, tmp_path / 'same')
@@ -282,4 +281,9 @@ def test_tasks_that_serve_no_list_say_that_they_need_their_data(tmp_path):
         fit(other, tmp_path / 'other')
     shutil.rmtree(tmp_path / 'rows')
     error = inside('evaluate', f'--workdir={tmp_path / "click"}').error
-    assert str(tmp_path / 'rows') in error and '--history' not in error
+    assert str(tmp_path / 'rows') in error and 'scores of new rows' in error
+    # the folder alone scores rows
+    (chances,) = jaxrec.load(tmp_path / 'click').score([{'user': 3, 'item': None}])
+    assert 0 < chances['click'] < 1
+    error = inside('recommend', f'--workdir={tmp_path / "click"}', '--history=1').error
+    assert 'holds no recommender' in error

@@ -17,7 +17,7 @@ assert not {'jax', 'flax', 'jaxrec.evaluate', 'jaxrec.training'} & set(sys.modul
 assert jaxrec.evaluate is sys.modules['jaxrec.evaluate'] and callable(jaxrec.evaluate)
 for name in dir(jaxrec):
     getattr(jaxrec, name)
-for command in ('train', 'recommend', 'table', 'benchmark', 'prepare'):
+for command in ('train', 'recommend', 'export', 'table', 'benchmark', 'prepare'):
     __import__(f'jaxrec.{command}')
 from jax._src import xla_bridge
 assert not xla_bridge._backends

@@ -10,8 +10,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'evaluate', 'recommend', 'prepare', 'benchmark', 'table'}
-OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam')
+COMMANDS = {'train', 'evaluate', 'recommend', 'export', 'prepare', 'benchmark', 'table'}
+OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers')
 # What the files of a room may import besides their own room; everything else is above it.
 BASE = {'config', 'errors', 'files', 'problem', 'rng'}
 ROOMS = {
@@ -32,7 +32,7 @@ ROOMS = {
     'tasks': BASE | {'data', 'datasets', 'devices', 'evaluation', 'nn'},
     'experiment': BASE | {'tasks'},
     'training': BASE | {'cli', 'devices', 'evaluation', 'experiment', 'nn'},
-    'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'training'},
+    'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'experiment', 'training'},
     'paper': BASE | {'cli', 'experiment', 'training'},
 }
 
@@ -116,7 +116,8 @@ for name in {OPTIONAL!r}:
     sys.modules[name] = None  # importing it now raises ImportError
 import pathlib
 import jaxrec
-import jaxrec.benchmark, jaxrec.evaluate, jaxrec.prepare, jaxrec.recommend, jaxrec.table
+import jaxrec.benchmark, jaxrec.evaluate, jaxrec.export, jaxrec.prepare, jaxrec.recommend
+import jaxrec.table
 import jaxrec.train
 from jaxrec import Data, Experiment, Train
 from jaxrec.models import sasrec

@@ -112,6 +112,8 @@ def flags(**given):
         'users': None,
         'output': None,
         'k': 10,
+        'exclude': None,
+        'allow': None,
         'keep_seen': False,
         'explain': False,
         'skip_unknown': False,
@@ -297,6 +299,7 @@ def test_bulk_goes_on_after_a_kill(tmp_path, mesh, monkeypatch):
 
     class Dies:
         trained, k, keep_seen, explain = recommender.trained, 5, False, False
+        allowed = None
         histories, catalogue = recommender.histories, recommender.catalogue
 
         def __call__(self, chosen, given):

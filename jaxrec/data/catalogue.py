@@ -3,7 +3,8 @@
 import dataclasses
 import pathlib
 import re
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from jaxrec.data import stored
 from jaxrec.errors import UserError
 
 _INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
-_CODE = 'code.'
+_CODE, _FEATURE = 'code.', 'item.'
 
 
 class Items:
@@ -53,6 +54,7 @@ class Catalogue(Items):
       data_hash: of the data.
       codes: of the features that items have and the model reads, int32 [num_items + 1] or
         [num_items + 1, T] by column; row 0 is padding. See `features.Encoder`.
+      features: columns of items as the data have them, [num_items] or [num_items, T]: see `where`.
       name: of the data set, for messages.
       pairs: int32 [2, E] of the graph that item vectors are propagated over, see
         `pairs.training_pairs`; None where there is none.
@@ -67,6 +69,7 @@ class Catalogue(Items):
     data_hash: str
     titles: np.ndarray | None = None
     codes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    features: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     name: str = ''
     pairs: np.ndarray | None = None
     known: np.ndarray | None = None
@@ -90,24 +93,33 @@ class Catalogue(Items):
         Raises:
           UserError: a file of it is missing, damaged or of another kind.
         """
-        try:
-            meta = stored.read_meta(folder)
-            columns, name = stored.load(folder, cls.KIND)
-            codes = {n[len(_CODE) :]: columns.pop(n) for n in sorted(columns) if n[:5] == _CODE}
+
+        def made(columns, name, meta):
+            codes, features = stored.named(columns, _CODE), stored.named(columns, _FEATURE)
             num_users = int(columns.pop('num_users')[0])
-            opened = cls(
-                **columns, num_users=num_users, data_hash=meta['of'], codes=codes, name=name
-            )
-            whole = meta['format'] == stored.FORMAT and opened.content_hash() == meta['data_hash']
-        except FileNotFoundError as e:
-            raise UserError(f'{folder} is damaged ({e.filename} is missing)') from e
-        except OSError:  # no permission: says enough
-            raise
-        except Exception as e:  # whatever comes of damaged bytes
-            raise UserError(f'{folder} is damaged ({e})') from e
-        if not whole:
-            raise UserError(f'{folder} is damaged (its content is not what its hash says)')
-        return opened
+            rest = {'codes': codes, 'features': features, 'data_hash': meta['of'], 'name': name}
+            return cls(**columns, num_users=num_users, **rest)
+
+        return opened(folder, cls.KIND, made)
+
+    def where(self, **features: Any) -> np.ndarray:
+        """bool [num_items], the items whose features have these values.
+
+        Args:
+          features: by column, a value or several of which one will do; of a set, that holds one of
+            them: genres=3, year=(1994, 1995).
+
+        Raises:
+          UserError: the catalogue has no such column.
+        """
+        chosen = np.ones(self.num_items, bool)
+        for name, values in features.items():
+            if name not in self.features:
+                there = ', '.join(self.features) or 'none'
+                raise UserError(f'the catalogue has no column {name!r} of items; it has {there}')
+            found = np.isin(self.features[name], np.atleast_1d(np.asarray(values)))
+            chosen &= found.any(1) if found.ndim == 2 else found
+        return chosen
 
     def columns(self) -> dict[str, np.ndarray]:
         """Everything that is stored, by the name of its file."""
@@ -119,7 +131,29 @@ class Catalogue(Items):
             'known': self.known,
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
+        columns |= {_FEATURE + name: column for name, column in sorted(self.features.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
+
+
+def opened(folder: pathlib.Path, kind: str, made: Callable[[dict, str, dict], Any]) -> Any:
+    """What `made` gives of the columns, the name and meta.json of a saved folder; memory-mapped.
+
+    Raises:
+      UserError: a file of it is missing, damaged or of another kind.
+    """
+    try:
+        meta = stored.read_meta(folder)
+        found = made(*stored.load(folder, kind), meta)
+        whole = meta['format'] == stored.FORMAT and found.content_hash() == meta['data_hash']
+    except FileNotFoundError as e:
+        raise UserError(f'{folder} is damaged ({e.filename} is missing)') from e
+    except OSError:  # no permission: says enough
+        raise
+    except Exception as e:  # whatever comes of damaged bytes
+        raise UserError(f'{folder} is damaged ({e})') from e
+    if not whole:
+        raise UserError(f'{folder} is damaged (its content is not what its hash says)')
+    return found
 
 
 def find(ids: np.ndarray, raw) -> int | None:

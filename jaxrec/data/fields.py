@@ -68,6 +68,9 @@ class Encoder:
     Attributes:
       sizes: 'table': rows of the table; 'feature.NAME': how many codes the field has in a row, 0
         for a number.
+      codes: of every field.
+      units: what every field is of, 'row', 'user' or 'item'.
+      coded: of the fields of users and items, once and for all: by user, or by item from number 1.
 
     Raises:
       UserError: there is no such column, or it does not fit the field's kind.
@@ -83,22 +86,23 @@ class Encoder:
             'item': np.bincount(rows.items[train] - 1, minlength=rows.num_items),
         }
         self._train = train
-        self._codes = {}  # of a field: column -> what is in a batch
+        self.codes, self.coded, self.units = {}, {}, {}
         next_row = 1
         for field in sorted(fields, key=lambda field: bool(field.of)):
             if field.of:
-                self._codes[field.column] = self._codes[field.of]
+                width = _width(self._column(field)[0])
+                self.codes[field.column] = dataclasses.replace(
+                    self.codes[field.of], kind='set', width=width, of=field.of
+                )
                 continue
-            self._codes[field.column], taken = self._fit(field, next_row)
+            self.codes[field.column], taken = self._fit(field, next_row)
             next_row += taken
         self.sizes = {TABLE: next_row}
-        self._coded = {}  # of users and of items, once and for all
         for field in fields:
-            column, unit = self._column(field)
-            if unit != 'row':
-                self._coded[field.column] = self._codes[field.column](column)
-            width = 1 if column.ndim == 1 else column.shape[1]
-            self.sizes[PREFIX + field.column] = 0 if field.kind == 'number' else width
+            column, self.units[field.column] = self._column(field)
+            if self.units[field.column] != 'row':
+                self.coded[field.column] = self.codes[field.column](column)
+            self.sizes[PREFIX + field.column] = 0 if field.kind == 'number' else _width(column)
 
     def __call__(self, index: np.ndarray) -> dict[str, np.ndarray]:
         """By field, int32 [n], [n, T] or float32 [n]: of the rows with these numbers."""
@@ -107,9 +111,9 @@ class Encoder:
         for field in self._fields:
             column, unit = self._column(field)
             if unit == 'row':
-                out[field.column] = self._codes[field.column](column[index])
+                out[field.column] = self.codes[field.column](column[index])
             else:
-                out[field.column] = self._coded[field.column][owners[unit]]
+                out[field.column] = self.coded[field.column][owners[unit]]
         return out
 
     def _column(self, field):
@@ -129,6 +133,7 @@ class Encoder:
     def _fit(self, field, first):
         """What makes codes of the column's values, and how many rows of the table it takes."""
         column, unit = self._column(field)
+        width = _width(column)
         if unit == 'row':
             values, counts = column[self._train], np.ones(len(self._train), np.int64)
         else:
@@ -136,7 +141,7 @@ class Encoder:
             values, counts = column[there], self._counts[unit][there]
         if field.kind in ('category', 'set'):
             known = _vocabulary(values, counts, field)
-            return _Vocabulary(known, first), len(known) + 1
+            return Codes(field.kind, known, first, width), len(known) + 1
         values = values.astype(np.float64)
         real = ~np.isnan(values)
         values, counts = values[real], counts[real]
@@ -147,10 +152,14 @@ class Encoder:
             before = np.cumsum(counts[order])
             wanted = np.arange(1, field.size) / field.size * before[-1]
             edges = values[order][np.searchsorted(before, wanted)]
-            return _Buckets(edges, first), field.size + 1
+            return Codes(field.kind, edges, first, width), field.size + 1
         mean = np.average(values, weights=counts)
         deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
-        return _Standard(mean, deviation or 1.0), 0
+        return Codes(field.kind, np.array([mean, deviation or 1.0]), first, width), 0
+
+
+def _width(column):
+    return 1 if column.ndim == 1 else column.shape[1]
 
 
 def _vocabulary(values, counts, field):
@@ -162,37 +171,51 @@ def _vocabulary(values, counts, field):
 
 
 @dataclasses.dataclass
-class _Vocabulary:
+class Codes:
+    """How the values of a field become what is in a batch.
+
+    Attributes:
+      kind: of the field.
+      known: category and set: its vocabulary, ascending; quantile: float64 edges; number: its mean
+        and deviation, float64 [2].
+      first: row of the table, of its first code.
+      width: T of a set, else 1.
+      of: of a set, the category whose vocabulary it shares; 'item': its members are item numbers.
+    """
+
+    kind: str
     known: np.ndarray
     first: int
+    width: int
+    of: str = ''
 
-    def __call__(self, values):
-        if not len(self.known):
-            codes = np.full(values.shape, self.first, np.int32)
-        else:
-            at = np.minimum(np.searchsorted(self.known, values), len(self.known) - 1)
-            at = np.where(self.known[at] == values, at, len(self.known))
-            codes = (self.first + at).astype(np.int32)
-        return np.where(values > 0, codes, 0) if values.ndim == 2 else codes
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """int32 [n], [n, T] or float32 [n], of values [n] or [n, T]."""
+        if self.kind in ('category', 'set'):
+            if not len(self.known):
+                codes = np.full(values.shape, self.first, np.int32)
+            else:
+                at = np.minimum(np.searchsorted(self.known, values), len(self.known) - 1)
+                at = np.where(self.known[at] == values, at, len(self.known))
+                codes = (self.first + at).astype(np.int32)
+            return np.where(values > 0, codes, 0) if self.kind == 'set' else codes
+        values = values.astype(np.float64)
+        if self.kind == 'quantile':
+            bucket = np.searchsorted(self.known, values, side='right')
+            bucket = np.where(np.isnan(values), len(self.known) + 1, bucket)
+            return (self.first + bucket).astype(np.int32)
+        mean, deviation = self.known
+        return np.nan_to_num((values - mean) / deviation, nan=0.0).astype(np.float32)
 
+    @property
+    def about(self) -> dict:
+        """All but `known`, JSON-ready."""
+        return {'kind': self.kind, 'first': self.first, 'width': self.width, 'of': self.of}
 
-@dataclasses.dataclass
-class _Buckets:
-    edges: np.ndarray
-    first: int
-
-    def __call__(self, values):
-        bucket = np.searchsorted(self.edges, values, side='right')
-        missing = np.isnan(values.astype(np.float64))
-        bucket = np.where(missing, len(self.edges) + 1, bucket)
-        return (self.first + bucket).astype(np.int32)
-
-
-@dataclasses.dataclass
-class _Standard:
-    mean: float
-    deviation: float
-
-    def __call__(self, values):
-        scaled = (values.astype(np.float64) - self.mean) / self.deviation
-        return np.nan_to_num(scaled, nan=0.0).astype(np.float32)
+    @property
+    def missing(self) -> np.ndarray:
+        """What a value that is not known becomes: [] or [T]."""
+        if self.kind == 'category':
+            return np.int32(self.first + len(self.known))
+        values = np.zeros((1, self.width)) if self.kind == 'set' else np.array([np.nan])
+        return self(values)[0]

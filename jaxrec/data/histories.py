@@ -104,15 +104,7 @@ class Histories(Items):
     def load(cls, folder: str | os.PathLike) -> 'Histories':
         """Opens a folder written by `save`; columns are memory-mapped, read-only."""
         columns, name = stored.load(folder, cls.KIND)
-
-        def named(prefix):
-            return {
-                name.removeprefix(prefix): columns.pop(name)
-                for name in list(columns)
-                if name.startswith(prefix)
-            }
-
-        features, item_features = named('feature.'), named('item.')
+        features, item_features = (stored.named(columns, p) for p in ('feature.', 'item.'))
         return cls(**columns, features=features, item_features=item_features, name=name)
 
     def columns(self) -> dict[str, np.ndarray]:

@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,29 +40,23 @@ def save(data: Any, folder: str | os.PathLike, about: dict | None = None) -> dic
     Returns:
       The content of meta.json: `about`, the kind, the statistics and the content hash.
     """
-    folder = pathlib.Path(folder)
-    partial = folder.with_name(folder.name + f'.partial{os.getpid()}')
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     columns = data.columns()
-    for name, column in columns.items():
-        np.save(partial / f'{name}.npy', column, allow_pickle=False)
-    hashes = {name: files.digest(partial / f'{name}.npy') for name in columns}
-    meta = {
-        **(about or {}),
-        'kind': data.KIND,
-        'format': FORMAT,
-        'name': data.name,
-        'columns': list(columns),
-        'statistics': data.statistics(),
-        'data_hash': data.content_hash(),
-        'files': hashes,
-    }
-    meta['meta_hash'] = _meta_hash(meta)
-    (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
+    with files.replacing_folder(pathlib.Path(folder)) as partial:
+        for name, column in columns.items():
+            np.save(partial / f'{name}.npy', column, allow_pickle=False)
+        hashes = {name: files.digest(partial / f'{name}.npy') for name in columns}
+        meta = {
+            **(about or {}),
+            'kind': data.KIND,
+            'format': FORMAT,
+            'name': data.name,
+            'columns': list(columns),
+            'statistics': data.statistics(),
+            'data_hash': data.content_hash(),
+            'files': hashes,
+        }
+        meta['meta_hash'] = _meta_hash(meta)
+        (partial / 'meta.json').write_text(json.dumps(meta, indent=1) + '\n')
     return meta
 
 
@@ -85,6 +78,12 @@ def load(folder: str | os.PathLike, kind: str) -> tuple[dict[str, np.ndarray], s
         for name in meta['columns']
     }
     return columns, meta['name']
+
+
+def named(columns: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Takes the columns with names PREFIX.. out of `columns`, by the rest of their names."""
+    names = sorted(name for name in columns if name.startswith(prefix))
+    return {name.removeprefix(prefix): columns.pop(name) for name in names}
 
 
 def read_meta(folder: str | os.PathLike) -> dict:

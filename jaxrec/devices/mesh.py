@@ -116,6 +116,11 @@ def place_whole(batch: dict) -> dict:
     return _put(batch, BATCH)
 
 
+def place_rows(rows: np.ndarray) -> jax.Array:
+    """Places [table rows], whole in every process, on the current mesh, split as the table is."""
+    return _put(rows, P(TABLE[0]))
+
+
 def abstract(tree, spec: P):
     """Shapes of nested arrays as if they were placed on the current mesh."""
     placed = jax.NamedSharding(jax.sharding.get_mesh(), spec)

@@ -130,7 +130,12 @@ def candidate_counts(
 
 
 def top_k(
-    queries: jax.Array, table: jax.Array, num_items: int, seen: jax.Array | None, k: int
+    queries: jax.Array,
+    table: jax.Array,
+    num_items: int,
+    seen: jax.Array | None,
+    k: int,
+    allowed: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The k best items of each user, exact: top-k on every shard, then top-k of those.
 
@@ -140,20 +145,26 @@ def top_k(
       num_items: items of the catalogue.
       seen: int32 [B, S] items never to recommend, padded with 0; None excludes nothing.
       k: length of the lists.
+      allowed: bool [rows], placed P('model'), the items that may be recommended; None = all.
 
     Returns:
       scores float32 [B, k], ids int32 [B, k], best first, equal scores by lower item number.
       Places for which no item is left have id 0 and score -inf.
     """
 
-    def local(queries, seen, table):
+    def local(queries, seen, table, allowed):
         def work(piece, first, least):
             scores = _local_scores(queries, piece, num_items, seen, first, least)
+            if allowed is not None:
+                start = first - _first_item(table)
+                here = jax.lax.dynamic_slice_in_dim(allowed, start, len(piece))
+                scores = jnp.where(here[:, None], scores, -jnp.inf)
             return (), _best(scores, first, k)
 
         return _of_all_shards(*_by_piece(work, table, queries, k)[1], k)
 
-    return _over_users(local, (P('data'), P('data')), queries, seen, table=table)
+    out_specs = P('data'), P('data')
+    return _over_users(local, out_specs, queries, seen, table=table, beside=(allowed,))
 
 
 def winners(queries: jax.Array, table: jax.Array, items: jax.Array) -> jax.Array:
@@ -224,20 +235,23 @@ def _best_rows(scores, k):
     return best, jnp.take_along_axis(members, place, axis=1)
 
 
-def _over_users(local: Callable, out_specs, *by_user, table):
-    """Runs `local(*by_user, table)` on every device, over groups of its users."""
+def _over_users(local: Callable, out_specs, *by_user, table, beside=()):
+    """Runs `local(*by_user, table, *beside)` on every device, over groups of its users.
 
-    def grouped(table, *by_user):
+    What is `beside` the table, [rows], is split as its rows are.
+    """
+
+    def grouped(table, by_user, beside):
         users, vectors = by_user[0].shape[:2]
         group = _group(users, vectors, table.shape[0])
         if group == users:
-            return local(*by_user, table)
+            return local(*by_user, table, *beside)
         split = jax.tree.map(lambda x: x.reshape(-1, group, *x.shape[1:]), by_user)
-        out = jax.lax.map(lambda xs: local(*xs, table), split)
+        out = jax.lax.map(lambda xs: local(*xs, table, *beside), split)
         return jax.tree.map(lambda x: x.reshape(users, *x.shape[2:]), out)
 
-    in_specs = (TABLE, *(P('data') for _ in by_user))
-    return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, *by_user)
+    in_specs = TABLE, P('data'), P('model')
+    return jax.shard_map(grouped, in_specs=in_specs, out_specs=out_specs)(table, by_user, beside)
 
 
 def _over_targets(each: Callable, targets):

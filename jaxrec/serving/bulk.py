@@ -137,7 +137,12 @@ def _manifest(
         'keep_seen': recommender.keep_seen,
         'explain': recommender.explain,
         'part_users': part_users,
+        **({} if recommender.allowed is None else {'allowed': _sha256(recommender.allowed)}),
     }
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array)).hexdigest()
 
 
 def _digest(params) -> str:
@@ -175,22 +180,22 @@ def _table(recommender: Recommender, users, given, scores, items, interests) -> 
     owners = recommender.histories if given is None else given
     catalogue = recommender.catalogue
     columns = {
-        'user' if given is None else 'history': _raw(owners.user_ids, users[user]),
+        'user' if given is None else 'history': raw_column(owners.user_ids[users[user]]),
         'rank': pa.array((place + 1).astype(np.int32)),
-        'item': _raw(catalogue.item_ids, number),
+        'item': raw_column(catalogue.item_ids[number]),
         'score': pa.array(scores[user, place]),
     }
     if recommender.explain:
         columns['interest'] = pa.array(interests[user, place] + 1)
     if catalogue.titles is not None:
-        columns['title'] = _raw(catalogue.titles, number)
+        columns['title'] = raw_column(catalogue.titles[number])
     return pa.table(columns)
 
 
-def _raw(ids: np.ndarray, index: np.ndarray) -> pa.Array:
-    """ids[index] as int64 or text."""
-    chosen = pa.array(ids[index])
-    return chosen.cast(pa.string()) if ids.dtype.kind == 'S' else chosen
+def raw_column(ids: np.ndarray) -> pa.Array:
+    """Raw ids or titles as int64 or text."""
+    column = pa.array(ids)
+    return column.cast(pa.string()) if ids.dtype.kind == 'S' else column
 
 
 def _digest_of(part: pathlib.Path) -> pathlib.Path:

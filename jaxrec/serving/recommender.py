@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import functools
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,14 +16,15 @@ from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.features import item_codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
+from jaxrec.data.ragged import distinct
 from jaxrec.data.splits import Targets
-from jaxrec.devices.mesh import place_whole
+from jaxrec.devices.mesh import place_rows, place_whole
 from jaxrec.devices.top_k import top_k, winners
 from jaxrec.devices.tuning import serving_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning
 from jaxrec.problem import Problem
-from jaxrec.serving.given_ids import near
+from jaxrec.serving.requests import Filter, Request, Shapes, batch, batches
 from jaxrec.training.restore import Trained
 
 BATCH_USERS = 256  # scored at once
@@ -41,9 +43,14 @@ class Recommender:
       keep_seen: also recommend items of the history.
       explain: rows also say which of the user's vectors found the item.
       batch_users: users scored at once, rounded up to a multiple of the mesh's data axis.
+      exclude: items never to recommend: raw ids, or a mask bool [num_items] in the order of
+        `catalogue.item_ids`, as `catalogue.where` makes it of features.
+      allow: likewise, the items to choose from; None = all.
+      skip_unknown: leave item ids that the data lack out of histories and filters.
 
     Attributes:
       catalogue: the items.
+      allowed: bool [num_items + 1] by item number, what `exclude` and `allow` leave; None = all.
     """
 
     def __init__(
@@ -54,6 +61,9 @@ class Recommender:
         keep_seen: bool = False,
         explain: bool = False,
         batch_users: int = BATCH_USERS,
+        exclude: Any = None,
+        allow: Any = None,
+        skip_unknown: bool = False,
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
@@ -64,10 +74,18 @@ class Recommender:
         self.k = min(k, self.catalogue.num_items)
         self._batch_users = batch_users
         self._inputs = trained.experiment.model.inputs()
+        self._filter = Filter(self.catalogue, skip_unknown)
+        filtered = exclude is not None or allow is not None
+        self.allowed = self._filter.allowed(allow, exclude) if filtered else None
         self._top_k = _program(trained.graphdef, self.catalogue.num_items, keep_seen)
+        self._asked = _program(trained.graphdef, self.catalogue.num_items, keep_seen=False)
+        self._dispatch = threading.Lock()
         with self._placed():
             begin = Beginning(trained.graphdef, trained.served)
             self._vectors = begin(trained.params, trained.constants)
+            self._shapes = Shapes(self._inputs.max_len, **serving_rows(batch_users))
+            self._base = self._filter.everything if self.allowed is None else self.allowed
+            self._base_rows = self._by_row(self._base)
 
     @property
     def histories(self) -> Histories:
@@ -92,26 +110,34 @@ class Recommender:
         Raises:
           UserError: a score is not a number, or the data are asked for and gone.
         """
-        k = self.k if k is None else min(k, self.catalogue.num_items)
-        if k < 1:
-            raise UserError(f'k={k} must be at least 1')
+        k = self._length(k)
         if given is None:
-            codes, numbered = self.trained.problem.codes, self._inputs.users
-            return self._lists(self.histories, users, codes, k, numbered)
-        features, of_items = self._inputs.features, self.catalogue.codes
-        codes = lambda index: item_codes(features, of_items, given.items[index])  # noqa: E731
-        return self._lists(given, users, codes if features else None, k)
+            given, codes = self.histories, self.trained.problem.codes
+            parts = self._whole(given, users, codes, self._inputs.users)
+        else:
+            parts = self._whole(given, users, self._codes_of(given.items), False)
+        return self._lists(self._top_k, parts, len(users), k)
 
     def recommend(
-        self, histories: Sequence[Sequence[int | str]], k: int | None = None
+        self,
+        histories: Sequence[Sequence[int | str]],
+        k: int | None = None,
+        *,
+        exclude: Any = None,
+        allow: Any = None,
     ) -> list[list[dict]]:
-        """Lists after histories of raw item ids, oldest first.
+        """Lists after histories of raw item ids, oldest first; several threads may ask at once.
 
-        Features of events are missing, those of items are not.
+        Features of events are missing, those of items are not. After `warm_up` nothing is compiled
+        for a `k` up to the object's.
 
         Args:
           histories: one per list; may be empty.
           k: length of the lists; None = that of the object.
+          exclude: items that are not to be in the lists, besides those of the object: raw ids or a
+            mask for all histories, or a list with one of these, or None, for each.
+          allow: likewise, the only items that may be; of those that the object allows. Histories
+            that share it are scored together.
 
         Returns:
           For each history [{'item': raw id, 'title': text, 'score': float}, ..], best first, with
@@ -122,14 +148,29 @@ class Recommender:
         """
         if any(isinstance(history, int | str) for history in histories):
             raise UserError('histories is a list of lists of item ids, one for each user')
-        numbers = [[self._number(item) for item in history] for history in histories]
-        return self.after(numbers, k)
+        numbers = [[self._filter.number(item) for item in history] for history in histories]
+        known = [[n for n in history if n is not None] for history in numbers]
+        return self.after(known, k, exclude=exclude, allow=allow)
 
-    def after(self, histories: Sequence[Sequence[int]], k: int | None = None) -> list[list[dict]]:
+    def after(
+        self,
+        histories: Sequence[Sequence[int]],
+        k: int | None = None,
+        *,
+        exclude: Any = None,
+        allow: Any = None,
+    ) -> list[list[dict]]:
         """The same after histories of item numbers."""
-        given = self.given(histories)
-        lists = self(np.arange(given.num_users), given, k)
-        return [self._listed(*row) for row in zip(*lists, strict=True)]
+        k = self._length(k)
+        most = self.k if k <= self.k else min(1 << (k - 1).bit_length(), self.catalogue.num_items)
+        requests = self._requests(histories, exclude, allow)
+        lists = self._lists(self._asked, self._parts(requests), len(requests), most)
+        return [self._listed(*row) for row in zip(*(x[:, :k] for x in lists), strict=True)]
+
+    def warm_up(self) -> None:
+        """Compiles all that a request needs, so that none waits for it."""
+        parts = ((np.zeros(0, int), *self._part([], *shape)) for shape in self._shapes.every())
+        self._lists(self._asked, parts, 0, self.k)
 
     def given(self, histories: Sequence[Sequence[int]]) -> Histories:
         """Histories of item numbers, oldest first, as users 1, 2, .. of this catalogue."""
@@ -145,13 +186,63 @@ class Recommender:
         """The list of a user of the data, by 0-based number, see `recommend`."""
         return self._listed(*(column[0] for column in self(np.array([user]))))
 
-    def _number(self, item):
-        number = self.catalogue.find_item(item)
-        if number is None:
-            raise UserError(
-                f'item {item!r} is not in the data{near(item, self.catalogue.find_item)}'
-            )
-        return number
+    def _length(self, k):
+        k = self.k if k is None else min(k, self.catalogue.num_items)
+        if k < 1:
+            raise UserError(f'k={k} must be at least 1')
+        return k
+
+    def _codes_of(self, items):
+        """Codes of the features of events by their index in `items`; None if the model has none."""
+        features, of_items = self._inputs.features, self.catalogue.codes
+        if not features:
+            return None
+        return lambda index: item_codes(features, of_items, items[index])
+
+    def _requests(self, histories, exclude, allow):
+        """A `Request` of every history; those with the same filters share what is allowed."""
+        count = len(histories)
+        excludes = self._filter.each(exclude, count, 'exclude')
+        allows = self._filter.each(allow, count, 'allow')
+        shared = self._base
+        for_all = allow if allows is None else None, exclude if excludes is None else None
+        if any(one is not None for one in for_all):
+            shared = self._filter.allowed(*for_all, self._base)
+        found = []
+        for n, history in enumerate(histories):
+            history = np.asarray(history, np.int32).reshape(-1)
+            unwanted = [] if self.keep_seen else [history]
+            if excludes and excludes[n] is not None:
+                unwanted.append(self._filter.numbers(excludes[n], 'exclude'))
+            allowed = shared
+            if allows and allows[n] is not None:
+                allowed = self._filter.allowed(allows[n], None, shared)
+            unwanted = distinct(np.concatenate([np.zeros(0, np.int32), *unwanted]))
+            found.append(Request(history, unwanted, allowed))
+        return found
+
+    def _whole(self, histories, users, codes, numbered):
+        """(places, batch, allowed rows) of all events of users, for `_lists`."""
+        allowed = None if self.allowed is None else self._base_rows
+        sizes = self._inputs.max_len, self._batch_users
+        for chosen, one in _batches(histories, users, codes, *sizes, numbered):
+            yield chosen, one, allowed
+
+    def _parts(self, requests):
+        """The same of requests."""
+        for places, allowed, size, rows in batches(requests, self._shapes):
+            some = [requests[place] for place in places]
+            yield places, *self._part(some, size, rows, allowed)
+
+    def _part(self, requests, size, rows, allowed=None):
+        made = batch(requests, size, rows, self._inputs.max_len, self._codes_of)
+        same = allowed is None or allowed is self._base
+        return made, self._base_rows if same else self._by_row(allowed)
+
+    def _by_row(self, allowed):
+        """bool [num_items + 1] as the top-k reads it, placed."""
+        rows = len(self._vectors['items'])
+        return place_rows(np.pad(allowed, (0, rows - len(allowed))))
 
     def _listed(self, scores, items, interests):
         known, listed = self.catalogue, []
@@ -162,15 +253,17 @@ class Recommender:
                 listed.append({**row, 'score': float(score), **found_by})
         return listed
 
-    def _lists(self, histories, users, codes, k, numbered=False):
-        shape = (len(users), k)
+    def _lists(self, program, parts, count, k):
+        """What `program` gives of (places, batch, allowed rows) .., at their places of `count`."""
+        shape = (count, k)
         lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        waiting, params, max_len = collections.deque(), self.trained.params, self._inputs.max_len
+        waiting, params = collections.deque(), self.trained.params
         with self._placed():
-            sizes = max_len, self._batch_users
-            for chosen, batch in _batches(histories, users, codes, *sizes, numbered):
-                out = self._top_k(params, self._vectors, place_whole(batch), k=k)
-                waiting.append((chosen, out))
+            for places, batch, allowed in parts:
+                placed = place_whole(batch)
+                with self._dispatch:  # all devices get the programs of all threads in one order
+                    out = program(params, self._vectors, placed, allowed, k=k)
+                waiting.append((places, out))
                 while len(waiting) > _IN_FLIGHT:
                     _read(waiting, *lists)
             while waiting:
@@ -216,10 +309,11 @@ def _program(graphdef, num_items, keep_seen):
     return jax.jit(call, static_argnames='k')
 
 
-def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, *, k):
+def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, allowed=None, *, k):
     model, table = nnx.merge(graphdef, params), catalogue['items']
     queries = model.queries(batch, catalogue)
-    scores, items = top_k(queries, table, num_items, None if keep_seen else batch['seen'], k)
+    seen = None if keep_seen else batch['seen']
+    scores, items = top_k(queries, table, num_items, seen, k, allowed)
     out = scores, items, winners(queries, table, items)
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
 

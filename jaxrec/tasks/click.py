@@ -1,8 +1,9 @@
 """Click: what will come of an impression (a click, a like, ..), learnt and measured per label."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from jaxrec import datasets, problem
 from jaxrec.config import field
 from jaxrec.data.fields import Encoder, Field, check_fields
+from jaxrec.data.row_catalogue import RowCatalogue
 from jaxrec.data.rows import Columns, RowBatches, Rows, row_batch
 from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.errors import UserError
@@ -31,6 +33,8 @@ class Config(problem.Task):
     A model for it has `scores(batch, constants) -> [B, T]`, logits of the T labels, and is made for
     the sizes of `fields.Encoder`, 'label': T and 'label.NAME': the place of each.
     """
+
+    needs_no_data: ClassVar[str] = 'scores of new rows (jaxrec.load(..).score) need no data'
 
     labels: tuple[str, ...] = ('click',)
     fields: tuple[Field, ...] = (Field('user'), Field('item'))
@@ -169,14 +173,30 @@ class Config(problem.Task):
                 'negative, or for GAUC no user with both; choose another one'
             )
         counts = ', '.join(f'{len(index):,} {name}' for name, index in parts.items())
+        sizes = {**encode.sizes, **label_sizes(self.labels)}
         return Clicks(
             about=f'{rows.name}: {counts} rows, {rows.num_users:,} users, {rows.num_items:,} items',
             data_hash=meta['data_hash'],
             data_path=meta['path'],
             source=rows,
-            sizes={**encode.sizes, **label_sizes(self.labels)},
+            sizes=sizes,
             periods=[lambda: problem.Period(batches)],
             evaluations={name: evaluation(name) for name in ('valid', 'test')},
+            catalogue=RowCatalogue.of(encode, rows, meta['data_hash'], sizes),
+        )
+
+    def open_catalogue(self, folder: pathlib.Path) -> problem.Problem:
+        """New rows need the codes of the fields alone; see `problem.Task`."""
+        catalogue = RowCatalogue.load(folder)
+        return Clicks(
+            about=f'{catalogue.name or "data"}: {len(catalogue.item_ids):,} items',
+            data_hash=catalogue.data_hash,
+            data_path='',
+            source=None,
+            sizes=catalogue.sizes,
+            periods=(),
+            evaluations={},
+            catalogue=catalogue,
         )
 
 

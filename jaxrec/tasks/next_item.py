@@ -11,7 +11,7 @@ import itertools
 import math
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -40,6 +40,8 @@ from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 @dataclasses.dataclass
 class Config(Task):
     """How histories are split, what is learnt from them, and how it is measured."""
+
+    needs_no_data: ClassVar[str] = 'lists after histories (--history, --history_file) need no data'
 
     split: str = field('leave-one-out', choices=splits.KINDS)
     # temporal: of the events, in the validation period; users: of users; random: of every user's
@@ -330,6 +332,7 @@ class NextItem(Retrieval):
             meta['data_hash'],
             histories.titles,
             encoder.of_items,
+            histories.item_features,
             histories.name,
             self._pairs,
             known,

@@ -136,7 +136,7 @@ def open_problem(workdir: pathlib.Path, experiment: Experiment) -> Problem:
         named = dataclasses.replace(experiment, data=Data(log=prepared))
     without = ''
     if (workdir / catalogue.FOLDER).exists():
-        without = '; lists after histories (--history, --history_file) need no data'
+        without = f'; {experiment.task.needs_no_data}'
     try:
         problem = named.task.open(named, say)
     except UserError as e:

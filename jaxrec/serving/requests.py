@@ -1,0 +1,197 @@
+"""Requests for lists: a history each, and which items may be in its list, in a few shapes."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrec.data.catalogue import Items
+from jaxrec.data.features import Codes
+from jaxrec.data.history_batches import history_batch
+from jaxrec.errors import UserError
+from jaxrec.serving.buckets import buckets
+from jaxrec.serving.given_ids import near
+
+_WIDTH, _SEEN = 16, 64  # the smallest shapes of what the model sees, and of unwanted items
+
+
+@dataclasses.dataclass
+class Request:
+    """One list that is wanted.
+
+    Attributes:
+      history: int32 [n] item numbers, oldest first.
+      unwanted: int32 [m], distinct numbers of items that are not to be in the list.
+      allowed: bool [num_items + 1], the items that may be, by number; requests share it.
+    """
+
+    history: np.ndarray
+    unwanted: np.ndarray
+    allowed: np.ndarray
+
+
+class Shapes:
+    """The shapes of batches of requests.
+
+    Args:
+      max_len: window of the model.
+      batch_users, multiple, tokens: see `history_batches`.
+
+    Attributes:
+      sizes: (events that the model sees, unwanted items) of a row, ascending.
+    """
+
+    def __init__(self, max_len: int, *, batch_users: int, multiple: int, tokens: int):
+        self.max_len, self._tokens = max_len, tokens
+        self._batch_users, self._multiple = batch_users, multiple
+        widths = sorted({min(size, max_len) for size in buckets(max_len, _WIDTH)})
+        sizes = [(width, max(_SEEN, 4 * width)) for width in widths]
+        self.sizes = [*sizes, (max_len, 8 * sizes[-1][1])]
+
+    def of(self, request: Request) -> tuple[int, int] | None:
+        """The smallest that holds a request; None if there are more unwanted items than in any."""
+        length = min(len(request.history), self.max_len)
+        fits = (s for s in self.sizes if s[0] >= length and s[1] >= len(request.unwanted))
+        return next(fits, None)
+
+    def rows(self, width: int) -> tuple[int, ...]:
+        """How many rows batches of this width have."""
+        most = min(self._batch_users, max(self._tokens // width, self._multiple))
+        return buckets(most // self._multiple * self._multiple, self._multiple)
+
+    def every(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """(size, rows) of every shape there is."""
+        return ((size, rows) for size in self.sizes for rows in self.rows(size[0]))
+
+
+def batches(
+    requests: Sequence[Request], shapes: Shapes
+) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int], int]]:
+    """Requests that go together: their places int64 [n], what is allowed, their size and rows.
+
+    Those that share what is allowed do. More unwanted items than any shape holds are no longer
+    allowed instead, so that such a request goes alone.
+    """
+    groups = {}
+    for place, request in enumerate(requests):
+        if (size := shapes.of(request)) is None:
+            allowed = request.allowed.copy()
+            allowed[request.unwanted] = False
+            request.allowed, request.unwanted = allowed, request.unwanted[:0]
+            size = shapes.of(request)
+        groups.setdefault((id(request.allowed), size), []).append(place)
+    for (_, size), places in groups.items():
+        sizes = shapes.rows(size[0])
+        for first in range(0, len(places), sizes[-1]):
+            some = np.array(places[first : first + sizes[-1]])
+            rows = next(rows for rows in sizes if rows >= len(some))
+            yield some, requests[places[0]].allowed, size, rows
+
+
+def batch(
+    requests: Sequence[Request],
+    size: tuple[int, int],
+    rows: int,
+    max_len: int,
+    codes_of: Callable[[np.ndarray], Codes | None],
+) -> dict[str, np.ndarray]:
+    """A batch as `history_batches` gives it, of which `seen` are the unwanted items.
+
+    Args:
+      requests: `rows` or fewer.
+      size: of a row, see `Shapes`.
+      rows: of the batch.
+      max_len: window of the model.
+      codes_of: of item numbers, the codes of their features by index.
+    """
+    histories = [request.history[-max_len:] for request in requests]
+    flat = np.concatenate([np.zeros(0, np.int32), *histories]).astype(np.int32)
+    ends = np.cumsum([0, *map(len, histories)])
+    starts, ends = (np.pad(x, (0, rows - len(requests))) for x in (ends[:-1], ends[1:]))
+    made = history_batch(flat, starts, ends, size[0], max_len, codes_of(flat))
+    seen = np.zeros((rows, size[1]), np.int32)
+    for row, request in zip(seen, requests, strict=False):
+        row[: len(request.unwanted)] = request.unwanted
+    return {**made, 'seen': seen}
+
+
+class Filter:
+    """Which items may be recommended: raw ids or masks, for all histories or for each.
+
+    Args:
+      items: of the catalogue.
+      skip_unknown: leave out ids that are not in the catalogue.
+    """
+
+    def __init__(self, items: Items, skip_unknown: bool):
+        self._items, self._skip_unknown = items, skip_unknown
+        self.everything = np.ones(items.num_items + 1, bool)
+
+    def number(self, raw: Any) -> int | None:
+        """Of an item; None for an unknown one that is to be left out.
+
+        Raises:
+          UserError: an unknown item.
+        """
+        found = self._items.find_item(raw)
+        if found is None and not self._skip_unknown:
+            hint = near(raw, self._items.find_item)
+            raise UserError(f'item {raw!r} is not in the data{hint}')
+        return found
+
+    def numbers(self, given: Any, what: str) -> np.ndarray:
+        """int32 distinct item numbers of raw ids, or of a mask bool [num_items].
+
+        Raises:
+          UserError: it is neither, or an item is unknown.
+        """
+        if isinstance(given, np.ndarray) and given.dtype == bool:
+            if given.shape != (self._items.num_items,):
+                raise UserError(
+                    f'{what}: a mask has a value for each of the {self._items.num_items:,} items, '
+                    f'this one is {list(given.shape)}'
+                )
+            return (np.flatnonzero(given) + 1).astype(np.int32)
+        if not _is_ids(given):
+            raise UserError(
+                f'{what} must be item ids, or a mask, for all histories or one for each'
+            )
+        found = {self.number(raw) for raw in given} - {None}
+        return np.array(sorted(found), np.int32)
+
+    def allowed(self, allow: Any, exclude: Any, before: np.ndarray | None = None) -> np.ndarray:
+        """bool [num_items + 1] by number: of `before` what is in `allow` and not in `exclude`."""
+        chosen = self.everything if before is None else before
+        if allow is not None:
+            only = np.zeros_like(chosen)
+            only[self.numbers(allow, 'allow')] = True
+            chosen = chosen & only
+        if exclude is not None:
+            chosen = chosen.copy()
+            chosen[self.numbers(exclude, 'exclude')] = False
+        return chosen
+
+    def each(self, given: Any, count: int, what: str) -> list | None:
+        """One for each history; None if it is for all.
+
+        Raises:
+          UserError: there are not as many as histories.
+        """
+        if given is None or isinstance(given, np.ndarray) or _is_ids(given):
+            return None
+        if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != count:
+            raise UserError(
+                f'{what} must be item ids or a mask, or one for each of {count:,} lists'
+            )
+        return list(given)
+
+
+def _is_ids(given: Any) -> bool:
+    """Whether it is a collection of raw ids."""
+    if isinstance(given, np.ndarray):
+        return given.ndim == 1
+    collection = isinstance(given, Sequence | set | frozenset) and not isinstance(
+        given, str | bytes
+    )
+    return collection and all(isinstance(one, int | str | np.integer) for one in given)

@@ -1,0 +1,113 @@
+"""Scores of a trained ranking model, for rows as people have them."""
+
+import contextlib
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.special
+from flax import nnx
+
+from jaxrec.data.row_catalogue import RowCatalogue
+from jaxrec.devices.mesh import place_whole
+from jaxrec.errors import UserError
+from jaxrec.evaluation.run import Beginning
+from jaxrec.serving.buckets import buckets
+from jaxrec.training.restore import Trained
+
+BATCH_ROWS = 1024  # scored at once
+
+
+class Scorer:
+    """Probabilities of the labels of rows; several threads may ask at once.
+
+    Args:
+      trained: the model, of a problem of the click task.
+      batch_rows: rows scored at once, rounded up to a multiple of the mesh's data axis.
+
+    Attributes:
+      labels: what is scored, in order.
+      catalogue: codes of the fields.
+
+    Raises:
+      UserError: it is no such model.
+    """
+
+    def __init__(self, trained: Trained, *, batch_rows: int = BATCH_ROWS):
+        if batch_rows < 1:
+            raise UserError('batch_rows must be at least 1')
+        if 'scores' not in trained.served.verbs or trained.served.catalogue is None:
+            raise UserError(f'{trained.workdir} holds no model that scores rows')
+        self.trained, self.labels = trained, tuple(trained.experiment.task.labels)
+        self.catalogue: RowCatalogue = trained.served.catalogue
+        self._sizes = buckets(batch_rows, 2 * trained.mesh.shape['data'])
+        self._dispatch = threading.Lock()
+        graphdef, served = trained.graphdef, trained.served
+
+        def logits(params, carried, batch):
+            model = nnx.merge(graphdef, params)
+            return served.predict(model, carried, batch, full=False)['logits']
+
+        self._logits = jax.jit(logits)
+        with self._placed():
+            self._carried = Beginning(graphdef, served)(trained.params, trained.constants)
+
+    def score(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, float]]:
+        """Probabilities of every label.
+
+        Args:
+          rows: each {'user': raw id, 'item': raw id, column: value} with the fields of the task
+            that belong to a row; None for what is not known, a new user or item too. The fields of
+            users and items are as in the data, unless the row has them. What else is in it does
+            not matter.
+
+        Returns:
+          [{label: probability}, ..].
+
+        Raises:
+          UserError: a field is missing or of a wrong kind, or a user or item is not in the data.
+        """
+        if isinstance(rows, Mapping) or any(not isinstance(row, Mapping) for row in rows):
+            raise UserError('rows is a list of dicts, a value by column')
+        chances = scipy.special.expit(self.logits(rows).astype(np.float64))
+        return [dict(zip(self.labels, one, strict=True)) for one in chances.tolist()]
+
+    def logits(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """The same before the logistic function, float32 [n, labels]."""
+        features = self.catalogue(rows)
+        out = [np.zeros((0, len(self.labels)), np.float32)]
+        for first in range(0, len(rows), self._sizes[-1]):
+            part = {name: x[first : first + self._sizes[-1]] for name, x in features.items()}
+            count = min(len(rows) - first, self._sizes[-1])
+            size = next(size for size in self._sizes if size >= count)
+            out.append(self._run(part, size)[:count])
+        found = np.concatenate(out)
+        if np.isnan(found).any():
+            raise UserError('the model gives scores that are not numbers: its training diverged')
+        return found
+
+    def warm_up(self) -> None:
+        """Compiles all that any request needs."""
+        for size in self._sizes:
+            self._run(self.catalogue([]), size)
+
+    def _run(self, features, size):
+        filled = {
+            name: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])
+            for name, x in features.items()
+        }
+        with self._placed():
+            with self._dispatch:  # all devices get the programs of all threads in one order
+                out = self._logits(
+                    self.trained.params, self._carried, place_whole({'features': filled})
+                )
+            return np.asarray(out)
+
+    @contextlib.contextmanager
+    def _placed(self):
+        """On the model's mesh, in the precision of its evaluations."""
+        precision = self.trained.experiment.task.precision
+        with jax.set_mesh(self.trained.mesh), jax.default_matmul_precision(precision):
+            yield
