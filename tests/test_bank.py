@@ -133,7 +133,7 @@ def test_negatives_of_earlier_steps(name):
         )
         routes = np.full(len(queries), -1)
         if settings.prototypes:
-            unit = queries / np.linalg.norm(queries, axis=1, keepdims=True)
+            unit = queries / np.maximum(np.linalg.norm(queries, axis=1, keepdims=True), 1e-9)
             routes = (unit @ np.asarray(carry['prototypes']).T).argmax(1)
             assert set(routes) > {0}
         table = np.asarray(params['table'], np.float64)
