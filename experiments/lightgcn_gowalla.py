@@ -7,7 +7,7 @@ python -m jaxrec.evaluate --workdir=runs/gowalla
 FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
 lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau. It stops on a tenth of each user's training items;
 `--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
-them for the N epochs that were found.
+them for the N epochs that were found. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -5,6 +5,11 @@ python -m jaxrec.train --config=experiments/lightgcn_ml1m.py --workdir=runs/ligh
 python -m jaxrec.evaluate --workdir=runs/lightgcn
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation.
+
+Seed 0, 40 minutes on 2 very busy CPU cores, stopped after 39 epochs, best after 30: test Recall@20
+.2382, NDCG@20 .2272. That is well below what needs no training: EASE .2759 / .2660, the low-pass
+filter .2743 / .2610, which also know the validation items; popularity has .1159 / .1176. Nothing
+was tuned yet.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -25,11 +30,11 @@ def get_config(arg: str = '') -> Experiment:
         ),
         model=lightgcn.Config(dim=64, layers=3, decay=1e-4),
         data=Data(dataset='ml-1m-graph'),
-        optim=Optim(learning_rate=5e-3, b2=0.999),
+        optim=Optim(learning_rate=1e-2, b2=0.999),
         train=Train(
             batch_rows=8192,
             epochs=60,
-            eval_every=5,
+            eval_every=3,
             patience=3,
             metric='Recall@20',
             seed=int(arg or 0),

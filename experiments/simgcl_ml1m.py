@@ -7,7 +7,7 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
-sgl-fm, directau, directau-lightgcn; a seed may follow, `NAME,SEED`.
+sgl-fm, directau, directau-lightgcn; a seed may follow, `NAME,SEED`. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -6,7 +6,7 @@ python -m jaxrec.evaluate --workdir=runs/two_tower
 
 FOLDER holds ratings.dat, movies.dat and users.dat. `--config=experiments/two_tower_ml1m.py:NAME,
 SEED` with mean, transformer, no-logq (no correction for popular items), mixed (1,024 uniform
-negatives besides those of the batch) and features (no item ids).
+negatives besides those of the batch) and features (no item ids). Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Feature, Optim, Train

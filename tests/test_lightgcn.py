@@ -90,6 +90,7 @@ def test_final_vectors(layers, own_layer):
     model = make(layers=layers, own_layer=own_layer)
     found = jit(type(model).catalogue)(model, constants())
     expected = np.mean(slow_layers(model, layers)[0 if own_layer else 1 :], axis=0)
+    expected[[5, *range(USERS, ROWS.users)]] = 0  # users without an edge
     got = flat((found['users'], found['items']))
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-7)
 
@@ -380,8 +381,13 @@ def test_a_new_user_is_folded_in():
     each = [sum(x[i] / np.sqrt(degrees[i]) for i in items) / np.sqrt(3) for x in layers[:-1]]
     np.testing.assert_allclose(got[0], sum(each) / 4, rtol=1e-5, atol=1e-7)
     assert (got[1] == 0).all()
-    users = model.queries({'users': np.array([3, 5], np.int32)}, found)[:, 0]
-    np.testing.assert_array_equal(users, np.asarray(found['users'])[[3, 5]])
+    # a user of the data who has learnt nothing is one too, the others keep their own vectors
+    users = np.array([5, 3], np.int32)
+    known = model.queries({'users': users, 'seen': seen}, found)[:, 0]
+    np.testing.assert_array_equal(known[0], got[0])
+    np.testing.assert_array_equal(known[1], np.asarray(found['users'])[3])
+    alone = model.queries({'users': users}, found)[:, 0]
+    assert (alone[0] == 0).all() and (np.asarray(alone[1]) == known[1]).all()
 
 
 def test_ranking_by_cosine():

@@ -148,11 +148,14 @@ class LightGCN(Model):
 
         The sum of `inward` over a new user's n items, divided by sqrt(n), is the vector of a node
         that has no own vector and changes no other node. Without layers it is the items' mean.
+        Users without an edge have learnt nothing: 0.
         """
         layers, config = self.layers(constants), self.config
         users, items = self.mean(layers)
-        scale = bipartite.inverse_root(constants['degrees'].items)[:, None]
+        degrees = constants['degrees']
+        users = jnp.where(degrees.users[:, None] > 0, users, 0)
         if config.layers:
+            scale = bipartite.inverse_root(degrees.items)[:, None]
             count = config.layers + config.own_layer
             inward = sum(replicated(x.items) for x in layers[:-1]) * scale / count
         else:
@@ -163,16 +166,28 @@ class LightGCN(Model):
         return {'items': place(items), 'users': place(users), 'inward': place(inward)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
-        """User vectors [B, 1, D]: of `users` int32 [B], else of what they have `seen` [B, S]."""
-        if 'users' in batch:
-            vectors = lookup(catalogue['users'], batch['users'])
+        """User vectors [B, 1, D].
+
+        Of `users` int32 [B]; of those without an edge, and where no numbers are given, of what they
+        have `seen` [B, S].
+        """
+        if 'users' not in batch:
+            vectors = self._folded(batch['seen'], catalogue)
         else:
-            seen = batch['seen']
-            real = (seen > 0).astype(jnp.float32)
-            count = jnp.maximum(real.sum(1, keepdims=True), 1)
-            total = (lookup(catalogue['inward'], seen) * real[..., None]).sum(1)
-            vectors = total / (jnp.sqrt(count) if self.config.layers else count)
+            vectors = lookup(catalogue['users'], batch['users'])
+            if 'seen' in batch:
+                new = (vectors == 0).all(-1)
+                folded = lambda: self._folded(batch['seen'], catalogue)  # noqa: E731
+                other = jax.lax.cond(replicated(new).any(), folded, lambda: vectors)
+                vectors = jnp.where(new[:, None], other, vectors)
         return (unit(vectors) if self.config.cosine else vectors)[:, None]
+
+    def _folded(self, seen, catalogue):
+        """Vectors [B, D] of new users with these items, 0 = none; see `catalogue`."""
+        real = (seen > 0).astype(jnp.float32)
+        count = jnp.maximum(real.sum(1, keepdims=True), 1)
+        total = (lookup(catalogue['inward'], seen) * real[..., None]).sum(1)
+        return total / (jnp.sqrt(count) if self.config.layers else count)
 
     def loss(
         self, batch: dict, constants: dict, carry: dict, key: jax.Array
