@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-RATE = 0.1  # of the batch in the next running mean and variance
+RATE = 0.1  # least weight of a batch in the running mean and variance; of the nth it is 1 / n
 EPSILON = 1e-5  # added to the variance
 
 
@@ -29,6 +29,7 @@ class BatchNorm(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], *, affine: bool = True):
         self.mean, self.variance = Statistic(jnp.zeros(shape)), Statistic(jnp.ones(shape))
+        self.batches = Statistic(jnp.zeros(()))  # that have been seen
         self.scale = nnx.Param(jnp.ones(shape)) if affine else None
         self.bias = nnx.Param(jnp.zeros(shape)) if affine else None
 
@@ -47,7 +48,9 @@ class BatchNorm(nnx.Module):
             count = jnp.maximum(total, 1e-9)
             mean = (x * weights).sum(0) / count
             variance = (jnp.square(x - mean) * weights).sum(0) / count
-            rate = jnp.where(total > 0, RATE, 0)
+            seen = self.batches[...] + (total > 0)
+            rate = jnp.where(total > 0, jnp.maximum(RATE, 1 / jnp.maximum(seen, 1)), 0)
+            self.batches[...] = seen
             for kept, new in ((self.mean, mean), (self.variance, variance)):
                 kept[...] = kept[...] + rate * (jax.lax.stop_gradient(new) - kept[...])
         x = (x - mean) * jax.lax.rsqrt(variance + EPSILON)
