@@ -6,7 +6,7 @@ python -m jaxrec.table --table=experiments/tables/graph_recall.py \
 
 Prepare both data sets first, from folders that hold train.txt and test.txt
 (`python -m jaxrec.prepare --dataset=ml-1m-graph --source=FOLDER`, gowalla). Every cell keeps what
-needs no training beside it: popularity, EASE (up to 8,192 items), the low-pass filter of rank 64
+needs no training beside it: popularity, the low-pass filter of rank 64 and, up to 8,192 items, EASE
 and GF-CF, fitted on training and validation items. Published values were chosen on the test file.
 """
 

@@ -28,12 +28,14 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
 
     Args:
       task: a `ranking.Ranking` among the whole catalogue.
-      names: of NAMES, those that are wanted; ease only up to DENSE_ITEMS items.
+      names: of NAMES, those that are wanted; ease and gf_cf only up to DENSE_ITEMS items.
     """
     known, given = _before(task)
+    if known.shape[1] > DENSE_ITEMS:
+        names = {'low_pass'} & set(names)
     low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
     scorers = {}
-    if 'ease' in names and known.shape[1] <= DENSE_ITEMS:
+    if 'ease' in names:
         scorers['ease'] = ease_scores(known)
     if 'low_pass' in names:
         scorers['low_pass'] = low_pass
@@ -71,10 +73,8 @@ def smooth_scores(known: scipy.sparse.csr_array, rank: int = _RANK) -> Scores:
 def hop_scores(known: scipy.sparse.csr_array) -> Scores:
     """One hop: R N^T N with N the normalised R."""
     scaled, _, _ = _normalised(known)
-    if known.shape[1] <= DENSE_ITEMS:
-        between = (scaled.T @ scaled).toarray()
-        return lambda rows: rows @ between
-    return lambda rows: ((rows @ scaled.T) @ scaled).toarray()
+    between = (scaled.T @ scaled).toarray()
+    return lambda rows: rows @ between
 
 
 def _normalised(known):
@@ -121,12 +121,9 @@ def _ranked(scorer, task, given):
         scores = np.asarray(scorer(rows))
         if task.filter_seen:
             scores[rows.nonzero()] = -np.inf
-        first, last = np.searchsorted(task.owner, [start, start + at_once])
-        for some in range(first, last, at_once):
-            mine = slice(some, min(some + at_once, last))
-            owner, items = task.owner[mine] - start, task.items[mine] - 1
-            own, others = scores[owner, items][:, None], scores[owner]
-            greater[mine] = (others > own).sum(1)
-            ties[mine] = (others == own).sum(1) - 1
+        ends = np.searchsorted(task.owner, start + np.arange(len(scores) + 1))
+        for row, mine in zip(scores, map(slice, ends[:-1], ends[1:]), strict=True):
+            own = row[task.items[mine] - 1][:, None]
+            greater[mine], ties[mine] = (row > own).sum(1), (row == own).sum(1) - 1
     hidden = task.unreachable
     return np.where(hidden, UNREACHABLE, greater), np.where(hidden, 0, ties)
