@@ -11,7 +11,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
 COMMANDS = {'train', 'evaluate', 'recommend', 'export', 'prepare', 'benchmark', 'table'}
-OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers')
+OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers', 'faiss')
 # What the files of a room may import besides their own room; everything else is above it.
 BASE = {'config', 'errors', 'files', 'problem', 'rng'}
 ROOMS = {
