@@ -31,10 +31,10 @@ from jaxrec.devices import cluster, programs
 from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
 from jaxrec.evaluation import report
-from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import parsed
-from jaxrec.problem import Evaluation, Measured, Task
-from jaxrec.training.restore import Trained, load_trained
+from jaxrec.problem import Measured, Task
+from jaxrec.training.measure import as_json, evaluate
+from jaxrec.training.restore import load_trained
 
 FLAGS = flags.FLAGS
 REPORT = {  # of what `--base` names
@@ -113,23 +113,6 @@ def _check_writable(path: pathlib.Path, advice: str) -> None:
         raise UserError(f'cannot write {path}: {e.strerror}; {advice}') from e
 
 
-def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[str, Measured]]:
-    """An evaluation of the problem, the model's result, and those of what has nothing to learn.
-
-    Raises:
-      UserError: the problem has no such evaluation.
-    """
-    known = trained.problem.evaluations
-    if which not in known:
-        there = ' or '.join(known) or 'none: its periods were predicted in training'
-        raise UserError(f'unknown split {which!r}; this run has {there}')
-    with jax.set_mesh(trained.mesh):
-        evaluation = known[which]()
-        predict = Pass(trained.graphdef, trained.problem, trained.constants)
-        measured = predict(trained.params, evaluation, full=True)
-        return evaluation, measured, evaluation.references()
-
-
 def gains(task: Task, result: dict, bases: dict[str, dict]) -> dict[str, dict]:
     """`Task.gains` over reports, by metric; of a metric that several have the last one's.
 
@@ -151,32 +134,6 @@ def gains(task: Task, result: dict, bases: dict[str, dict]) -> dict[str, dict]:
         except UserError as e:
             raise UserError(f'--base={path}: {e}') from e
     return found
-
-
-def as_json(
-    trained: Trained,
-    which: str,
-    evaluation: Evaluation,
-    measured: Measured,
-    references: dict[str, Measured],
-) -> dict:
-    """What is told of an evaluation, JSON-ready."""
-    return {
-        'split': which,
-        'metrics': measured.metrics,
-        'references': {name: other.metrics for name, other in references.items()},
-        'groups': measured.groups,
-        'details': measured.details,
-        'unit': measured.unit,
-        'examples': evaluation.examples,
-        'protocol': evaluation.protocol,
-        'main_metric': trained.experiment.task.main_metric(),
-        'data_hash': trained.problem.data_hash,
-        'seed': trained.experiment.train.seed,
-        'checkpoint': trained.checkpoint,
-        'step': trained.step,
-        'workdir': str(trained.workdir),
-    }
 
 
 class _Callable(types.ModuleType):

@@ -9,6 +9,9 @@ CPUs, CUDA, ROCm and TPUs and batches of any size, its arrays, the items with ti
     from model import Model                            # in FOLDER; jaxrec is not needed
     Model().recommend([['item 1', 'item 2']], k=10)    # or .score(rows) of a click model
 
+With --ann (pip install 'jaxrec[ann]') there is also items.faiss, for many items: faster lists of
+which some items may be missing; how many is measured and told.
+
 What was written is loaded again and compared with the model; the folder appears whole or not at
 all. JAX reads such functions for half a year at least: keep the work directory to export again.
 """
@@ -32,6 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('output', None, 'Folder to write; an exported model there is replaced.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
+    flags.DEFINE_bool('ann', False, 'Also an index that finds most of the best items faster.')
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
     )
@@ -44,14 +48,20 @@ def main(argv: list[str]) -> None:
     if not FLAGS.workdir or not FLAGS.output:
         raise UserError('give --workdir=DIR and --output=FOLDER (see --help)')
     output = pathlib.Path(FLAGS.output)
-    export.check_output(output)
-    about = export.write(load_trained(FLAGS.workdir, FLAGS.checkpoint), output)
+    export.check_output(output, FLAGS.ann)
+    about = export.write(load_trained(FLAGS.workdir, FLAGS.checkpoint), output, FLAGS.ann)
     check = about['check']
     equal = f'{check["ids_equal"]:.2%} of the ids equal, ' if 'ids_equal' in check else ''
     compared = f'{check.get("lists", check.get("rows")):,} {about["kind"]}'
     say(f'loaded again: {compared}, {equal}largest score difference {check["difference"]:.2g}')
+    if ann := about.get('ann'):
+        ann = {name: round(value, 4) for name, value in ann.items()}
+        say(f'index: {", ".join(f"{name} {value}" for name, value in ann.items())}')
+        if ann['milliseconds'] > ann['exact_milliseconds']:
+            say('lists of all items are faster here: leave items.faiss out')
     say(f'written: {output}')
-    cli.emit({'output': str(output), 'kind': about['kind'], 'step': about['step'], 'check': check})
+    told = {name: about[name] for name in ('kind', 'step', 'check', 'ann') if name in about}
+    cli.emit({'output': str(output), **told})
 
 
 if __name__ == '__main__':

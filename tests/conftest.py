@@ -3,12 +3,15 @@
 import gc
 import os
 import pathlib
+import signal
 import tempfile
 
 import jax
 import numpy as np
 import pytest
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # so it is in a shell's background jobs
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 _CACHE = pathlib.Path(tempfile.gettempdir()) / 'jaxrec-test-compile-cache'
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_COMPILATION_CACHE_DIR'] = str(_CACHE)

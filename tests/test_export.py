@@ -1,5 +1,6 @@
 """An exported model gives what the run gives: in a process of its own, with jax and numpy alone."""
 
+import importlib.util
 import json
 import pathlib
 import subprocess
@@ -18,6 +19,7 @@ import jaxrec
 from jaxrec.config import Data, Train
 from jaxrec.data.fields import Field
 from jaxrec.devices.mesh import make_mesh
+from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied
 from jaxrec.models import gcn, kuaiformer, mmoe
 from jaxrec.serving import export
@@ -182,6 +184,20 @@ def test_a_folder_appears_whole_or_not_at_all(runs, tmp_path, monkeypatch):
     assert 'is a file' in inside(*words[:2], f'--output={tmp_path / "file"}').error
     assert '--output=FOLDER' in inside(*words[:2]).error
     assert 'holds no run' in inside('export', f'--workdir={tmp_path}', words[2]).error
+
+
+def test_an_index_of_the_items_finds_most_of_them(runs, tmp_path):
+    """Of several interests; where faiss is missing one line says so."""
+    trained = runs['interests']
+    if importlib.util.find_spec('faiss') is None:
+        with pytest.raises(UserError, match=r"pip install 'jaxrec\[ann\]'"):
+            export.write(trained, tmp_path / 'out', ann=True)
+        pytest.skip('faiss is not installed')
+    about = export.write(trained, tmp_path / 'out', ann=True)
+    assert about['ann']['recall@10'] > 0.99 and (tmp_path / 'out' / 'items.faiss').exists()
+    with pytest.raises(UserError, match='this one scores rows'):
+        export.write(runs['clicks'], tmp_path / 'other', ann=True)
+    assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
 def spoilt(save):

@@ -61,10 +61,10 @@ def test_popular_items_keep_their_share():
 
 def test_the_loss_reads_it():
     settings = in_batch.InBatch(logq='examples', rate=0.1)
-    carry = in_batch.start(settings, 9)
+    carry = in_batch.start(settings, 9, 4)
     targets = np.array([[3], [3], [7], [0]], np.int32)
     batch = {'targets': jnp.asarray(targets), 'log_share': jnp.zeros((4, 1))}
-    found, new = in_batch._estimated(settings, batch, carry)
+    found, new = in_batch._estimated(settings, batch, carry['frequency'])
     _, expected = estimate_share(start_estimate(9, gap=9.0), jnp.asarray(targets[:, 0]), 0.1)
     np.testing.assert_array_equal(found['log_share'][:, 0], expected)
-    assert int(new['frequency']['step']) == 3
+    assert int(new['step']) == 3

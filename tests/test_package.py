@@ -10,8 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'evaluate', 'recommend', 'export', 'prepare', 'benchmark', 'table'}
-OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers')
+COMMANDS = {'train', 'evaluate', 'recommend', 'export', 'report', 'prepare'}
+COMMANDS |= {'benchmark', 'table'}
+OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers', 'faiss')
 # What the files of a room may import besides their own room; everything else is above it.
 BASE = {'config', 'errors', 'files', 'problem', 'rng'}
 ROOMS = {
@@ -33,7 +34,9 @@ ROOMS = {
     'experiment': BASE | {'tasks'},
     'training': BASE | {'cli', 'devices', 'evaluation', 'experiment', 'nn'},
     'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'experiment', 'training'},
-    'paper': BASE | {'cli', 'experiment', 'training'},
+    'pages': set(),
+    'paper': BASE | {'cli', 'experiment', 'pages', 'training'},
+    'reports': BASE | {'experiment', 'pages', 'paper', 'serving', 'training'},
 }
 
 
@@ -117,7 +120,7 @@ for name in {OPTIONAL!r}:
 import pathlib
 import jaxrec
 import jaxrec.benchmark, jaxrec.evaluate, jaxrec.export, jaxrec.prepare, jaxrec.recommend
-import jaxrec.table
+import jaxrec.report, jaxrec.table
 import jaxrec.train
 from jaxrec import Data, Experiment, Train
 from jaxrec.models import sasrec

@@ -233,7 +233,15 @@ def test_every_table_file_loads(path, mesh):
     assert f'--table=experiments/tables/{path.name}' in source
     cells = spec.cells(made, path)
     assert len({cell.key for cell in cells}) == len(cells)
-    sizes = {'item': 100, 'node': 50, 'feature': 20, 'class': 3, 'table': 90, 'label': 8}
+    sizes = {
+        'item': 100,
+        'user': 30,
+        'node': 50,
+        'feature': 20,
+        'class': 3,
+        'table': 90,
+        'label': 8,
+    }
     distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
     for model in distinct.values():
         wants = model.inputs()

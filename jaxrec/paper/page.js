@@ -1,39 +1,7 @@
-'use strict';
-const DATA = JSON.parse(document.getElementById('data').textContent);
-const SVG = 'http://www.w3.org/2000/svg';
-
-/* ---- small helpers ---- */
-function make(tag, attributes = {}, ...children) {
-  const svg = make.svg.has(tag);
-  const node = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (name.startsWith('on')) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value);
-  }
-  node.append(...children.flat().filter((c) => c !== null && c !== undefined && c !== ''));
-  return node;
-}
-make.svg = new Set(['svg', 'g', 'line', 'path', 'circle', 'rect', 'text', 'title']);
-const number = (x, digits = 4) => (x === null || x === undefined) ? '–'
-  : x.toFixed(digits).replace(/^(-?)0\./, '$1.');
-const signed = (x) => (x > 0 ? '+' : '') + number(x);
-const pvalue = (p) => p < 1e-4 ? '< .0001' : number(p);
 const ours = DATA.lines.filter((line) => !line.published);
 const color = (line) => `var(--c${ours.indexOf(line) % 10})`;
 const dashed = (line) => ours.indexOf(line) >= 10 ? '5 3' : null;
 const cellOf = (line, column) => DATA.cells[line.cells[column]];
-const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
-
-function ticks(low, high, count = 5) {
-  const span = high - low || Math.abs(high) || 1;
-  const raw = span / count, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw * .999);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-  return found;
-}
-const short = (x) => Math.abs(x) >= 1000 ? `${+(x / 1000).toFixed(1)}k`
-  : String(+x.toFixed(4)).replace(/^(-?)0\./, '$1.');
 
 /* ---- table ---- */
 function table() {
@@ -80,57 +48,8 @@ function shown(value) {
 }
 
 /* ---- charts ---- */
-const W = 520, H = 270, PAD = { left: 46, right: 12, top: 10, bottom: 34 };
 const state = { column: DATA.columns[0].name, metric: DATA.columns[0].metrics[0], off: new Set() };
 const visible = () => ours.filter((l) => !state.off.has(l.name) && cellOf(l, state.column));
-
-function frame(x, y, xs, ys, xname, labels = null, height = H) {
-  const svg = make('svg', { viewBox: `0 0 ${W} ${height}`, role: 'img' });
-  for (const t of ys) svg.append(
-    make('line', { class: 'grid', x1: PAD.left, x2: W - PAD.right, y1: y(t), y2: y(t) }),
-    make('text', { x: PAD.left - 6, y: y(t) + 4, 'text-anchor': 'end' }, short(t)));
-  xs.forEach((t, i) => svg.append(make('text', { x: x(t), y: height - PAD.bottom + 16,
-    'text-anchor': 'middle' }, labels ? labels[i] : short(t))));
-  svg.append(make('line', { class: 'axis', x1: PAD.left, x2: W - PAD.right, y1: height - PAD.bottom,
-    y2: height - PAD.bottom }));
-  svg.append(make('text', { x: (PAD.left + W - PAD.right) / 2, y: height - 3,
-    'text-anchor': 'middle' }, xname));
-  return svg;
-}
-
-const scale = (from, to, a, b) => (v) => a + (from === to ? .5 : (v - from) / (to - from)) * (b - a);
-
-function lines(series, xname, { log = false, zero = false } = {}) {
-  const points = series.flatMap((s) => s.points);
-  if (!points.length) return empty();
-  const at = (v) => log ? Math.log(v) : v;
-  const xvalues = points.map((p) => at(p[0])), yvalues = points.map((p) => p[1]);
-  const high = Math.max(...yvalues), low = zero ? 0 : Math.min(...yvalues);
-  const ys = ticks(low, high);
-  const y = scale(Math.min(low, ys[0] ?? low), Math.max(high, ys.at(-1) ?? high), H - PAD.bottom, PAD.top);
-  const raw = scale(Math.min(...xvalues), Math.max(...xvalues), PAD.left + 8, W - PAD.right - 8);
-  const x = (v) => raw(at(v));
-  const distinct = [...new Set(points.map((p) => p[0]))].sort((a, b) => a - b);
-  const xs = log ? distinct : ticks(distinct[0], distinct.at(-1), 6);
-  const svg = frame(x, y, xs, ys, xname);
-  for (const s of series) {
-    const path = s.points.map((p, i) => `${i ? 'L' : 'M'}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`);
-    svg.append(make('path', { d: path.join(''), fill: 'none', stroke: s.color,
-      'stroke-width': s.thin ? 1 : 2, opacity: s.thin ? .3 : 1, 'stroke-dasharray': s.dash || null }));
-    if (!s.thin && (log || s.points.length < 40)) for (const p of s.points) {
-      svg.append(make('circle', { cx: x(p[0]), cy: y(p[1]), r: 3, fill: s.color },
-        make('title', {}, `${s.name}: ${number(p[1])} at ${p[0]}`)));
-    }
-    if (s.label) {
-      const [k, v] = s.points.at(-1);
-      const above = y(v) - 7 > PAD.top + 8;
-      svg.append(make('text', { x: x(k) - 8, y: y(v) + (above ? -7 : 16), 'text-anchor': 'end' }, s.name));
-    }
-  }
-  return svg;
-}
-
-const empty = () => make('p', { class: 'none' }, 'nothing to show');
 
 function curves() {
   const series = [];
@@ -250,10 +169,6 @@ function draw() {
 }
 
 /* ---- provenance ---- */
-function facts(pairs) {
-  return make('dl', {}, ...pairs.flatMap(([k, v]) => [make('dt', {}, k), make('dd', {}, String(v))]));
-}
-
 function show(line, column, button) {
   const cell = cellOf(line, column), panel = document.getElementById('panel');
   document.querySelectorAll('td button.on').forEach((b) => b.classList.remove('on'));
@@ -304,12 +219,6 @@ function orderings() {
     make('thead', {}, make('tr', {}, ...DATA.verdict_heads.map((h) => make('th', {}, h)))),
     make('tbody', {}, ...DATA.verdicts.map((row) => make('tr', {}, ...row.map((text, i) =>
       make('td', { class: i === row.length - 1 ? kind(text) : null }, text)))))))];
-}
-
-function theme() {
-  const dark = matchMedia('(prefers-color-scheme: dark)').matches;
-  const now = document.documentElement.dataset.theme || (dark ? 'dark' : 'light');
-  document.documentElement.dataset.theme = now === 'dark' ? 'light' : 'dark';
 }
 
 document.getElementById('page').append(

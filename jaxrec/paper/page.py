@@ -1,39 +1,18 @@
 """The table as one HTML page that needs nothing else: style, script and data are inside."""
 
-import html
-import json
 import pathlib
 
+from jaxrec.pages import html
 from jaxrec.paper import text
 from jaxrec.paper.grid import ALPHA, Grid
 
 _HERE = pathlib.Path(__file__).parent
 _TESTS = {'t': 'paired t-test', 'bootstrap': 'paired bootstrap'}
-_SHELL = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>
-{style}</style>
-<main id="page"></main>
-<aside id="panel" hidden></aside>
-<script type="application/json" id="data">{data}</script>
-<script>
-{script}</script>
-</html>
-"""
 
 
 def page(grid: Grid) -> str:
     """The whole page."""
-    data = json.dumps(content(grid), sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return _SHELL.format(
-        title=html.escape(grid.table.title),
-        style=(_HERE / 'page.css').read_text(encoding='utf-8'),
-        script=(_HERE / 'page.js').read_text(encoding='utf-8'),
-        data=data.replace('<', '\\u003c'),  # so that nothing in it ends the script
-    )
+    return html.page(grid.table.title, content(grid), [_HERE / 'page.js'])
 
 
 def content(grid: Grid) -> dict:

@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,10 +34,15 @@ _SHIPPED = pathlib.Path(__file__).parent / 'shipped'
 _CHECKED = 64  # histories or rows of which the exported function must give the same
 _CLOSE = 1e-4  # of the largest score: two kernels round a sum differently, and no more
 _K = 10
+_LINKS, _BUILD, _SEARCH = 32, 100, 128  # of the graph: per item, considered in building, in search
+_MEASURED = 200  # histories for which the graph's lists are compared with exact ones
 
 
-def check_output(folder: pathlib.Path) -> None:
-    """Raises UserError for a folder that holds anything but an exported model."""
+def check_output(folder: pathlib.Path, ann: bool = False) -> None:
+    """Raises UserError for a folder that holds anything but an exported model.
+
+    And for a library that is missing.
+    """
     there = folder.exists()
     if there and not folder.is_dir():
         raise UserError(f'{folder} is a file; --output is the folder to write')
@@ -44,14 +50,22 @@ def check_output(folder: pathlib.Path) -> None:
         raise UserError(f'{folder} is in the way: it holds something else than an exported model')
     if importlib.util.find_spec('flatbuffers') is None:
         raise UserError("exporting needs flatbuffers: pip install 'jaxrec[export]'")
+    if ann and importlib.util.find_spec('faiss') is None:
+        raise UserError("--ann needs faiss-cpu: pip install 'jaxrec[ann]'")
 
 
-def write(trained: Trained, folder: pathlib.Path) -> dict[str, Any]:
+def write(trained: Trained, folder: pathlib.Path, ann: bool = False) -> dict[str, Any]:
     """Writes a run's model; the folder appears whole or not at all.
 
     function.stablehlo (see `exported`), arrays.npz that it is called with, model.json, and model.py
     that uses them. Of lists also items.npy (vectors by item number), ids.npy, titles.npy, and the
     same as items.parquet; of scores codes.npz, by which fields are coded.
+
+    Args:
+      trained: the model.
+      folder: to write.
+      ann: of lists, also items.faiss, a graph (HNSW) that finds most of the best items faster where
+        there are many; 'ann' of the result says how many and how much.
 
     Returns:
       What model.json holds; its 'check' compares the lists or scores of the folder and the run's.
@@ -59,7 +73,7 @@ def write(trained: Trained, folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       UserError: the model serves neither lists nor scores, or the folder gives other ones.
     """
-    check_output(folder)
+    check_output(folder, ann)
     verbs = trained.served.verbs
     kinds = {'queries': _Lists, 'scores': _Scores}
     kind = next((kinds[verb] for verb in verbs if verb in kinds), None)
@@ -76,7 +90,10 @@ def write(trained: Trained, folder: pathlib.Path) -> dict[str, Any]:
         one.save(partial, arrays)
         shutil.copyfile(_SHIPPED / f'{one.shipped}.py', partial / 'model.py')
         files.write_json(partial / ABOUT, about)
-        about['check'] = one.check(_loaded(partial))
+        loaded = _loaded(partial)
+        about['check'] = one.check(loaded)
+        if ann:
+            about['ann'] = one.index(partial, loaded)
         files.write_json(partial / ABOUT, about)
     return about
 
@@ -163,9 +180,7 @@ class _Lists:
 
     def check(self, model):
         """Compares lists after drawn histories."""
-        rng, known = np.random.default_rng(0), self._recommender.catalogue
-        lengths = rng.integers(0, 2 * self._inputs.max_len, _CHECKED)
-        histories = [rng.integers(1, known.num_items + 1, n).tolist() for n in lengths]
+        known, histories = self._recommender.catalogue, self._drawn(_CHECKED)
         wanted = self._recommender.after(histories)
         raw = [[known.raw_item(number) for number in history] for history in histories]
         found = model.recommend(raw, self._recommender.k)
@@ -179,6 +194,35 @@ class _Lists:
                 largest = max(largest, abs(a['score'] - b['score']))
         _compare(self._trained, largest, scale, 'lists')
         return {'lists': len(wanted), 'ids_equal': same / max(places, 1), 'difference': largest}
+
+    def index(self, folder, model):
+        """Writes items.faiss; {'recall@10', 'milliseconds', 'exact_milliseconds'} of a list."""
+        import faiss
+
+        items = model.items[1 : len(model.ids) + 1]
+        index = faiss.IndexHNSWFlat(items.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = _BUILD
+        index.add(items)
+        index.hnsw.efSearch = _SEARCH
+        faiss.write_index(index, str(folder / 'items.faiss'))
+        raw = [[model.ids[n - 1] for n in history] for history in self._drawn(_MEASURED)]
+        lists, times = [], []
+        for one in (None, index):
+            model.recommend(raw, _K, True, one)
+            started = time.perf_counter()
+            lists.append(model.recommend(raw, _K, True, one))
+            times.append((time.perf_counter() - started) / len(raw) * 1000)
+        ids = [[{row['item'] for row in rows} for rows in found] for found in lists]
+        shares = [len(a & b) / len(a) for a, b in zip(*ids, strict=True)]
+        told = {f'recall@{_K}': float(np.mean(shares))}
+        return {**told, 'milliseconds': times[1], 'exact_milliseconds': times[0]}
+
+    def _drawn(self, count):
+        """Histories of item numbers, none to twice the model's window long."""
+        rng = np.random.default_rng(0)
+        lengths = rng.integers(0, 2 * self._inputs.max_len, count)
+        last = self._recommender.catalogue.num_items + 1
+        return [rng.integers(1, last, n).tolist() for n in lengths]
 
 
 class _Scores:
@@ -219,6 +263,9 @@ class _Scores:
         codes |= {f'coded.{name}': column for name, column in known.coded.items()}
         np.savez(folder / 'arrays.npz', **arrays)
         np.savez(folder / 'codes.npz', **codes)
+
+    def index(self, folder, model):
+        raise UserError('--ann is for models that give lists: this one scores rows')
 
     def check(self, model):
         """Compares logits of drawn rows."""

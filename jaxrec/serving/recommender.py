@@ -92,6 +92,22 @@ class Recommender:
         """The data, opened when they are first asked for; UserError if they are gone."""
         return self.trained.problem.source
 
+    @property
+    def interests(self) -> int:
+        """Vectors of a user."""
+
+        def queries(params, vectors, batch):
+            return nnx.merge(self.trained.graphdef, params).queries(batch, vectors)
+
+        size, rows = next(self._shapes.every())
+        with self._placed():
+            made = place_whole(self._part([], size, rows)[0])
+            return jax.eval_shape(queries, self.trained.params, self._vectors, made).shape[1]
+
+    def vectors(self) -> np.ndarray:
+        """float32 [num_items + 1, D], an item's at its number."""
+        return np.asarray(self._vectors['items'], np.float32)[: self.catalogue.num_items + 1]
+
     def __call__(
         self, users: np.ndarray, given: Histories | None = None, k: int | None = None
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

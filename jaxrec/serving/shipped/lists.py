@@ -34,15 +34,22 @@ class Model:
             row[width - min(len(history), width) :] = history[-width:]
         return np.asarray(self.call(self.arrays, {'items': items})['queries'])[: len(histories)]
 
-    def recommend(self, histories, k=10, keep_seen=False):
-        """[{'item': raw id, 'title': text, 'score': float}, ..] for each list of raw ids."""
+    def recommend(self, histories, k=10, keep_seen=False, index=None):
+        """[{'item': raw id, 'title': text, 'score': float}, ..] for each list of raw ids.
+
+        With index=faiss.read_index('items.faiss') among what it finds, not among all.
+        """
         numbers = [[self.numbers[str(raw)] for raw in history] for history in histories]
         lists = []
         for vectors, seen in zip(self.vectors(numbers), numbers):  # noqa: B905
-            scores = (self.items[: len(self.ids) + 1] @ vectors.T).max(1)
-            scores[[0] if keep_seen else [0, *seen]] = -np.inf  # row 0 is no item
-            best = [i for i in np.argsort(-scores, kind='stable')[:k] if scores[i] > -np.inf]
-            lists.append([self._row(i, scores[i]) for i in best])
+            among, unwanted = np.arange(1, len(self.ids) + 1), [] if keep_seen else seen
+            if index is not None:
+                found = index.search(vectors, min(k + len(set(unwanted)), len(self.ids)))[1]
+                among = np.unique(found[found >= 0]) + 1
+            rows = self.items[among] if index is not None else self.items[1 : len(self.ids) + 1]
+            scores = np.where(np.isin(among, unwanted), -np.inf, (rows @ vectors.T).max(1))
+            best = [n for n in np.argsort(-scores, kind='stable')[:k] if scores[n] > -np.inf]
+            lists.append([self._row(among[n], scores[n]) for n in best])
         return lists
 
     def _row(self, number, score):

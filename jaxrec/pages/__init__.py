@@ -1,0 +1,1 @@
+"""What all HTML pages share: the shell, the style, small helpers and charts."""

@@ -1,0 +1,51 @@
+"""Measures what a run has trained, beside what has nothing to learn."""
+
+import jax
+
+from jaxrec.errors import UserError
+from jaxrec.evaluation.run import Pass
+from jaxrec.problem import Evaluation, Measured
+from jaxrec.training.restore import Trained
+
+
+def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[str, Measured]]:
+    """An evaluation of the problem, the model's result, and those of what has nothing to learn.
+
+    Raises:
+      UserError: the problem has no such evaluation.
+    """
+    known = trained.problem.evaluations
+    if which not in known:
+        there = ' or '.join(known) or 'none: its periods were predicted in training'
+        raise UserError(f'unknown split {which!r}; this run has {there}')
+    with jax.set_mesh(trained.mesh):
+        evaluation = known[which]()
+        predict = Pass(trained.graphdef, trained.problem, trained.constants)
+        measured = predict(trained.params, evaluation, full=True)
+        return evaluation, measured, evaluation.references()
+
+
+def as_json(
+    trained: Trained,
+    which: str,
+    evaluation: Evaluation,
+    measured: Measured,
+    references: dict[str, Measured],
+) -> dict:
+    """What is told of an evaluation, JSON-ready."""
+    return {
+        'split': which,
+        'metrics': measured.metrics,
+        'references': {name: other.metrics for name, other in references.items()},
+        'groups': measured.groups,
+        'details': measured.details,
+        'unit': measured.unit,
+        'examples': evaluation.examples,
+        'protocol': evaluation.protocol,
+        'main_metric': trained.experiment.task.main_metric(),
+        'data_hash': trained.problem.data_hash,
+        'seed': trained.experiment.train.seed,
+        'checkpoint': trained.checkpoint,
+        'step': trained.step,
+        'workdir': str(trained.workdir),
+    }
