@@ -39,6 +39,7 @@ _JOIN_SECONDS = 600  # pods of one job may start minutes apart
 _HEARTBEAT_SECONDS = 60  # without a sign of life: a process is lost
 _FINISH_SECONDS = 24 * 3600  # the first to finish waits for the last, which may be writing files
 _ENDED = 'jaxrec/ended'  # where the processes tell each other their exit code
+_TOLD = _ENDED + '/told'  # set once its process has said why
 _LOST = re.compile(  # how the loss of another process shows in an exception
     '[Gg]loo|NCCL|[Cc]oordination|[Hh]eartbeat|[Bb]arrier|UNAVAILABLE|DEADLINE_EXCEEDED'
 )
@@ -276,6 +277,9 @@ def _follow() -> None:
         told = _client().blocking_key_value_get(_ENDED, 1000 * 365 * 24 * 3600)
     except Exception:  # the run is over, or process 0 is gone: the main thread notices itself
         return
+    if jax.process_index() == 0:  # without process 0 the others are aborted, said or not
+        with contextlib.suppress(Exception):
+            _client().blocking_key_value_get(_TOLD, 5000)
     if not _leaving:
         _exit_as_told(told)
 
@@ -305,6 +309,8 @@ def end_all(error: BaseException) -> None:
         print(f'{place}:', file=sys.stderr)
         traceback.print_exception(error)
         cli.emit({kind: line, 'exit': code})
+    with contextlib.suppress(Exception):
+        _client().key_value_set(_TOLD, '')
     time.sleep(1)  # for the others to read the code; with process 0 it is gone
     _exit(code)
 
