@@ -1,4 +1,4 @@
-r"""Exports a trained model: a folder that serves with jax and numpy alone, on any machine.
+r"""Exports a trained model: a folder that serves without this library, on any machine.
 
 python -m jaxrec.export --workdir=DIR --output=FOLDER [--checkpoint=best]
 
@@ -6,8 +6,8 @@ FOLDER holds the function (of histories to user vectors, or of rows to scores) a
 CPUs, CUDA, ROCm and TPUs and batches of any size, its arrays, the items with titles and vectors
 (items.parquet), model.json (what it is, what it was measured at), and model.py:
 
-    from model import Model                            # in FOLDER; jaxrec is not needed
-    Model().recommend([['item 1', 'item 2']], k=10)    # or .score(rows) of a click model
+    from model import Model      # in FOLDER; needs jax, numpy, and flatbuffers to read functions
+    Model().recommend([['item 1', 'item 2']], k=10)      # or .score(rows) of a click model
 
 With --ann (pip install 'jaxrec[ann]') there is also items.faiss, for many items: faster lists of
 which some items may be missing; how many is measured and told.

@@ -1,4 +1,4 @@
-"""An exported model gives what the run gives: in a process of its own, with jax and numpy alone."""
+"""An exported model gives what the run gives: in a process of its own, without the library."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ FIELDS = (
 )
 ELSEWHERE = """
 import json, sys
-for name in ('jaxrec', 'flax', 'pyarrow', 'optax', 'flatbuffers_of_jaxrec'):
+for name in ('jaxrec', 'flax', 'pyarrow', 'optax', 'orbax'):
     sys.modules[name] = None  # importing it now raises ImportError
 asked, found = json.load(open(sys.argv[1])), {}
 for folder, what in asked.items():

@@ -68,7 +68,7 @@ class Encoder:
     Attributes:
       sizes: 'table': rows of the table; 'feature.NAME': how many codes the field has in a row, 0
         for a number.
-      codes: of every field.
+      codes: of every field, its `Coding`.
       units: what every field is of, 'row', 'user' or 'item'.
       coded: of the fields of users and items, once and for all: by user, or by item from number 1.
 
@@ -141,7 +141,7 @@ class Encoder:
             values, counts = column[there], self._counts[unit][there]
         if field.kind in ('category', 'set'):
             known = _vocabulary(values, counts, field)
-            return Codes(field.kind, known, first, width), len(known) + 1
+            return Coding(field.kind, known, first, width), len(known) + 1
         values = values.astype(np.float64)
         real = ~np.isnan(values)
         values, counts = values[real], counts[real]
@@ -152,10 +152,10 @@ class Encoder:
             before = np.cumsum(counts[order])
             wanted = np.arange(1, field.size) / field.size * before[-1]
             edges = values[order][np.searchsorted(before, wanted)]
-            return Codes(field.kind, edges, first, width), field.size + 1
+            return Coding(field.kind, edges, first, width), field.size + 1
         mean = np.average(values, weights=counts)
         deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
-        return Codes(field.kind, np.array([mean, deviation or 1.0]), first, width), 0
+        return Coding(field.kind, np.array([mean, deviation or 1.0]), first, width), 0
 
 
 def _width(column):
@@ -171,7 +171,7 @@ def _vocabulary(values, counts, field):
 
 
 @dataclasses.dataclass
-class Codes:
+class Coding:
     """How the values of a field become what is in a batch.
 
     Attributes:

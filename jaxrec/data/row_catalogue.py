@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrec.data import stored
 from jaxrec.data.catalogue import find, opened
-from jaxrec.data.fields import Codes, Encoder
+from jaxrec.data.fields import Coding, Encoder
 from jaxrec.errors import UserError
 
 _KNOWN, _CODED = 'known.', 'coded.'
@@ -34,7 +34,7 @@ class RowCatalogue:
     item_ids: np.ndarray
     data_hash: str
     sizes: dict[str, int]
-    codes: dict[str, Codes]
+    codes: dict[str, Coding]
     units: dict[str, str]
     coded: dict[str, np.ndarray]
     name: str = ''
@@ -81,7 +81,7 @@ class RowCatalogue:
 
         def made(columns, name, meta):
             known, coded = stored.named(columns, _KNOWN), stored.named(columns, _CODED)
-            codes = {field: Codes(known=known[field], **c) for field, c in meta['codes'].items()}
+            codes = {field: Coding(known=known[field], **c) for field, c in meta['codes'].items()}
             about = {one: meta[one] for one in _ABOUT}
             return cls(
                 **columns, **about, data_hash=meta['of'], codes=codes, coded=coded, name=name

@@ -140,6 +140,7 @@ class _Lists:
         trained, inputs = self._trained, self._inputs
         flat, rebuilt = _arrays(trained)
         codes = self._recommender.catalogue.codes
+        flat['items'] = flat['items'].astype(np.float32)
         flat |= {f'codes.{name}': np.asarray(column) for name, column in codes.items()}
 
         def queries(arrays, given):
@@ -165,7 +166,7 @@ class _Lists:
 
     def save(self, folder, arrays):
         known = self._recommender.catalogue
-        vectors = arrays.pop('items').astype(np.float32)
+        vectors = arrays.pop('items')
         np.savez(folder / 'arrays.npz', **arrays)
         np.save(folder / 'items.npy', vectors)
         np.save(folder / 'ids.npy', known.item_ids)
@@ -189,9 +190,11 @@ class _Lists:
         for mine, theirs in zip(wanted, found, strict=True):
             if len(mine) != len(theirs):
                 raise UserError(_OTHER.format(self._trained.workdir, 'lists'))
+            known_scores = {row['item']: row['score'] for row in mine}
             for a, b in zip(mine, theirs, strict=True):
                 places, same = places + 1, same + (a['item'] == b['item'])
-                largest = max(largest, abs(a['score'] - b['score']))
+                of_item = known_scores.get(b['item'], a['score'])
+                largest = max(largest, abs(a['score'] - b['score']), abs(of_item - b['score']))
         _compare(self._trained, largest, scale, 'lists')
         return {'lists': len(wanted), 'ids_equal': same / max(places, 1), 'difference': largest}
 
@@ -342,6 +345,7 @@ def _about(trained):
             found[path.stem.removeprefix('evaluation_')] = {n: result.get(n) for n in names}
     return {
         'format': FORMAT,
+        'data': trained.served.about,
         'data_hash': trained.served.data_hash,
         'protocol': trained.experiment.task.protocol_fields(),
         'valid': _validated(trained),

@@ -153,7 +153,7 @@ class Recommender:
           exclude: items that are not to be in the lists, besides those of the object: raw ids or a
             mask for all histories, or a list with one of these, or None, for each.
           allow: likewise, the only items that may be; of those that the object allows. Histories
-            that share it are scored together.
+            that share it, as one object, are scored together.
 
         Returns:
           For each history [{'item': raw id, 'title': text, 'score': float}, ..], best first, with
@@ -224,7 +224,7 @@ class Recommender:
         for_all = allow if allows is None else None, exclude if excludes is None else None
         if any(one is not None for one in for_all):
             shared = self._filter.allowed(*for_all, self._base)
-        found = []
+        found, made = [], {}  # what `allow` makes of each of its objects
         for n, history in enumerate(histories):
             history = np.asarray(history, np.int32).reshape(-1)
             unwanted = [] if self.keep_seen else [history]
@@ -232,7 +232,9 @@ class Recommender:
                 unwanted.append(self._filter.numbers(excludes[n], 'exclude'))
             allowed = shared
             if allows and allows[n] is not None:
-                allowed = self._filter.allowed(allows[n], None, shared)
+                if id(allows[n]) not in made:
+                    made[id(allows[n])] = self._filter.allowed(allows[n], None, shared)
+                allowed = made[id(allows[n])]
             unwanted = distinct(np.concatenate([np.zeros(0, np.int32), *unwanted]))
             found.append(Request(history, unwanted, allowed))
         return found

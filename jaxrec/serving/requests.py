@@ -1,7 +1,7 @@
 """Requests for lists: a history each, and which items may be in its list, in a few shapes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -191,7 +191,5 @@ def _is_ids(given: Any) -> bool:
     """Whether it is a collection of raw ids."""
     if isinstance(given, np.ndarray):
         return given.ndim == 1
-    collection = isinstance(given, Sequence | set | frozenset) and not isinstance(
-        given, str | bytes
-    )
+    collection = isinstance(given, Sequence | Set) and not isinstance(given, str | bytes)
     return collection and all(isinstance(one, int | str | np.integer) for one in given)

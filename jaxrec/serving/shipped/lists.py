@@ -1,4 +1,4 @@
-"""Lists of an exported jaxrec model; needs this folder, jax and numpy.
+"""Lists of an exported jaxrec model; needs this folder, jax, numpy and flatbuffers.
 
 from model import Model
 Model().recommend([['item 1', 'item 2']], k=10)
@@ -37,6 +37,7 @@ class Model:
     def recommend(self, histories, k=10, keep_seen=False, index=None):
         """[{'item': raw id, 'title': text, 'score': float}, ..] for each list of raw ids.
 
+        KeyError for an id that the model does not know: leave such out (`self.numbers` has all).
         With index=faiss.read_index('items.faiss') among what it finds, not among all.
         """
         numbers = [[self.numbers[str(raw)] for raw in history] for history in histories]
@@ -48,7 +49,9 @@ class Model:
                 among = np.unique(found[found >= 0]) + 1
             rows = self.items[among] if index is not None else self.items[1 : len(self.ids) + 1]
             scores = np.where(np.isin(among, unwanted), -np.inf, (rows @ vectors.T).max(1))
-            best = [n for n in np.argsort(-scores, kind='stable')[:k] if scores[n] > -np.inf]
+            least = np.partition(scores, -k)[-k] if k < len(scores) else -np.inf
+            best = np.flatnonzero((scores >= least) & (scores > -np.inf))
+            best = best[np.argsort(-scores[best], kind='stable')][:k]
             lists.append([self._row(among[n], scores[n]) for n in best])
         return lists
 

@@ -1,4 +1,4 @@
-"""Scores of an exported jaxrec model; needs this folder, jax and numpy.
+"""Scores of an exported jaxrec model; needs this folder, jax, numpy and flatbuffers.
 
 from model import Model
 Model().score([{'user': 'raw id', 'item': 'raw id', 'column': 3}])  # None where it is not known
