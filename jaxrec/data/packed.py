@@ -99,8 +99,8 @@ class TrainBatches(Batches):
           items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
           padding, positions 0..L-1 with L-1 the newest event; prefixes have no targets), weights:
           float32 [.., L], 1 on real targets. If asked for: negatives int32 [.., L, k]; features
-          {column: codes int32 [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32 [.., L]
-          of the targets and feedback int32 [.., L] on the items (`rewards.Rewarder`).
+          {column: codes int32 [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32
+          [.., L] of the targets and feedback int32 [.., L] on the items (`rewards.Rewarder`).
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         row_order, window_of_slot = self._order(epoch)
