@@ -160,7 +160,8 @@ def test_tasks_of_packed_rows_are_those_of_prefixes_one_by_one(learnt, faithful)
     experiment, graphdef, params, batch, key = learnt
     model = dataclasses.replace(experiment.model, faithful=faithful)
     graphdef = graphdef_of(dataclasses.replace(experiment, model=model))[0]
-    value, (terms, _) = jit(lambda p: nnx.merge(graphdef, p).loss(batch, {}, {}, key))(params)
+    loss = jit(lambda p, b: nnx.merge(graphdef, p).loss(b, {}, {}, key))
+    value, (terms, _) = loss(params, batch)
 
     keys = s3rec.rng.keys(key, *s3rec._STREAMS)
     hidden = np.asarray(s3rec.hidden_places(batch['segments'], keys['hidden'], 0.2))
