@@ -206,7 +206,7 @@ class S3Rec(sasrec.SASRec):
 
 
 def pairwise(positive: jax.Array, negative: jax.Array, faithful: bool) -> jax.Array:
-    """-log s(r+ - r-), of `faithful` scores s(r) in [log(1 + 1/e), log(1 + e)]."""
+    """-log s(r+ - r-) of scores r [..], or `faithful` of s(r), in [log(1 + 1/e), log(1 + e)]."""
     if faithful:
         positive, negative = jax.nn.sigmoid(positive), jax.nn.sigmoid(negative)
     return bpr(positive, negative[..., None])
