@@ -100,8 +100,12 @@ class Train:
     log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl
     # of a step's matrix products; default: what the backend does, bfloat16 on a TPU, TF32 on a GPU
     precision: str = field('default', choices=('default', 'high', 'highest'))
-    start_from: str = ''  # work directory of a finished run to go on from (training/warm_start)
-    grow: bool = False  # with start_from: items may be new or gone
+    # work directory of a run whose parameters to begin with, as far as their names are known here
+    # (training/warm_start)
+    start_from: str = ''
+    start_with: str = field('best', choices=('best', 'last'))  # which of its checkpoints
+    # with start_from: go on with its whole last train state; items may be new or gone
+    grow: bool = False
 
 
 @dataclasses.dataclass

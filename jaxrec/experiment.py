@@ -71,6 +71,11 @@ def check(experiment: Experiment) -> None:
         )
     if train.grow and not train.start_from:
         raise UserError('train.grow goes with train.start_from, the run to go on from')
+    if train.start_with != 'best' and (train.grow or not train.start_from):
+        raise UserError(
+            'train.start_with goes with train.start_from, and without train.grow, which goes on '
+            'from the last checkpoint'
+        )
     experiment.task.check(experiment)
     if metric(experiment) not in (known := experiment.task.metrics()):
         raise UserError(

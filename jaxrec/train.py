@@ -18,9 +18,11 @@ that size instead of the data set's. --target=v5e:4x4 (or v5p:2x2x2, v6e:16x16, 
 that machine, if its compiler is installed: also the first state, evaluation and lists, whether all
 of it fits, the costliest operations and the time at best. --target=all compares machines.
 
---config.train.start_from=runs/before --config.train.grow goes on, in a new work directory, from a
-run on an earlier state of the log: items keep what was learnt, new ones are added, those that are
-gone are left behind (see jaxrec/training/warm_start.py).
+--config.train.start_from=runs/before takes the parameters of that run's best checkpoint, as far as
+the model has them by the same name, to begin with: a pre-training, or the same model with another
+loss (see jaxrec/training/warm_start.py). With --config.train.grow it goes on from a run on an
+earlier state of the log: items keep what was learnt, new ones are added, those that are gone are
+left behind.
 
 --config.task.periods=12 trains in time order, as a service does: the events are cut by time into
 periods of equally many, and each is predicted before it is learnt.

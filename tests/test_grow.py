@@ -99,7 +99,7 @@ def test_old_rows_and_slots_are_carried_over_and_new_ones_drawn(tmp_path, name, 
     assert (old.sizes['item'], new.sizes['item']) == (33, 75)
     program = Program(experiment, new, 10)
     fresh = jax.device_get(program.init())
-    state = state_from(experiment, new, program)
+    state, _ = state_from(experiment, new, program)
     placed = jax.tree.map(lambda x: x.sharding.spec, state)
     assert placed['params']['table'] == jax.P('model', None)
 
@@ -140,7 +140,7 @@ def test_a_window_of_time_goes_on_from_a_run_alone(tmp_path, name, text, capsys)
     new = opened(experiment)
     program = Program(experiment, new, 10)
     fresh = jax.device_get(program.init())
-    state = jax.device_get(state_from(experiment, new, program))
+    state = jax.device_get(state_from(experiment, new, program)[0])
     gone = [*filter(None, [text]), *OLD[:5], *OLD[20:25]]
     told = f'{len(was) - len(gone)} items carried over, 3 new, {len(gone)} are gone'
     assert told in capsys.readouterr().out
@@ -207,7 +207,7 @@ def test_what_cannot_be_gone_on_from_is_refused_in_one_line(tmp_path):
         options = {'start_from': tmp_path / 'old', **options}
         experiment = experiment_of(tmp_path, log, **options)
         problem = opened(experiment)
-        return state_from(experiment, problem, Program(experiment, problem, 1))
+        return state_from(experiment, problem, Program(experiment, problem, 1))[0]
 
     def fails(phrase, **options):
         with pytest.raises(UserError, match=phrase) as error:
@@ -215,9 +215,9 @@ def test_what_cannot_be_gone_on_from_is_refused_in_one_line(tmp_path):
         assert '\n' not in str(error.value)
 
     used = lambda x: x[:34] if x.shape[:1] == (64,) else x  # noqa: E731
-    jax.tree.map(  # the same items need no train.grow
+    jax.tree.map(
         lambda new, old: np.testing.assert_array_equal(used(new), used(old)),
-        jax.device_get(goes_on(grow=False)),
+        jax.device_get(goes_on()),
         before,
     )
     fails('model.dim=8, this command has 16', dim=16)

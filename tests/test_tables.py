@@ -537,7 +537,8 @@ def first_format(cell, ranks, **config_changes):
     """A record as it was before tasks: old names of fields, one kind of users, 'ranks'."""
     record_ = record(ranks)
     fields = hashes.config_record(cell.experiment)
-    fields = {OLD.get(n, n): v for n, v in fields.items() if n not in ('train.grow',)}
+    later = ('train.grow', 'train.start_with')
+    fields = {OLD.get(n, n): v for n, v in fields.items() if n not in later}
     for name in (*(f'task.{n}' for n in NEW_FIELDS), 'train.start_from', 'model.contrast'):
         fields.pop(name)
     later = tuple(f'model.in_batch.{n}' for n in NEW_OF_IN_BATCH)

@@ -31,7 +31,8 @@ class TrainBatches(Batches):
       rows: B, rows per global batch.
       seed: of the order and of the negatives.
       windows: 'last' trains on each user's newest L targets, 'all' on every target, in
-        consecutive windows of L counted from the user's end.
+        consecutive windows of L counted from the user's end, 'prefixes' on every prefix of the
+        user's newest L events, without targets.
       unseen_negatives: k > 0 adds negatives drawn uniformly from the items outside the user's
         whole training history (the SASRec authors' sampler).
       codes: of features, `codes.Encoder.events`.
@@ -62,6 +63,7 @@ class TrainBatches(Batches):
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._codes, self._similar, self._rewards = codes, similar, rewards
         self._extras, self._process = extras, process
+        self._ahead = windows != 'prefixes'  # whether there are targets
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
         )
@@ -95,10 +97,10 @@ class TrainBatches(Batches):
 
         Returns:
           items, targets, segments, positions: int32 [B / processes, L] (item 0 and segment 0 =
-          padding, positions 0..L-1 with L-1 the newest event), weights: float32 [.., L], 1 on
-          real targets. If asked for: negatives int32 [.., L, k]; features {column: codes int32
-          [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32 [.., L] of the targets and
-          feedback int32 [.., L] on the items (`rewards.Rewarder`).
+          padding, positions 0..L-1 with L-1 the newest event; prefixes have no targets), weights:
+          float32 [.., L], 1 on real targets. If asked for: negatives int32 [.., L, k]; features
+          {column: codes int32 [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32
+          [.., L] of the targets and feedback int32 [.., L] on the items (`rewards.Rewarder`).
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         row_order, window_of_slot = self._order(epoch)
@@ -123,10 +125,11 @@ class TrainBatches(Batches):
         place = ranges(row * self._max_len + column, lengths)
         batch = {
             'items': scatter(shape, place, self._histories.items[source]),
-            'targets': scatter(shape, place, self._histories.items[source + 1]),
             'segments': scatter(shape, place, np.repeat(index_in_row + 1, lengths)),
             'positions': scatter(shape, place, ranges(self._max_len - lengths, lengths)),
         }
+        if self._ahead:
+            batch['targets'] = scatter(shape, place, self._histories.items[source + 1])
         batch['weights'] = (batch['segments'] > 0).astype(np.float32)
         if self._codes is not None:
             coded = self._codes(source).items()
@@ -198,14 +201,24 @@ def pack_lengths(lengths: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray
 
 
 def _windows(offsets, train_ends, max_len, windows):
-    """Start (absolute), length and user of every training window of (input, next) pairs."""
+    """Start (absolute), length and user of every training window of (input, next) pairs.
+
+    Prefixes are windows of events.
+    """
+    if windows == 'prefixes':
+        count = np.minimum(np.maximum(train_ends - offsets[:-1], 0), max_len)
+        users = np.repeat(np.arange(len(count)), count)
+        lengths = 1 + ranges(np.zeros_like(count), count)
+        return np.repeat(train_ends - count, count), lengths, users
     pairs = np.maximum(train_ends - offsets[:-1] - 1, 0)
     if windows == 'last':
         count = (pairs > 0).astype(np.int64)
     elif windows == 'all':
         count = -(-pairs // max_len)
     else:
-        raise UserError(f"unknown task.windows {windows!r}: use 'last', 'all' or 'cuts'")
+        raise UserError(
+            f"unknown task.windows {windows!r}: use 'last', 'all', 'cuts' or 'prefixes'"
+        )
     users = np.repeat(np.arange(len(pairs)), count)
     nth_from_end = ranges(np.zeros_like(count), count)
     ends = train_ends[users] - 1 - nth_from_end * max_len  # one past the window's last input

@@ -37,6 +37,11 @@ KNOWN = {
         'Census-Income: a row per person, for click',
     ),
 }
+KNOWN |= {  # with item attributes, for pre-training
+    'beauty-attributes': ('s3rec', 'BEAUTY_ATTRIBUTES', 'beauty with attributes of its items'),
+    'sports-attributes': ('s3rec', 'SPORTS_ATTRIBUTES', 'sports with attributes of its items'),
+    'yelp-attributes': ('s3rec', 'YELP_ATTRIBUTES', 'yelp with attributes of its items'),
+}
 KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
     'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
     'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),

@@ -5,6 +5,7 @@ With terms in `contrast` it is CL4SRec, DuoRec and others, see `objectives.contr
 
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jaxrec import rng
 from jaxrec.config import Feature, field
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings
-from jaxrec.nn.attention import causal_mask
+from jaxrec.nn.attention import both_ways_mask, causal_mask
 from jaxrec.nn.blocks import BLOCKS
 from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
 from jaxrec.nn.embeddings import Rows, lookup
@@ -133,7 +134,13 @@ class SASRec(Model):
 
     With variant '2018' this is what the authors' code computes: sqrt(d) scaling of the item
     vectors, learned positions, `blocks.Block2018`, LayerNorm epsilon 1e-8.
+
+    Attributes:
+      causal: whether an event sees earlier ones only. No shape depends on it, so that what was
+        learnt the one way may begin the other (train.start_from).
     """
+
+    causal: ClassVar[bool] = True
 
     def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
@@ -151,7 +158,16 @@ class SASRec(Model):
             else None
         )
         self.blocks = nnx.List(
-            block(config.dim, config.heads, config.ffn, config.dropout, linear, norm, rngs=rngs)
+            block(
+                config.dim,
+                config.heads,
+                config.ffn,
+                config.dropout,
+                linear,
+                norm,
+                causal=self.causal,
+                rngs=rngs,
+            )
             for _ in range(config.blocks)
         )
         self.norm = norm(config.dim, rngs=rngs)
@@ -212,7 +228,7 @@ class SASRec(Model):
         x = x + lookup(self.positions[...], batch['positions'])
         x = embeddings.disturbed(x, batch)
         x = dropout(x.astype(dtype), config.embedding_dropout, keys[-1]) * real
-        mask = causal_mask(batch['segments'])
+        mask = (causal_mask if self.causal else both_ways_mask)(batch['segments'])
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
             if last and block is self.blocks[-1]:
                 mask, real = mask[:, :, -last:], real[:, -last:]

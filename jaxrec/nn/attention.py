@@ -18,9 +18,13 @@ def causal_mask(segments: jax.Array) -> jax.Array:
       segments: int32 [B, L], 0 = padding.
     """
     length = segments.shape[1]
-    same = segments[:, :, None] == segments[:, None, :]
     earlier = jnp.tril(jnp.ones((length, length), bool))
-    return (same & earlier)[:, None]
+    return both_ways_mask(segments) & earlier
+
+
+def both_ways_mask(segments: jax.Array) -> jax.Array:
+    """bool [B, 1, L, L]: a token sees all tokens of its own segment, later ones too."""
+    return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
 def attention(

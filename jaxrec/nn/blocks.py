@@ -22,10 +22,10 @@ class Block2018(nnx.Module):
     adds the normalised query; then z = LN(.), z + FFN(z) with a ReLU layer of the same width.
     """
 
-    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, causal=True, rngs):
         self.rate = rate
         self.norm_query, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
-        self.attention = SelfAttention(dim, heads, linear, output=False, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=False, causal=causal, rngs=rngs)
         self.inner = linear(dim, ffn * dim, rngs=rngs)
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
@@ -40,10 +40,10 @@ class Block2018(nnx.Module):
 class BlockPreLN(nnx.Module):
     """Pre-LayerNorm block: x + MHA(LN x), then x + FFN(LN x) with GELU."""
 
-    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, causal=True, rngs):
         self.rate = rate
         self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
-        self.attention = SelfAttention(dim, heads, linear, output=True, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=True, causal=causal, rngs=rngs)
         self.inner = linear(dim, ffn * dim, rngs=rngs)
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
@@ -63,10 +63,10 @@ class BlockLiGR(nnx.Module):
     from the un-normalised stream.
     """
 
-    def __init__(self, dim, heads, ffn, rate, linear, norm, *, rngs):
+    def __init__(self, dim, heads, ffn, rate, linear, norm, *, causal=True, rngs):
         self.rate = rate
         self.norm_attention, self.norm_ffn = norm(dim, rngs=rngs), norm(dim, rngs=rngs)
-        self.attention = SelfAttention(dim, heads, linear, output=True, rngs=rngs)
+        self.attention = SelfAttention(dim, heads, linear, output=True, causal=causal, rngs=rngs)
         self.gate_attention = linear(dim, dim, rngs=rngs)
         self.gate_ffn = linear(dim, dim, rngs=rngs)
         self.inner, self.swish = (linear(dim, ffn * dim, rngs=rngs) for _ in range(2))

@@ -53,9 +53,10 @@ class Config(Task):
     targets: str = field('first', choices=('first', 'all'), effect='measure')
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
     # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
-    # the one event after each (in-batch losses, see jaxrec.data.cuts), or on 'pairs' of a user and
-    # an item, in no order (models of a graph; train.batch_rows counts pairs)
-    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs'))
+    # the one event after each (in-batch losses, see jaxrec.data.cuts), on 'pairs' of a user and
+    # an item, in no order (models of a graph; train.batch_rows counts pairs), or on all 'prefixes'
+    # of each user's last window, events to predict aside (pre-training)
+    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs', 'prefixes'))
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
@@ -114,6 +115,11 @@ class Config(Task):
             raise UserError('this model reads no history: it is not one of the next-item task')
         if (self.windows == 'pairs') != inputs.pairs:
             want = 'task.windows=' + ("'pairs'" if inputs.pairs else "'last', 'all' or 'cuts'")
+            raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        if (self.windows == 'prefixes') != inputs.prefixes:
+            want = 'task.windows=' + (
+                "'prefixes'" if inputs.prefixes else "'last', 'all' or 'cuts'"
+            )
             raise UserError(f'this model trains on {want}, not {self.windows!r}')
         if self.split in splits.PARTED and not inputs.pairs:
             raise UserError(

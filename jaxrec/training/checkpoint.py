@@ -13,6 +13,7 @@ import pathlib
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -236,15 +237,19 @@ def clear_unfinished(workdir: pathlib.Path) -> None:
             leftover.unlink(missing_ok=True)
 
 
+def by_name(tree: dict) -> dict[str, Any]:
+    """{'params.blocks.0.inner.kernel': leaf} of a tree of arrays."""
+    name = functools.partial(jax.tree_util.keystr, simple=True, separator='.')
+    return {name(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
 def _check_fit(folder: pathlib.Path, abstract: dict) -> None:
     """Raises UserError if a checkpoint's arrays are not those of `abstract`."""
 
-    def shapes(tree):
-        name = functools.partial(jax.tree_util.keystr, simple=True, separator='.')
-        return {name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(tree)}
-
-    there = shapes(ocp.StandardCheckpointHandler().metadata(folder / 'tree').tree)
-    here = shapes(abstract)
+    tree = ocp.StandardCheckpointHandler().metadata(folder / 'tree').tree
+    there, here = (
+        {name: tuple(x.shape) for name, x in by_name(tree).items()} for tree in (tree, abstract)
+    )
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
             raise UserError(

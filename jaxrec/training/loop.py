@@ -150,11 +150,11 @@ class _Run:
         make = Runs if names != [''] else Program
         given = list(experiments.values()) if make is Runs else self.experiment
         self.program = make(given, self.problem, horizon)
-        self.step, progress = 0, [Progress() for _ in names]
+        self.step, progress, started = 0, [Progress() for _ in names], None
         if last is None:
             for name in names:
                 check_begun(folder / name)
-            self.state = self._first_state()
+            self.state, started = self._first_state()
         else:
             self.state, host = checkpoints.restore_last(self.program.abstract())
             self.step, progress = checkpoints.last_step(), self._taken_up(host, folder)
@@ -167,7 +167,7 @@ class _Run:
             experiments.items(), progress, problems, strict=True
         ):
             place = folder / name
-            workdir.record(place, experiment, problem, self.step)
+            workdir.record(place, experiment, problem, self.step, started)
             active, predicted = jax.process_index() == 0, self._host['predicted']
             logs = Logs(place, self.step, active, predicted)
             closing.enter_context(contextlib.closing(logs))
@@ -324,9 +324,10 @@ class _Run:
         return [problem.periods[number]() for problem in self._problems]
 
     def _first_state(self):
+        """The train state before the first step, and what run.json tells of where it is from."""
         if self._settings.start_from:
             return warm_start.state_from(self.experiment, self.problem, self.program)
-        return self.program.init()
+        return self.program.init(), None
 
     def _save(self) -> None:
         """The last checkpoint; what it says of bests must be on disk before."""

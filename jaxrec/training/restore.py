@@ -84,19 +84,41 @@ def load_trained(
     mesh = make_mesh(Mesh(model=math.gcd(experiment.mesh.model, jax.device_count())))
     with jax.set_mesh(mesh):
         served = served_problem(workdir, experiment)
-        graphdef, params = split_model(experiment.model, served.sizes)
-        if which == 'best':
-            params, host = checkpoints.restore_best(params)
-        else:
-            optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
-            abstract = abstract_state(graphdef, params, optimizer)
-            state, host = checkpoints.restore_last(abstract)
-            params = evaluated(state)
-        check_owner(host, read_run(workdir).get('id'), workdir)
+        graphdef, params = restored(workdir, checkpoints, which, experiment, served.sizes)
         constants = put_whole(served.constants)
     step = newest()
     checkpoints.close()
     return Trained(experiment, served, mesh, graphdef, params, constants, step, workdir, which)
+
+
+def restored(
+    workdir: pathlib.Path,
+    checkpoints: Checkpoints,
+    which: str,
+    experiment: Experiment,
+    sizes: Mapping[str, int],
+) -> tuple[Any, dict]:
+    """(graphdef, parameters to evaluate) of a run's 'best' or 'last' checkpoint, on the mesh.
+
+    Args:
+      workdir: folder of the run.
+      checkpoints: in it.
+      which: 'best' or 'last'.
+      experiment: of the run.
+      sizes: of its problem.
+
+    Raises:
+      UserError: there is none, or it is another run's.
+    """
+    graphdef, params = split_model(experiment.model, sizes)
+    if which == 'best':
+        params, host = checkpoints.restore_best(params)
+    else:
+        optimizer = make_optimizer(experiment.optim, experiment.model, steps=1)
+        state, host = checkpoints.restore_last(abstract_state(graphdef, params, optimizer))
+        params = evaluated(state)
+    check_owner(host, read_run(workdir).get('id'), workdir)
+    return graphdef, params
 
 
 def read_experiment(workdir: pathlib.Path, advice: str) -> Experiment:

@@ -291,6 +291,10 @@ class Program:
         seed = self._experiment.train.seed
         return init_state(self._experiment.model, self._sizes, self.optimizer, seed)
 
+    def begin(self, params: dict) -> dict:
+        """A new train state around placed `params`: averages and carry begin with these."""
+        return jax.jit(lambda params: _state(self.graphdef, params, self.optimizer))(params)
+
     def abstract(self) -> dict:
         """Shapes and placement of the state, to restore into."""
         return abstract_state(self.graphdef, self._params, self.optimizer)

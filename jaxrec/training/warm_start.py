@@ -1,19 +1,28 @@
-"""Begins with what another run has learnt: train.start_from=WORKDIR, and train.grow if need be.
+"""Begins with what another run has learnt: train.start_from=WORKDIR.
 
-With train.grow the catalogue may have changed since: in a log that covers a window of time, items
-come and go. Items are numbered by ascending raw id, so an item's number, which is its row, changes
-when others come in before it. Rows are therefore carried over by raw id: of every array of the
-train state whose length follows the catalogue (table, its optimiser slots, its average, a frequency
-estimate). New items have the rows that a new run would draw for them; those of items that are gone
-are left behind. All else is taken over as it is, and the state's count of steps goes on: moments
-are not warmed up again, while epochs, and the learning rate's warm-up and decay, begin anew.
+By itself it takes parameters, those of the best checkpoint (train.start_with): every one that this
+model has by the same name, so that a pre-training and what follows it need only share a part.
+Parameters of one name must have one shape; the rest begin as in a new run, and so do the
+optimiser's state, averages, queues and the count of steps. What was taken, what is new and what was
+left is told, and noted in run.json. A row must mean the same in both runs: the items are the same,
+whatever they are numbered by.
+
+With train.grow the run goes on: all of the last train state is taken over, for the same model and
+optimiser, and its count of steps goes on: moments are not warmed up again, while epochs, and the
+learning rate's warm-up and decay, begin anew. The catalogue may have changed since: in a log that
+covers a window of time, items come and go. Items are numbered by ascending raw id, so an item's
+number, which is its row, changes when others come in before it. Rows are therefore carried over by
+raw id: of every array of the train state whose length follows the catalogue (table, its optimiser
+slots, its average, a frequency estimate). New items have the rows that a new run would draw for
+them; those of items that are gone are left behind.
 
 The old run's folder is enough: its catalogue has the raw ids. Where a task has no such ids (click,
 nodes), the data must be the same.
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
@@ -21,12 +30,11 @@ import numpy as np
 from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, flat, to_record
-from jaxrec.problem import ModelConfig, Problem
+from jaxrec.problem import Problem
 from jaxrec.training import sparse
-from jaxrec.training.checkpoint import Checkpoints
-from jaxrec.training.optim import Optimizer
+from jaxrec.training.checkpoint import Checkpoints, by_name
 from jaxrec.training.parallel_runs import Runs
-from jaxrec.training.restore import read_experiment, served_problem
+from jaxrec.training.restore import read_experiment, restored, served_problem
 from jaxrec.training.state import Program, abstract_state, split_model
 from jaxrec.training.workdir import check_owner, read_run
 
@@ -34,49 +42,133 @@ _ROWS_AT_ONCE = 1 << 16  # replicated while they change places
 _GONE = np.iinfo(np.int32).max  # the new number of an item that is no longer there: no row
 
 
-def state_from(experiment: Experiment, problem: Problem, program: Program | Runs) -> dict:
-    """The last train state of the run in train.start_from, for the problem's rows.
+def state_from(
+    experiment: Experiment, problem: Problem, program: Program | Runs
+) -> tuple[dict, dict]:
+    """The first train state of a run that begins with the one in train.start_from.
 
     Old and new state are on the devices together while it is made.
 
     Args:
-      experiment: the new run's; its model and optimiser must be built like the old one's.
+      experiment: the new run's.
       problem: the new run's, with the items of the old one, and with train.grow also others.
       program: of both.
 
+    Returns:
+      The state; for run.json {'folder', 'run', 'checkpoint', 'step'}, the old run's, and without
+      train.grow the names of parameters that were 'taken', are 'new' and were 'left'.
+
     Raises:
-      UserError: no such run, an item of it is gone or new without train.grow, all are gone, or
-        another model or optimiser.
+      UserError: no such run, an item of it is gone or new without train.grow, all are gone,
+        parameters of other shapes, none of the same name, or with train.grow another model or
+        optimiser.
     """
     if isinstance(program, Runs):
         raise UserError('train.start_from is for one run in a program, not for several')
-    folder = pathlib.Path(experiment.train.start_from)
+    folder, grow = pathlib.Path(experiment.train.start_from), experiment.train.grow
     before = read_experiment(folder, 'train.start_from is the folder of one')
-    _check_same(folder, before, experiment)
-    old = problem if _same_data(folder, problem) else served_problem(folder, before)
-    if not old.ids and old is not problem:
+    if grow:
+        _check_same(folder, before, experiment)
+    same_data = read_run(folder)['data_hash'] == problem.data_hash
+    alike = same_data and before.task == experiment.task
+    old = problem if alike else served_problem(folder, before)
+    if not same_data and (not old.ids or old.ids.keys() != problem.ids.keys()):
         raise UserError(
             f'{folder} has learnt other data, and this task cannot tell which of its rows are '
             'still the same: train anew, without train.start_from'
         )
-    moves = {name: new_numbers(ids, problem.ids[name]) for name, ids in old.ids.items()}
+    moves = {
+        name: new_numbers(ids, problem.ids[name])
+        for name, ids in old.ids.items()
+        if name in problem.ids
+    }
     lines = [_told(name, old, problem, moves[name], experiment, folder) for name in moves]
+    which = 'last' if grow else experiment.train.start_with
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        step = checkpoints.last_step() if which == 'last' else checkpoints.best_step()
+        if step is None:
+            why = checkpoints.missing(which)
+            raise UserError(why.replace('--checkpoint=', '--config.train.start_with='))
+        if grow:
+            state = _all_of(folder, checkpoints, before, old, program, moves)
+            named = {}
+        else:
+            there = restored(folder, checkpoints, which, before, old.sizes)[1]
+            names = () if same_data else old.sizes
+            followed = _followed(
+                lambda sizes: split_model(before.model, sizes)[1], old.sizes, names
+            )
+            moves = {} if same_data else moves
+            state, named = _parameters(folder, there, followed, program, moves)
+    if grow:
+        lines = f': {", ".join(lines)}' if lines else ''
+        say(f'going on from step {step} of {folder}{lines}')
+    else:
+        told = ', '.join(f'{len(found)} {kind}{_shown(found)}' for kind, found in named.items())
+        say(f'parameters of the {which} checkpoint of {folder}, of step {step}: {told}')
+    source = {'folder': str(folder), 'run': read_run(folder).get('id')}
+    return state, {**source, 'checkpoint': which, 'step': step, **named}
+
+
+def _all_of(folder, checkpoints, before, old, program, moves) -> dict:
+    """The whole last train state, rows at their new places."""
     optimizer = program.optimizer
-    graphdef, abstract = split_model(before.model, old.sizes)
-    checkpoints = Checkpoints(folder)
-    restored, host = checkpoints.restore_last(abstract_state(graphdef, abstract, optimizer))
+
+    def shapes(sizes):
+        graphdef, params = split_model(before.model, sizes)
+        return abstract_state(graphdef, params, optimizer)
+
+    there, host = checkpoints.restore_last(shapes(old.sizes))
     check_owner(host, read_run(folder).get('id'), folder)
-    step = checkpoints.last_step()
-    checkpoints.close()
-    followed = _followed(experiment.model, optimizer, old.sizes, moves)
-    state = jax.tree.map(
-        lambda name, new, old: _carry(new, old, moves[name]) if name else old,
-        followed,
+    return jax.tree.map(
+        lambda name, new, old: _carry(new, old, moves[name]) if name in moves else old,
+        _followed(shapes, old.sizes, moves),
         program.init(),
-        restored,
+        there,
     )
-    say(': '.join([f'going on from step {step} of {folder}', *filter(None, [', '.join(lines)])]))
-    return state
+
+
+def _parameters(folder, there, followed, program, moves) -> tuple[dict, dict]:
+    """A new train state with the parameters `there` of the same names, and which these are."""
+    drawn = program.init()['params']
+    there, followed, here = by_name(there), by_name(followed), by_name(drawn)
+    taken = sorted(there.keys() & here.keys())
+    if not taken:
+        raise UserError(
+            f'no parameter of {folder} has a name that this model knows: it has {_tops(there)}, '
+            f'this model {_tops(here)}'
+        )
+    wrong = [n for n in taken if there[n].shape != here[n].shape]
+    if wrong:
+        shapes = ', '.join(f'{n} is {there[n].shape} there, {here[n].shape} here' for n in wrong)
+        raise UserError(f'the parameters of {folder} do not fit this model: {shapes}')
+    for name in taken:
+        if followed[name] and followed[name] not in moves:
+            raise UserError(
+                f'{folder} has learnt other data, and {name} has a row for every '
+                f'{followed[name]}: nothing tells whether these are the same'
+            )
+
+    def value(name, new):
+        if name not in there:
+            return new
+        if followed[name] in moves:
+            return _carry(new, there[name], moves[followed[name]])
+        return jax.device_put(there[name], new.sharding)
+
+    values = [value(name, new) for name, new in here.items()]  # in the order of the tree's leaves
+    state = program.begin(jax.tree.unflatten(jax.tree.structure(drawn), values))
+    new, left = sorted(here.keys() - there.keys()), sorted(there.keys() - here.keys())
+    return state, {'taken': taken, 'new': new, 'left': left}
+
+
+def _tops(names) -> str:
+    """'blocks, table' of 'blocks.0.inner.kernel', ..: one line however large a model is."""
+    return ', '.join(sorted({name.partition('.')[0] for name in names}))
+
+
+def _shown(names) -> str:
+    return f' ({_tops(names)})' if names else ''
 
 
 def new_numbers(old: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -91,10 +183,6 @@ def new_numbers(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     at = np.minimum(np.searchsorted(new, old, sorter=order), len(new) - 1)
     numbers = np.where(new[order[at]] == old, order[at] + 1, _GONE)
     return np.concatenate([[0], numbers]).astype(np.int32)
-
-
-def _same_data(folder: pathlib.Path, problem: Problem) -> bool:
-    return read_run(folder)['data_hash'] == problem.data_hash
 
 
 def _told(
@@ -147,17 +235,12 @@ def _check_same(folder: pathlib.Path, before: Experiment, experiment: Experiment
 
 
 def _followed(
-    model: ModelConfig, optimizer: Optimizer, sizes: Mapping[str, int], names: Mapping
+    shapes: Callable[[Mapping[str, int]], dict], sizes: Mapping[str, int], names: Iterable[str]
 ) -> dict:
-    """Of every array of the train state, which of `names` its rows are numbered by, '' if none.
+    """Of every array of `shapes(sizes)`, which of `names` its rows are numbered by, '' if none.
 
     Larger sizes tell: whatever grows with one of them follows it.
     """
-
-    def shapes(sizes):
-        graphdef, params = split_model(model, sizes)
-        return abstract_state(graphdef, params, optimizer)
-
     before = shapes(sizes)
     found = jax.tree.map(lambda x: '', before)
     for name in names:

@@ -50,7 +50,8 @@ def claimed(workdir: pathlib.Path) -> Iterator[None]:
 def read_run(workdir: pathlib.Path) -> dict[str, Any]:
     """run.json of a run: 'data_hash', 'data_path', and 'sessions', one of every start.
 
-    And 'id' and 'config', hashes of what it is, which runs of before have not.
+    And 'id' and 'config', hashes of what it is, which runs of before have not, and 'started_from'
+    of one that has begun with another's parameters (`warm_start.state_from`).
 
     Raises:
       UserError: it is missing or damaged.
@@ -162,15 +163,28 @@ def compare(workdir: pathlib.Path, experiment: Experiment, problem: Problem) -> 
             )
 
 
-def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step: int) -> None:
+def record(
+    workdir: pathlib.Path,
+    experiment: Experiment,
+    problem: Problem,
+    step: int,
+    started: dict[str, Any] | None = None,
+) -> None:
     """Writes catalogue/, config.json and run.json, which gets one entry more for every (re)start.
+
+    Args:
+      workdir: folder of the run.
+      experiment, problem: of the run.
+      step: where it (re)starts.
+      started: the run that it has begun with; None = as run.json has it, or none.
 
     Raises:
       UserError: the catalogue cannot be written.
     """
     catalogue.keep(workdir, experiment.task, problem)
     path = workdir / 'run.json'
-    sessions = read_run(workdir)['sessions'] if path.exists() else []
+    there = read_run(workdir) if path.exists() else {'sessions': []}
+    sessions, started = there['sessions'], started or there.get('started_from')
     sessions.append(
         {
             'from_step': step,
@@ -192,6 +206,7 @@ def record(workdir: pathlib.Path, experiment: Experiment, problem: Problem, step
         'data_path': problem.data_path,
         'sessions': sessions,
     }
+    run |= {'started_from': started} if started else {}
     if jax.process_index() == 0:
         files.write_json(path, run)
         files.write_json(workdir / 'config.json', record)
