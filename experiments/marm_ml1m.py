@@ -7,6 +7,15 @@ python -m jaxrec.evaluate --workdir=runs/marm
 FOLDER holds ratings.dat, see jaxrec/datasets/movielens_rows.py: the last 100 ratings of a user, the
 last tenth of them tests, the tenth before validates, a rating of 4 or 5 is a like. The only field
 is the movie. The past is frozen where the tested part begins: no tested label, no tested movie.
+Test AUC of seed 0 after 8 epochs (6 of the first), a CPU core of a busy machine:
+
+             AUC    GAUC
+item rate    .7382  .6790
+L=0          .7398  .6819
+L=2, n=99    .7926  .6815
+
+(.7383 and .7900 were measured before by a prototype with the same split.)
+
 `marm_ml1m.py:L=1,n=10,d=16` has other layers, memory and width; L=0 sees no past.
 """
 

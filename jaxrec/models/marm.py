@@ -62,7 +62,7 @@ class Marm(multi_task.FieldModel):
 
     def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         super().__init__(config, sizes, rngs=rngs)
-        linear = linear_layer(embeddings.INITS['xavier_uniform'], jnp.float32, bias=False)
+        linear = linear_layer(embeddings.INITS['xavier_uniform'], None, bias=False)
         self.layers = nnx.List(
             SelfAttention(config.dim, config.heads, linear, output=True, rngs=rngs)
             for _ in range(config.layers)
