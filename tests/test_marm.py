@@ -10,8 +10,12 @@ from test_click import evaluate, rows  # noqa: F401  (the made-up rows)
 from test_click import make as make_click
 
 from jaxrec.data import streams
+from jaxrec.devices.mesh import make_mesh, place_whole
 from jaxrec.errors import UserError
 from jaxrec.models import marm
+from jaxrec.serving.memories import Memories
+from jaxrec.serving.scorer import Scorer
+from jaxrec.training.restore import Trained
 from jaxrec.training.state import check_model
 
 D, T, B, S = 4, 2, 3, 11
@@ -90,12 +94,12 @@ def test_kept_is_recomputed_is_the_loop(layers):
         read = models.jit(lambda p, *args: nnx.merge(graphdef, p).read(*args))
         for j in range(S):  # one event after the other; unused places hold rubbish, order is free
             places = rng.permutation(n)
-            memory, there = rng.normal(size=(B, n, layers, D)), np.zeros((B, n), bool)
+            slots, there = rng.normal(size=(B, n, layers, D)), np.zeros((B, n), bool)
             came, known = (rng.integers(0, 2, (B, n, T)).astype(np.float64) for _ in range(2))
             for place, i in zip(places, range(max(0, j - n), j), strict=False):
-                memory[:, place], there[:, place] = kept[:, i], True
+                slots[:, place], there[:, place] = kept[:, i], True
                 came[:, place], known[:, place] = labels[:, i], mask[:, i]
-            own = np.asarray(read(params, x[:, j], memory, came, known, there))
+            own = np.asarray(read(params, x[:, j], slots, came, known, there))
             np.testing.assert_allclose(own, whole[:, j], rtol=0, atol=1e-12)
             kept[:, j] = own[:, :-1]
 
@@ -236,6 +240,68 @@ def test_pieces_of_a_stream_give_the_same(in_order, monkeypatch, mesh):
         assert other.metrics == pytest.approx(whole.metrics, abs=1e-6)
     told = metrics(history='streaming')
     assert told.metrics['AUC/click'] != pytest.approx(whole.metrics['AUC/click'], abs=1e-6)
+
+
+def test_served_as_evaluated(in_order, tmp_path):
+    """Rows that are shown in order get the scores of the stream; scoring changes nothing."""
+    made = experiment(history='streaming')
+    with jax.set_mesh(make_mesh(made.mesh, jax.devices()[:1])):
+        p = made.task.open(made, say=lambda line: None)
+        graphdef, params = models.made(lambda: made.model.make(p.sizes, rngs=nnx.Rngs(0)))
+        mesh = jax.sharding.get_mesh()
+        wanted = np.zeros((len(in_order), 2))
+        for name in p.evaluations:
+            evaluation = p.evaluations[name]()
+            model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, params))
+            for places, batch in evaluation.batches():
+                real = places >= 0
+                scores = np.asarray(model.scores(place_whole(batch), {}))
+                wanted[evaluation._index[places[real]]] = scores[real]
+        p.catalogue.save(tmp_path / 'catalogue')
+        served = made.task.open_catalogue(tmp_path / 'catalogue')
+    trained = Trained(made, served, mesh, graphdef, params, {}, 0, tmp_path, 'best')
+    with pytest.raises(UserError, match='sees the past of a row'):
+        Scorer(trained)
+    memories = Memories(trained, batch_rows=16)
+    asked = [
+        {'user': int(user), 'item': int(item) - 1, 'watch': None, 'age': None}
+        for user, item in zip(in_order.users, in_order.items, strict=True)
+    ]
+    for row in asked:  # fields of users are as in the data
+        del row['watch'], row['age']
+    begun = int(np.flatnonzero(in_order.features['date'] >= 7)[0])
+
+    def happened(first, last):
+        memories.shown(asked[first:last])
+        labels, mask = in_order.outcomes(('click', 'like'), np.arange(first, last))
+        for row, values, known in zip(asked[first:last], labels, mask, strict=True):
+            named = dict(zip(('click', 'like'), values, strict=True))
+            came = {n: v for (n, v), k in zip(named.items(), known, strict=True) if k}
+            memories.came(row['user'], row['item'], came)
+
+    row = 0
+    while row < begun:  # a label of a row is known before the user's next one
+        users = in_order.users[row:begun].tolist()
+        fresh = next((n for n in range(len(users)) if users[n] in users[:n]), len(users))
+        happened(row, row + fresh)
+        row += fresh
+    first = memories.logits(asked[begun : begun + 30])
+    np.testing.assert_array_equal(memories.logits(asked[begun : begun + 30]), first)
+    assert len(memories.logits([])) == 0
+    for row in range(begun, begun + 25):
+        found = memories.logits([asked[row]])[0]
+        np.testing.assert_allclose(found, wanted[row], atol=1e-5)
+        happened(row, row + 1)
+    with pytest.raises(UserError, match='nothing is kept of user 0 and item 99'):
+        memories.came(0, 99, {'click': 1})
+    alike = Memories(trained, batch_rows=4), Memories(trained, batch_rows=16)
+    for one in asked[:9]:  # of a user one after the other, however many are told at once
+        alike[0].shown([one])
+    alike[1].shown(asked[:9])
+    found = [one.logits(asked[9:20]) for one in alike]
+    np.testing.assert_allclose(*found, atol=1e-6)
+    with pytest.raises(UserError, match='no label'):
+        memories.came(asked[begun]['user'], asked[begun]['item'], {'buy': 1})
 
 
 def test_refusals(in_order, tmp_path):

@@ -100,7 +100,7 @@ class Marm(multi_task.FieldModel):
         return out
 
     def read(
-        self, x: jax.Array, memory: jax.Array, labels: jax.Array, mask: jax.Array, there: jax.Array
+        self, x: jax.Array, kept: jax.Array, labels: jax.Array, mask: jax.Array, there: jax.Array
     ) -> jax.Array:
         """x^0 .. x^L [B, L + 1, D] of candidates whose users' pasts are kept.
 
@@ -108,22 +108,32 @@ class Marm(multi_task.FieldModel):
 
         Args:
           x: [B, D], x^0.
-          memory: [B, n, L, D], what was kept of the latest rows, in any order.
+          kept: [B, n, L, D], what was kept of the latest rows, in any order.
           labels, mask: float32 [B, n, T], what came of them.
           there: bool [B, n], which places are used.
         """
         told, x = self.told(labels, mask), x[:, None]
         out = [x]
         for number, layer in enumerate(self.layers):
-            out.append(_heard(layer, out[-1], memory[:, :, number] + told, there[:, None, None]))
+            out.append(_heard(layer, out[-1], kept[:, :, number] + told, there[:, None, None]))
         return jnp.concatenate(out, axis=1)
+
+    def kept(self, batch: problem.Batch) -> jax.Array:
+        """`read` of rows, [B, L + 1, D]; batch['memory'] has its arguments but for x."""
+        return self.read(self.query(batch['features']), **batch['memory'])
 
     def heard(
         self, batch: problem.Batch, key: Key = None, real: jax.Array | None = None
     ) -> tuple[jax.Array, list[experts.Mixed]]:
-        """Logits [B, S, T] of windows, see `data.streams`; without layers [B, T] of rows."""
+        """Logits [B, S, T] of windows, see `data.streams`; [B, T] of rows with what was kept.
+
+        Without layers [B, T] of rows.
+        """
         if not self.layers:
             return super().heard(batch, key, real)
+        if 'memory' in batch:
+            outputs = self.kept(batch)
+            return self.judge(batch['features'], list(jnp.moveaxis(outputs, 1, 0))[1:], key), []
         shape = batch['sees'].shape
         features = {
             name: reshape_rows(column, (shape[0] * shape[1], *column.shape[2:]))
