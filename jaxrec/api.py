@@ -5,6 +5,7 @@ import pathlib
 from typing import Any
 
 from jaxrec.experiment import Experiment
+from jaxrec.serving.memories import Memories
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.scorer import Scorer
 from jaxrec.training import loop
@@ -27,7 +28,8 @@ def load(
     workdir: str | os.PathLike, checkpoint: str = 'best', **options: Any
 ) -> Recommender | Scorer:
     """What a run serves: `.recommend(histories, k)` gives lists, `.score(rows)` of a click model
-    probabilities; `.warm_up()` first, and no request waits for a compiler.
+    probabilities; `.warm_up()` first, and no request waits for a compiler. Of a model with a memory
+    `.shown(rows)` and `.came(user, item, labels)` tell it what happened, see `serving.memories`.
 
     The folder is enough, wherever it is; lists for users of the data (`.user`) need the data.
 
@@ -38,5 +40,7 @@ def load(
         allow) or `serving.scorer.Scorer` (batch_rows).
     """
     trained = load_trained(workdir, checkpoint)
-    kind = Scorer if 'scores' in trained.served.verbs else Recommender
+    if 'scores' not in trained.served.verbs:
+        return Recommender(trained, **options)
+    kind = Memories if trained.experiment.model.inputs().max_len else Scorer
     return kind(trained, **options)

@@ -4,6 +4,7 @@ python -m jaxrec.recommend --workdir=DIR --history=ID,ID,...       (oldest first
 python -m jaxrec.recommend --workdir=DIR --history_file=FILE [--output=FILE.parquet]
 python -m jaxrec.recommend --workdir=DIR --user=ID
 python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
+python -m jaxrec.recommend --workdir=DIR --user=ID --rerank=RANKER [--weights=click=1,like=2]
 
 Ids are those of the data, exactly. --history is a line of CSV, in which an id with a comma stands
 in double quotes (--history='"shoe, size 1",b'), or a JSON list. A FILE of ids has one per line; one
@@ -16,6 +17,11 @@ Histories need the work directory alone, wherever it is. Users need the data tha
 again. Items of the history are left out unless --keep_seen, those of --exclude=FILE always, and
 with --allow=FILE all that it does not name. With --explain each row says which of the user's
 vectors (interests of a multi-interest model, numbered from 1) found the item.
+
+With --rerank=RANKER, the folder of a click model, the first --candidates items are put in the order
+of the sum of weight * probability over its labels, all weights 1 without --weights; the best --k
+are shown. --context='{"hour": 20}' has the values of the ranker's fields of a row. With --history
+the user is one that the ranker does not know.
 """
 
 import itertools
@@ -34,6 +40,8 @@ from jaxrec.errors import UserError
 from jaxrec.serving import given_ids
 from jaxrec.serving.bulk import check_output, write_lists
 from jaxrec.serving.recommender import Recommender
+from jaxrec.serving.rerank import Reranker, parse_context, parse_weights
+from jaxrec.serving.scorer import Scorer
 from jaxrec.training.restore import Trained, load_trained
 
 FLAGS = flags.FLAGS
@@ -54,6 +62,10 @@ def define_flags() -> None:
     flags.DEFINE_bool('keep_seen', False, 'Also recommend items of the history.')
     flags.DEFINE_bool('explain', False, 'Say which interest of the user found each item.')
     flags.DEFINE_bool('skip_unknown', False, 'Leave out unknown ids instead of stopping.')
+    flags.DEFINE_string('rerank', None, 'Folder of the run of a click model, for one list.')
+    flags.DEFINE_integer('candidates', 100, 'Items that are ranked again; with --rerank.')
+    flags.DEFINE_string('weights', None, 'LABEL=NUMBER,.. of the score; with --rerank.')
+    flags.DEFINE_string('context', None, 'JSON object of fields of a row; with --rerank.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_integer('batch_users', 256, 'Users scored at once; with --output.')
     flags.DEFINE_integer('part_users', 20_000, 'Users per finished part; with --output.')
@@ -88,6 +100,14 @@ def _main() -> None:
         check_output(pathlib.Path(FLAGS.output))
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:
         raise UserError('--k, --batch_users and --part_users must be at least 1')
+    if FLAGS.rerank is None:
+        for name in ('weights', 'context'):
+            if getattr(FLAGS, name) is not None:
+                raise UserError(f'--{name} goes with --rerank=RANKER')
+    elif FLAGS.output is not None:
+        raise UserError('--rerank is for one list, not for --output')
+    elif FLAGS.candidates < FLAGS.k:
+        raise UserError(f'--candidates={FLAGS.candidates} must be at least --k={FLAGS.k}')
     trained = load_trained(FLAGS.workdir, FLAGS.checkpoint)
     keep_freed()
     if FLAGS.output is not None:
@@ -98,7 +118,9 @@ def _main() -> None:
 
 def _single(trained: Trained) -> dict:
     """One list, printed as a table; returns it with raw ids."""
-    recommender = _recommender(trained, batch_users=1)
+    reranker = _reranker() if FLAGS.rerank is not None else None
+    k = FLAGS.candidates if reranker else FLAGS.k
+    recommender = _recommender(trained, batch_users=1, k=k)
     catalogue = recommender.catalogue
     if FLAGS.user is not None:
         known = recommender.histories
@@ -112,6 +134,9 @@ def _single(trained: Trained) -> dict:
         items = _one_history(catalogue)
         about = {'history': [catalogue.raw_item(item) for item in items]}
         listed = recommender.after([items])[0]
+    if reranker:
+        listed = reranker(about.get('user'), listed)[: FLAGS.k]
+        about |= {'ranker': FLAGS.rerank, 'weights': reranker.weights}
     _print(listed, titles=catalogue.titles is not None)
     return {**about, 'items': listed, 'step': trained.step, 'workdir': str(trained.workdir)}
 
@@ -128,7 +153,13 @@ def _one_history(items: Items) -> list[int]:
     return histories[0]
 
 
-def _recommender(trained: Trained, batch_users: int) -> Recommender:
+def _reranker() -> Reranker:
+    ranker = load_trained(FLAGS.rerank, FLAGS.checkpoint)
+    weights, context = parse_weights(FLAGS.weights or ''), parse_context(FLAGS.context or '{}')
+    return Reranker(Scorer(ranker), weights, context)
+
+
+def _recommender(trained: Trained, batch_users: int, k: int) -> Recommender:
     items = trained.served.catalogue
     masks = {
         name: read_items(items, getattr(FLAGS, name), f'--{name}', FLAGS.skip_unknown)
@@ -137,7 +168,7 @@ def _recommender(trained: Trained, batch_users: int) -> Recommender:
     }
     return Recommender(
         trained,
-        FLAGS.k,
+        k,
         keep_seen=FLAGS.keep_seen,
         explain=FLAGS.explain,
         batch_users=batch_users,
@@ -203,7 +234,7 @@ def _numbers_of_items(items, histories, where, skip_unknown):
 
 def _bulk(trained: Trained) -> dict:
     """Lists of --users or --history_file, written to --output."""
-    recommender = _recommender(trained, FLAGS.batch_users)
+    recommender = _recommender(trained, FLAGS.batch_users, FLAGS.k)
     if FLAGS.users is not None:
         what, given = 'users', None
         users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)

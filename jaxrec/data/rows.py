@@ -198,6 +198,7 @@ class RowBatches(problem.Batches):
       batch_rows: B, over all processes.
       seed: of the order.
       process: (index, count) of this process; it gets its slice of the batch.
+      learnt: int64 [m], numbers of the rows that are learnt, where `index` is of something else.
 
     Raises:
       UserError: nothing to train on, or a batch that does not divide over the processes.
@@ -213,6 +214,7 @@ class RowBatches(problem.Batches):
         batch_rows: int,
         seed: int,
         process: tuple[int, int] = (0, 1),
+        learnt: np.ndarray | None = None,
     ):
         if batch_rows < 1 or batch_rows % process[1]:
             raise UserError(
@@ -225,7 +227,9 @@ class RowBatches(problem.Batches):
         self._index, self._seed, self._process = index, seed, process
         self.rows = batch_rows
         self.examples_per_epoch = len(index)
-        self.targets_per_epoch = int(rows.outcomes(labels, index)[1].sum(dtype=np.float64))
+        self.targets_per_epoch = int(
+            rows.outcomes(labels, index if learnt is None else learnt)[1].sum(dtype=np.float64)
+        )
         self.steps_per_epoch = -(-len(index) // batch_rows)
         self.fill = len(index) / (self.steps_per_epoch * batch_rows)
         self._epoch = (-1, None)
@@ -236,7 +240,10 @@ class RowBatches(problem.Batches):
         number, count = self._process
         own = self.rows // count
         chosen = self._order(epoch)[part_of_epoch][number * own : (number + 1) * own]
-        return row_batch(self._rows, self._encode, self._labels, chosen, own)
+        return self._made(chosen, own)
+
+    def _made(self, chosen, size):
+        return row_batch(self._rows, self._encode, self._labels, chosen, size)
 
     def _order(self, epoch):
         if self._epoch[0] != epoch:

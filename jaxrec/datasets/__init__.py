@@ -31,6 +31,7 @@ KNOWN = {
     'kuairand-pure-history': ('kuairand', 'HISTORY', 'kuairand-pure after 50 older events a user'),
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
     'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
+    'ml-1m-rows': ('movielens_rows', 'ML_1M', 'MovieLens-1M: last 100 ratings a user, for click'),
     'census-income-rows': (
         'census_rows',
         'TEST_HALF',

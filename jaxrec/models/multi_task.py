@@ -129,18 +129,24 @@ class ClickModel(problem.Model):
         """
         raise NotImplementedError
 
+    def heard(
+        self, batch: problem.Batch, key: Key = None, real: jax.Array | None = None
+    ) -> tuple[jax.Array, list[experts.Mixed]]:
+        """`logits` of a batch; a model that sees more of it than features has its own."""
+        return self.logits(batch['features'], key, real)
+
     def scores(
         self, batch: problem.Batch, constants: dict[str, jax.Array], key: Key = None
     ) -> jax.Array:
         """Logits [B, T]; batch['features'] and key as in `logits`, constants not used."""
         del constants
-        return self.logits(batch['features'], key)[0]
+        return self.heard(batch, key)[0]
 
     def look(self, batch: problem.Batch, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Weights and experts' outputs of every level, see `problem.Model.look`."""
         del constants
         columns = {}
-        for number, mixed in enumerate(self.logits(batch['features'])[1]):
+        for number, mixed in enumerate(self.heard(batch)[1]):
             columns |= {f'gates/{number}': mixed.weights, f'experts/{number}': mixed.experts}
         return columns
 
@@ -156,20 +162,22 @@ class ClickModel(problem.Model):
         With microbatches, a label's mean is over its known rows of a turn.
 
         Args:
-          batch: features as in `logits`, labels and mask float32 [B, T] and weights float32 [B].
+          batch: features as in `logits`, labels and mask float32 [B, T] and weights float32 [B];
+            of windows of rows [B, S, T] and [B, S].
           constants: not used.
           carry: of `carry`.
           key: dropout.
         """
         if problem.STATISTICS in carry:
             batch_norm.put(self, carry[problem.STATISTICS])
-        logits, _ = self.logits(batch['features'], key, batch['weights'])
+        logits, _ = self.heard(batch, key, batch['weights'])
         if problem.STATISTICS in carry:
             carry = {**carry, problem.STATISTICS: batch_norm.statistics(self)}
-        weights = batch['mask'] * batch['weights'][:, None]
+        weights = batch['mask'] * batch['weights'][..., None]
         losses = optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels'])
-        means = (losses * weights).sum(0) / jnp.maximum(weights.sum(0), 1e-9)
-        terms = {f'loss_{n}': means[n] for n in range(logits.shape[1])}
+        over = tuple(range(weights.ndim - 1))
+        means = (losses * weights).sum(over) / jnp.maximum(weights.sum(over), 1e-9)
+        terms = {f'loss_{n}': means[n] for n in range(len(means))}
         return means.sum(), (terms, carry)
 
     def carry(self) -> dict:
@@ -208,9 +216,18 @@ class FieldModel(ClickModel):
         query = experts.stacked_product(query, self.queries[nth][...][None])[:, 0]
         return fields.attend(query, members, real)
 
-    def field_input(self, features: dict[str, jax.Array], key: Key = None) -> jax.Array:
-        """[B, I], what all that follows sees of `features`."""
-        found, config = fields.look_up(self.table[...], features, self.widths), self.config
+    def vectors(self, features: dict[str, jax.Array]) -> fields.Vectors:
+        """Of the fields that are no numbers."""
+        return fields.look_up(self.table[...], features, self.widths)
+
+    def field_input(
+        self,
+        features: dict[str, jax.Array],
+        key: Key = None,
+        found: fields.Vectors | None = None,
+    ) -> jax.Array:
+        """[B, I], what all that follows sees of `features`; `found`: their vectors, if at hand."""
+        found, config = found or self.vectors(features), self.config
         parts, query = list(found.mean.values()), found.mean.get(config.query)
         for nth, name in enumerate(config.attend):
             parts.append(self.pool(nth, query, found.members[name], found.real[name]))

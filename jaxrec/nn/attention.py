@@ -64,7 +64,7 @@ def attention(
             'bhqd,bhkd->bhqk',
             q[:, :, first:end],
             k[:, :, :seen],
-            preferred_element_type=jnp.float32,
+            preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
         )
         shown = mask[:, :, first:end, :seen]
         logits = jnp.where(shown, logits * q.shape[-1] ** -0.5, jnp.finfo(logits.dtype).min)

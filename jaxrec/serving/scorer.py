@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -35,11 +35,18 @@ class Scorer:
       UserError: it is no such model.
     """
 
+    sees_past: ClassVar[bool] = False  # whether models see what their users were shown before
+
     def __init__(self, trained: Trained, *, batch_rows: int = BATCH_ROWS):
         if batch_rows < 1:
             raise UserError('batch_rows must be at least 1')
         if 'scores' not in trained.served.verbs or trained.served.catalogue is None:
             raise UserError(f'{trained.workdir} holds no model that scores rows')
+        if bool(trained.experiment.model.inputs().max_len) != self.sees_past:
+            raise UserError(
+                f'{trained.workdir} holds a model that sees {"no" if self.sees_past else "the"} '
+                'past of a row: jaxrec.load(workdir) gives what serves it'
+            )
         self.trained, self.labels = trained, tuple(trained.experiment.task.labels)
         self.catalogue: RowCatalogue = trained.served.catalogue
         self._sizes = buckets(batch_rows, 2 * trained.mesh.shape['data'])
@@ -76,13 +83,11 @@ class Scorer:
 
     def logits(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The same before the logistic function, float32 [n, labels]."""
-        features = self.catalogue(rows)
+        given = self._given(rows)
         out = [np.zeros((0, len(self.labels)), np.float32)]
         for first in range(0, len(rows), self._sizes[-1]):
-            part = {name: x[first : first + self._sizes[-1]] for name, x in features.items()}
-            count = min(len(rows) - first, self._sizes[-1])
-            size = next(size for size in self._sizes if size >= count)
-            out.append(self._run(part, size)[:count])
+            part = jax.tree.map(lambda x: x[first : first + self._sizes[-1]], given)  # noqa: B023
+            out.append(self._run(self._logits, part, min(len(rows) - first, self._sizes[-1])))
         found = np.concatenate(out)
         if np.isnan(found).any():
             raise UserError('the model gives scores that are not numbers: its training diverged')
@@ -91,19 +96,21 @@ class Scorer:
     def warm_up(self) -> None:
         """Compiles all that any request needs."""
         for size in self._sizes:
-            self._run(self.catalogue([]), size)
+            self._run(self._logits, self._given([]), size)
 
-    def _run(self, features, size):
-        filled = {
-            name: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])
-            for name, x in features.items()
-        }
+    def _given(self, rows):
+        """What the model sees of rows, nested arrays [n, ..]."""
+        return {'features': self.catalogue(rows)}
+
+    def _run(self, program, given, count):
+        """[count, ..] of a program (params, carried, batch)."""
+        size = next(size for size in self._sizes if size >= count)
+        pad = lambda x: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])  # noqa: E731
+        filled = jax.tree.map(pad, given)
         with self._placed():
             with self._dispatch:  # all devices get the programs of all threads in one order
-                out = self._logits(
-                    self.trained.params, self._carried, place_whole({'features': filled})
-                )
-            return np.asarray(out)
+                out = program(self.trained.params, self._carried, place_whole(filled))
+            return np.asarray(out)[:count]
 
     @contextlib.contextmanager
     def _placed(self):

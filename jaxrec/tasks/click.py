@@ -13,6 +13,7 @@ from jaxrec.config import field
 from jaxrec.data.fields import Encoder, Field, check_fields
 from jaxrec.data.row_catalogue import RowCatalogue
 from jaxrec.data.rows import Columns, RowBatches, Rows, row_batch
+from jaxrec.data.streams import HISTORIES, StreamBatches, Streams
 from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.errors import UserError
 from jaxrec.evaluation import anomalies, point_metrics
@@ -45,6 +46,9 @@ class Config(problem.Task):
     gauc_weight: str = field('rows', choices=point_metrics.WEIGHTS, effect='measure')  # of a user
     position: str = field('', effect='measure')  # column of a row's place in its list, for G2
     batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
+    # what a row's past is in an evaluation, for models that see it: what was there when its part
+    # began (frozen), or every earlier row and its labels (streaming, which tells of tested labels)
+    history: str = field('', choices=('', *HISTORIES), effect='measure')
 
     def check(self, experiment: Any) -> None:
         check_fields(self.fields)
@@ -62,6 +66,11 @@ class Config(problem.Task):
             raise UserError(
                 f'the model knows the labels {", ".join(known)}: task.labels must be the same, and '
                 f'are {", ".join(self.labels)}'
+            )
+        if experiment.model.inputs().max_len and not self.history:
+            raise UserError(
+                'the model sees the past of a row: give task.history=frozen (as it was when the '
+                "row's part of the data began) or streaming"
             )
         there = {field.column: field.kind for field in self.fields}
         for name in experiment.model.inputs().features:
@@ -124,6 +133,7 @@ class Config(problem.Task):
             'gauc': f'{_GAUC[self.gauc_weight]}, users with both classes',
             'gauc_mean': list(self.gauc or self.labels),
             'data_split': f'{self.day} from {self.valid_from}, {self.test_from}',
+            **({'history': self.history} if self.history else {}),
             **self.told_precision(),
         }
 
@@ -152,19 +162,30 @@ class Config(problem.Task):
         if self.position:
             _position(rows, self.position)
         encode = Encoder(rows, self.fields, parts['train'])
-        batches = RowBatches(
-            rows,
-            encode,
-            self.labels,
-            parts['train'],
-            batch_rows=experiment.train.batch_rows,
-            seed=experiment.train.seed,
-            process=process,
-        )
+        settings = {
+            'batch_rows': experiment.train.batch_rows,
+            'seed': experiment.train.seed,
+            'process': process,
+        }
+        levels = experiment.model.expert_levels(self.labels)
+        context = experiment.model.inputs().max_len
+        if context:
+            streams = Streams(rows, encode, self.labels, day)
+            batches = StreamBatches(streams, self.valid_from, context=context, **settings)
+        else:
+            batches = RowBatches(rows, encode, self.labels, parts['train'], **settings)
 
         def evaluation(name):
-            levels = experiment.model.expert_levels(self.labels)
-            return lambda: Impressions(self, rows, encode, parts[name], parts['train'], levels)
+            def make():
+                impressions = (self, rows, encode, parts[name], parts['train'], levels)
+                if not context:
+                    return Impressions(*impressions)
+                days = {'valid': (self.valid_from, self.test_from), 'test': (self.test_from, None)}
+                return StreamImpressions(
+                    *impressions, streams=streams, days=days[name], context=context
+                )
+
+            return make
 
         metric = experiment.train.metric or self.main_metric()
         if metric not in evaluation('valid')().defined():
@@ -261,9 +282,7 @@ class Impressions(problem.Evaluation):
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape: task.batch_rows, rounded up to divide over the mesh."""
-        devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
-        size = min(self._config.batch_rows, self.examples)
-        size = -(-size // (2 * devices)) * 2 * devices
+        size = _whole(min(self._config.batch_rows, self.examples))
         for first in range(0, self.examples, size):
             places = np.arange(first, min(first + size, self.examples))
             index = self._index[places]
@@ -277,8 +296,10 @@ class Impressions(problem.Evaluation):
         logits = np.full((self.examples, len(self._config.labels)), np.nan, np.float32)
         inside = anomalies.Experts(self._levels)
         for places, columns in parts:
-            logits[places] = columns['logits'][: len(places)]
-            inside.add({name: column[: len(places)] for name, column in columns.items()})
+            real = places >= 0
+            columns = {name: column[: len(places)][real] for name, column in columns.items()}
+            logits[places[real]] = columns['logits']
+            inside.add(columns)
         measured = self._measured(logits)
         if told := inside.details(measured.details['labels']):
             measured.details['experts'] = told
@@ -325,3 +346,36 @@ class Impressions(problem.Evaluation):
             if None not in values:  # each is defined
                 measured.metrics[mean] = float(np.mean(values))
         return measured
+
+
+class StreamImpressions(Impressions):
+    """The same for models that see the past of a row, in windows of users' streams.
+
+    Args:
+      *args: of `Impressions`.
+      streams: of all rows.
+      days: (begin, end) of the rows to score.
+      context: most rows of the past that the model sees.
+    """
+
+    def __init__(self, *args, streams: Streams, days: tuple[int, int | None], context: int):
+        super().__init__(*args)
+        frozen = self._config.history == 'frozen'
+        self._streams = streams
+        self._windows = streams.windows(*days, context=context, frozen=frozen)
+
+    def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
+        """Windows side by side, about task.batch_rows rows; places are -1 of what is no target."""
+        length, count = self._windows.longest, len(self._windows)
+        size = _whole(min(-(-self._config.batch_rows // length), count))
+        for first in range(0, count, size):
+            chosen = np.arange(first, min(first + size, count))
+            batch = self._streams.batch(self._windows, chosen, size, length)
+            rows = batch.pop('rows').reshape(-1)
+            yield np.where(rows >= 0, np.searchsorted(self._index, rows), -1), batch
+
+
+def _whole(rows):
+    """Rounded up to divide over the mesh, two a device at least."""
+    devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
+    return -(-rows // (2 * devices)) * 2 * devices

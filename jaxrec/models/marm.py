@@ -1,0 +1,182 @@
+"""MARM: layers of target attention over what layers made of earlier events (arXiv 2411.09425).
+
+Row j of a user's stream, x_j^0 = the vector of `query`, N(j) = its latest `memory` earlier rows:
+
+    x_j^{l+1} = x_j^l + W_o attention(W_q x_j^l; W_k m_i^l, W_v m_i^l, i in N(j))
+    m_i^l     = x_i^l + the vectors of what came of row i, of its known labels
+
+The labels' networks see all fields side by side and x_j^1 .. x_j^L. Without a past x_j^{l+1} is
+x_j^l. The paper's equations are not public in full: residuals, no feed-forward part and the labels'
+vectors added when a memory is read are this file's choice.
+
+x_i^0 .. x_i^{L-1} never change once row i has been: served, they are kept (`Marm.read`), and a
+candidate costs L * memory * dim. Training computes them anew, with gradient, over windows of the
+stream with L * memory rows of context (`Marm.outputs`): the banded, strictly causal form, which
+gives the same numbers. A candidate is no row of the stream: no past has it until it was shown.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrec import problem
+from jaxrec.config import field
+from jaxrec.devices.mesh import reshape_rows
+from jaxrec.errors import UserError
+from jaxrec.models import multi_task
+from jaxrec.nn import embeddings, experts
+from jaxrec.nn.attention import SelfAttention
+from jaxrec.nn.dropout import Key, split_key
+from jaxrec.nn.linear import linear_layer
+
+
+@dataclasses.dataclass
+class Config(multi_task.Config):
+    """MARM's hyper-parameters."""
+
+    layers: int = field(2, least=0)  # L; 0 = the past is not seen
+    memory: int = field(50, least=1)  # n, the latest events that a layer attends to
+    heads: int = field(1, least=1)
+
+    def check(self) -> None:
+        super().check()
+        if self.dim % self.heads:
+            raise UserError(f'model.heads={self.heads} must divide model.dim={self.dim}')
+
+    def inputs(self) -> problem.Inputs:
+        """A row hears of layers * memory rows before it, directly or through others."""
+        known = super().inputs()
+        features = tuple(dict.fromkeys((*known.features, self.query)))
+        return dataclasses.replace(known, features=features, max_len=self.layers * self.memory)
+
+    def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'Marm':
+        """Builds the model, see `multi_task.FieldModel`."""
+        return Marm(self, sizes, rngs=rngs)
+
+
+class Marm(multi_task.FieldModel):
+    """See the module."""
+
+    def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
+        super().__init__(config, sizes, rngs=rngs)
+        linear = linear_layer(embeddings.INITS['xavier_uniform'], None, bias=False)
+        self.layers = nnx.List(
+            SelfAttention(config.dim, config.heads, linear, output=True, rngs=rngs)
+            for _ in range(config.layers)
+        )
+        if config.layers:
+            shape = (len(self.labels), 2, config.dim)
+            init = embeddings.INITS[config.init]
+            self.outcomes = nnx.Param(init(rngs.params(), shape, jnp.float32))
+        width = self.input_width + config.layers * config.dim
+        self.towers = self.make_towers(width, rngs)
+
+    def told(self, labels: jax.Array, mask: jax.Array) -> jax.Array:
+        """[.., D], the vectors of what came of rows, from labels and mask float32 [.., T]."""
+        no, yes = self.outcomes[..., 0, :], self.outcomes[..., 1, :]
+        known = mask * labels
+        return jnp.einsum('...t,td->...d', mask - known, no) + jnp.einsum(
+            '...t,td->...d', known, yes
+        )
+
+    def outputs(
+        self, x: jax.Array, labels: jax.Array, mask: jax.Array, sees: jax.Array
+    ) -> list[jax.Array]:
+        """x^0 .. x^L, each [B, S, D], of every row of windows of streams.
+
+        Args:
+          x: [B, S, D], x^0.
+          labels, mask: float32 [B, S, T], what came of the rows; of the row itself it is not read.
+          sees: int32 [B, S], a row's past are the latest `memory` of the window's first `sees`.
+        """
+        number, end = jnp.arange(x.shape[1]), sees[:, :, None]
+        past = ((number < end) & (number >= end - self.config.memory))[:, None]
+        told, out = self.told(labels, mask), [x]
+        for layer in self.layers:
+            out.append(_heard(layer, out[-1], out[-1] + told, past))
+        return out
+
+    def read(
+        self, x: jax.Array, kept: jax.Array, labels: jax.Array, mask: jax.Array, there: jax.Array
+    ) -> jax.Array:
+        """x^0 .. x^L [B, L + 1, D] of candidates whose users' pasts are kept.
+
+        The first L of a row that was shown are what is kept of it.
+
+        Args:
+          x: [B, D], x^0.
+          kept: [B, n, L, D], what was kept of the latest rows, in any order.
+          labels, mask: float32 [B, n, T], what came of them.
+          there: bool [B, n], which places are used.
+        """
+        told, x = self.told(labels, mask), x[:, None]
+        out = [x]
+        for number, layer in enumerate(self.layers):
+            out.append(_heard(layer, out[-1], kept[:, :, number] + told, there[:, None, None]))
+        return jnp.concatenate(out, axis=1)
+
+    def kept(self, batch: problem.Batch) -> jax.Array:
+        """`read` of rows, [B, L + 1, D]; batch['memory'] has its arguments but for x."""
+        return self.read(self.query(batch['features']), **batch['memory'])
+
+    def heard(
+        self, batch: problem.Batch, key: Key = None, real: jax.Array | None = None
+    ) -> tuple[jax.Array, list[experts.Mixed]]:
+        """Logits [B, S, T] of windows, see `data.streams`; [B, T] of rows with what was kept.
+
+        Without layers [B, T] of rows.
+        """
+        if not self.layers:
+            return super().heard(batch, key, real)
+        if 'memory' in batch:
+            outputs = self.kept(batch)
+            return self.judge(batch['features'], list(jnp.moveaxis(outputs, 1, 0))[1:], key), []
+        shape = batch['sees'].shape
+        features = {
+            name: reshape_rows(column, (shape[0] * shape[1], *column.shape[2:]))
+            for name, column in batch['features'].items()
+        }
+        wide = lambda x: reshape_rows(x, (*shape, *x.shape[1:]))  # noqa: E731
+        flat = lambda x: reshape_rows(x, (shape[0] * shape[1], x.shape[2]))  # noqa: E731
+        x = wide(self.query(features))
+        outputs = self.outputs(x, batch['labels'], batch['mask'], batch['sees'])
+        logits = self.judge(features, [flat(out) for out in outputs[1:]], key)
+        return wide(logits), []
+
+    def logits(
+        self, features: dict[str, jax.Array], key: Key = None, real: jax.Array | None = None
+    ) -> tuple[jax.Array, list[experts.Mixed]]:
+        """See `multi_task.ClickModel`; of rows that have no past."""
+        del real
+        x = self.query(features)
+        return self.judge(features, [x] * len(self.layers), key), []
+
+    def query(self, features: dict[str, jax.Array]) -> jax.Array:
+        """x^0 [B, D]."""
+        return self.vectors(features).mean[self.config.query]
+
+    def judge(
+        self, features: dict[str, jax.Array], outputs: list[jax.Array], key: Key = None
+    ) -> jax.Array:
+        """Logits [B, T] of the fields and x^1 .. x^L, each [B, D]."""
+        input_key, tower_key = split_key(key, 2)
+        x = jnp.concatenate([self.field_input(features, input_key), *outputs], axis=1)
+        return self.towers(x, tower_key)[..., 0]
+
+    def scores(
+        self, batch: problem.Batch, constants: dict[str, jax.Array], key: Key = None
+    ) -> jax.Array:
+        """Logits [B, T], of windows [B * S, T], row by row."""
+        logits = super().scores(batch, constants, key)
+        if logits.ndim < 3:
+            return logits
+        return reshape_rows(logits, (logits.shape[0] * logits.shape[1], logits.shape[2]))
+
+
+def _heard(layer, x, memories, past):
+    """x + what the layer hears; x alone where there is no past."""
+    heard = layer(x, memories, past, 0.0, None)
+    return x + jnp.where(past[:, 0].any(-1)[..., None], heard, 0)
