@@ -322,6 +322,7 @@ class Inputs:
       pairs: whether it learns pairs of users and items, by themselves and as a graph.
       users: whether it knows the users of the data by number.
       items: whether it makes item vectors of items' features, which steps then read as constants.
+      domains: whether it knows the domains of items, a constant too.
     """
 
     max_len: int = 0
@@ -334,6 +335,7 @@ class Inputs:
     pairs: bool = False
     users: bool = False
     items: bool = False
+    domains: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
       task: a `ranking.Ranking` among the whole catalogue.
       names: of NAMES, those that are wanted; ease only up to DENSE_ITEMS items.
     """
-    known, given = _before(task)
+    known, given = before(task)
     low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
     scorers = {}
     if 'ease' in names and known.shape[1] <= DENSE_ITEMS:
@@ -40,7 +40,7 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
     if 'gf_cf' in names:
         hop = hop_scores(known)
         scorers['gf_cf'] = lambda rows: hop(rows) + _SHARE * low_pass(rows)
-    return {name: _ranked(scorer, task, given) for name, scorer in scorers.items()}
+    return {name: ranked(scorer, task, given) for name, scorer in scorers.items()}
 
 
 def ease_scores(known: scipy.sparse.csr_array, ridge: float = _RIDGE) -> Scores:
@@ -77,6 +77,33 @@ def hop_scores(known: scipy.sparse.csr_array) -> Scores:
     return lambda rows: ((rows @ scaled.T) @ scaled).toarray()
 
 
+def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Counts of item neighbourhoods, of targets that are ranked in their domains.
+
+    The score of an item is the number of users whom it shares with the items of the history, over
+    the root of its own users: items_own goes by those of the target's domain, items_other by all
+    others, items_both by the whole history.
+    """
+    known, given = before(task)
+    users = np.asarray(known.sum(0), np.float64)
+    scale = scipy.sparse.diags_array(_inverse(np.sqrt(users)))
+    between = (known.T @ known).tolil()
+    between.setdiag(0)
+    between = (between.tocsr() @ scale).tocsr()
+    of_items, target = task.domains.of_items[1:], task.target_domains
+    row = np.repeat(np.arange(given.shape[0]), np.diff(given.indptr))
+    own = of_items[given.indices] == target[row]
+
+    def part(kept):
+        made = given.copy()
+        made.data = made.data * kept
+        return made
+
+    histories = {'items_own': part(own), 'items_other': part(~own), 'items_both': given}
+    scorer = lambda rows: (rows @ between).toarray()  # noqa: E731
+    return {name: ranked(scorer, task, histories[name], given) for name in names}
+
+
 def _normalised(known):
     """Du^-1/2 R Di^-1/2, and the two scales; 0 where there are no events."""
     scales = [_inverse(np.sqrt(np.asarray(known.sum(axis), np.float64))) for axis in (1, 0)]
@@ -88,7 +115,7 @@ def _inverse(x):
     return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
 
 
-def _before(task):
+def before(task: Any) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
     """R of everybody, 0 or 1 float64 [users, items], and its rows of the evaluated users.
 
     Of these what comes before their targets, of the others what trains.
@@ -112,21 +139,39 @@ def _before(task):
     return matrix(ends), matrix(inputs)[users]
 
 
-def _ranked(scorer, task, given):
-    """Counts of all targets, a few users' scores at a time."""
+def ranked(
+    scorer: Scores,
+    task: Any,
+    given: scipy.sparse.csr_array,
+    seen: scipy.sparse.csr_array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of all targets, a few users' scores at a time.
+
+    Args:
+      scorer: of rows like those of `given`.
+      task: a `ranking.Ranking`.
+      given: [examples, items] what scores go by.
+      seen: what the seen filter takes out; None = `given`.
+    """
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
     at_once = max(_SCORES // given.shape[1], 1)
     for start in range(0, given.shape[0], at_once):
         rows = given[start : start + at_once]
         scores = np.asarray(scorer(rows))
         if task.filter_seen:
-            scores[rows.nonzero()] = -np.inf
+            scores[(rows if seen is None else seen[start : start + at_once]).nonzero()] = -np.inf
         first, last = np.searchsorted(task.owner, [start, start + at_once])
         for some in range(first, last, at_once):
             mine = slice(some, min(some + at_once, last))
             owner, items = task.owner[mine] - start, task.items[mine] - 1
             own, others = scores[owner, items][:, None], scores[owner]
+            if task.how.candidates != 'all':
+                drawn = task.candidates(task.owner[mine])
+                others = np.where(drawn > 0, scores[owner[:, None], drawn - 1], -np.inf)
+            elif task.in_domain:
+                here = task.domains.of_items[1:] == task.target_domains[mine, None]
+                others = np.where(here, others, -np.inf)
             greater[mine] = (others > own).sum(1)
-            ties[mine] = (others == own).sum(1) - 1
+            ties[mine] = (others == own).sum(1) - (task.how.candidates == 'all')
     hidden = task.unreachable
     return np.where(hidden, UNREACHABLE, greater), np.where(hidden, 0, ties)

@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrec import datasets
 from jaxrec.config import field
+from jaxrec.data import domains as domains_lib
 from jaxrec.data import positives, splits
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
@@ -65,6 +66,10 @@ class Config(Task):
     # sampled candidates (protocols uniform and popularity)
     negatives: int = field(100, least=1, effect='measure')
     cutoffs: tuple[int, ...] = field((1, 5, 10, 20, 50), effect='measure')
+    # of data whose items have a domain: learn and rank one of them ('' = the merged log), split as
+    # the merged log is; rank every target among the items of its own domain
+    domain: str = ''
+    in_domain: bool = field(False, effect='measure')
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
@@ -86,12 +91,16 @@ class Config(Task):
         """The protocol, and how the data are split."""
         found = {**protocols.asdict(protocols.protocol_of(self)), 'data_split': self.split}
         found |= self.told_precision()
+        if self.in_domain:
+            found['in_domain'] = True
         if self.periods > 1:
             return {**found, 'data_split': 'periods', 'targets': self.targets}
         if self.split != 'leave-one-out':
             found |= {
                 name: getattr(self, name) for name in ('valid_share', 'test_share', 'targets')
             }
+        if self.domain:
+            found['domain'] = self.domain
         if self.split == 'users':
             found['prefix_share'] = self.prefix_share
         return found
@@ -139,6 +148,17 @@ class Config(Task):
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
+        if self.in_domain and self.targets == 'all':
+            raise UserError("task.in_domain ranks one target of a user: set task.targets='first'")
+        if self.in_domain and protocol.exclude == 'train' and protocol.candidates != 'all':
+            raise UserError(
+                f'task.protocol={self.protocol!r} may draw items that the user has in validation '
+                "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
+            )
+        if self.domain and (self.periods > 1 or self.windows == 'pairs'):
+            raise UserError(
+                'task.domain takes one domain of a log that is split once, in its order'
+            )
         if self.targets == 'all' and self.split == 'leave-one-out':
             raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
         if self.split in splits.PARTED and not self.valid_share and train.patience:
@@ -222,9 +242,15 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=split)
 
 
-def constants_of(catalogue: Catalogue) -> dict[str, Any]:
-    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}."""
+def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
+    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
+
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding.
+    """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
+    if domains:
+        _, numbers = domains_lib.of_items(catalogue)
+        found['domains'] = np.pad(numbers, (0, table_rows(catalogue.num_items) - len(numbers)))
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
@@ -281,7 +307,12 @@ class NextItem(Retrieval):
         split: Split | None = None,
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
-        task, notes = experiment.task, ()
+        task, notes, domains = experiment.task, (), domains_lib.find(histories)
+        if domains is None and (task.domain or task.in_domain):
+            raise UserError(
+                f'{histories.name or "the data"} names no domains of items, which task.domain and '
+                'task.in_domain go by: of your own log name the column with data.domain_col'
+            )
         if task.periods > 1:
             starts = splits.period_starts(histories, task.periods)
             periods = [
@@ -302,6 +333,12 @@ class NextItem(Retrieval):
                 targets=task.targets,
                 prefix_share=task.prefix_share,
             )
+            if domains is not None:
+                notes += (domains.note(histories, self.split.test),)
+            if task.domain:
+                histories, self.split, domains = domains_lib.only(
+                    histories, self.split, domains, task.domain
+                )
             train_ends = self.split.train_ends
             periods = [lambda: Period(self.batches())]
             evaluations = {
@@ -311,7 +348,8 @@ class NextItem(Retrieval):
             if task.split in splits.PARTED and not len(self.split.valid):  # nothing validates
                 del evaluations['valid']
             if task.split == 'leave-one-out':
-                notes = (splits.LEAK_WARNING,)
+                notes += (splits.LEAK_WARNING,)
+        self._domains, self._in_domain = domains, task.in_domain and not task.domain
         features = experiment.model.inputs().features
         encoder = Encoder(histories, features, train_ends)
         self.codes = encoder.events if features else None
@@ -349,7 +387,7 @@ class NextItem(Retrieval):
             ids={'item': histories.item_ids},
             notes=notes,
             catalogue=catalogue,
-            constants=constants_of(catalogue),
+            constants=constants_of(catalogue, self._in_domain),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -358,6 +396,11 @@ class NextItem(Retrieval):
         deepest = max(*protocol.cutoffs, LISTED * task.popularity)
         deepest = deepest if protocol.candidates == 'all' else 0
         self._depth = min(deepest, histories.num_items)
+
+    def begin(self, model: Model, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The item vectors, and in_domain the items' domains."""
+        carried = super().begin(model, constants)
+        return carried | ({'domains': constants['domains']} if self._in_domain else {})
 
     def predict(self, model: Model, carried: Any, batch: dict, full: bool) -> dict[str, jax.Array]:
         """Counts of the targets, with `full` also top lists and how the interests share them."""
@@ -368,6 +411,7 @@ class NextItem(Retrieval):
             num_items=self.sizes['item'],
             filter_seen=self._filter_seen,
             depth=self._depth if full else 0,
+            domains=carried.get('domains'),
         )
 
     def ranking(self, which: str, *, split: Split | None = None, **options: Any) -> Ranking:
@@ -385,6 +429,8 @@ class NextItem(Retrieval):
             popularity=self._task.popularity,
             widths=self._widths,
             numbered=self._experiment.model.inputs().users,
+            domains=self._domains,
+            in_domain=self._in_domain,
             **{'references': self._references(), **options},
         )
 
