@@ -85,11 +85,10 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
     others, items_both by the whole history.
     """
     known, given = before(task)
-    users = np.asarray(known.sum(0), np.float64)
-    scale = scipy.sparse.diags_array(_inverse(np.sqrt(users)))
-    between = (known.T @ known).tolil()
-    between.setdiag(0)
-    between = (between.tocsr() @ scale).tocsr()
+    root = np.sqrt(np.maximum(np.asarray(known.sum(0), np.float64), 1))
+    between = (known.T @ known).tocoo()
+    between.data[between.row == between.col] = 0
+    between = between.tocsr()
     of_items, target = task.domains.of_items[1:], task.target_domains
     row = np.repeat(np.arange(given.shape[0]), np.diff(given.indptr))
     own = of_items[given.indices] == target[row]
@@ -100,7 +99,7 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
         return made
 
     histories = {'items_own': part(own), 'items_other': part(~own), 'items_both': given}
-    scorer = lambda rows: (rows @ between).toarray()  # noqa: E731
+    scorer = lambda rows: (rows @ between).toarray() / root  # noqa: E731
     return {name: ranked(scorer, task, histories[name], given) for name in names}
 
 

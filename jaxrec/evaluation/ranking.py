@@ -24,6 +24,7 @@ from jaxrec.problem import Batch, Evaluation, Measured, Part
 
 LISTED = 10  # places of the top lists of which interests and popularity are told
 DECILES = ('1, most popular', *map(str, range(2, 10)), '10, least popular')
+_KEPT = 1 << 25  # sampled candidates that are kept once they are drawn
 _TARGETS = 16  # targets of a user ranked together where there are several; more take more rows
 
 
@@ -102,7 +103,7 @@ class Ranking(Evaluation):
         self.target_domains = None if domains is None else domains.of_items[self.items]
         self.training_counts = protocols.training_counts(histories, split)
         self.unreachable = self._in_input_history() & self.filter_seen  # by the seen filter
-        self._negatives = None
+        self._negatives = self._drawn = None
         if protocol.candidates != 'all':
             draw = functools.partial(protocols.Negatives, protocol, histories, split)
             self._negatives = {0: draw()}
@@ -117,6 +118,13 @@ class Ranking(Evaluation):
 
     def candidates(self, chosen: np.ndarray) -> np.ndarray:
         """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
+        if self.examples * self.how.negatives > _KEPT:
+            return self._draw(chosen)
+        if self._drawn is None:
+            self._drawn = self._draw(np.arange(self.examples))
+        return self._drawn[chosen]
+
+    def _draw(self, chosen):
         out = np.zeros((len(chosen), self.how.negatives), np.int32)
         for draw, some in self._by_negatives(chosen):
             out[some] = draw(self.targets.users[chosen[some]])
@@ -239,7 +247,7 @@ class Ranking(Evaluation):
             'domain': (of.names, self.target_domains - 1),
             'history of': (domains_lib.HISTORIES, of.kinds(events, self.items)),
         }
-        if not self._several and len(of.twins):
+        if not self._several and of.twin_before.any():
             found['rows'] = domains_lib.ROWS, np.where(of.twin_before[events], 0, 1)
         return {name: rank_metrics.by_part(values, *one) for name, one in found.items()}
 
