@@ -45,9 +45,7 @@ class Domains:
 
     def number(self, name: str) -> int:
         """The number of a domain, from 1; UserError if there is none of that name."""
-        if name not in self.names:
-            raise UserError(f'no domain {name!r}: the data have {", ".join(self.names)}')
-        return self.names.index(name) + 1
+        return _number(self.names, name)
 
     def kinds(self, events: np.ndarray, items: np.ndarray) -> np.ndarray:
         """int [n], index into HISTORIES of what users had before `events`, whose targets `items`.
@@ -92,6 +90,20 @@ def of_items(items: Histories | Catalogue) -> tuple[tuple[str, ...], np.ndarray]
         raise UserError(f'item {item!r} of {items.name} has no domain')
     numbers = np.concatenate([[0], place.reshape(-1) + 1]).astype(np.int32)
     return tuple(v.decode() for v in values), numbers
+
+
+def within(items: Histories | Catalogue, name: str) -> np.ndarray:
+    """bool [num_items], the items of a domain; UserError if there is none of that name."""
+    found = of_items(items)
+    if found is None:
+        raise UserError(f'the items of {items.name or "the data"} have no domains')
+    return found[1][1:] == _number(found[0], name)
+
+
+def _number(names, name):
+    if name not in names:
+        raise UserError(f'no domain {name!r}: the data have {", ".join(names)}')
+    return names.index(name) + 1
 
 
 def check_names(names: Sequence[str], where: str) -> None:
@@ -195,6 +207,34 @@ def only(
             domains.twin_before[index],
         ),
     )
+
+
+def followers(
+    histories: Histories, train_ends: np.ndarray, of_items: np.ndarray | None = None
+) -> np.ndarray:
+    """Which item directly follows which in training, and how often.
+
+    Args:
+      histories: the events.
+      train_ends: int64 [U], absolute end of each user's training events.
+      of_items: domain of each item: then the next event of the same domain follows; None = the
+        next one.
+
+    Returns:
+      int64 [3, E]: item, follower, count; ascending by item and follower.
+    """
+    owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    events = np.flatnonzero(np.arange(len(owner)) < train_ends[owner])
+    key = owner[events]
+    if of_items is not None:
+        key = key * (int(of_items.max()) + 1) + of_items[histories.items[events]]
+        order = np.argsort(key, kind='stable')
+        events, key = events[order], key[order]
+    same = key[1:] == key[:-1]
+    before, after = (histories.items[events[n : n + len(same)]][same] for n in (0, 1))
+    size = histories.num_items + 1
+    keys, counts = np.unique(before.astype(np.int64) * size + after, return_counts=True)
+    return np.stack([*np.divmod(keys, size), counts])
 
 
 def twins(

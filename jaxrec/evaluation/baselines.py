@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec.data.domains import followers
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import Tally, blocks, distinct, ranges
 from jaxrec.data.splits import Split
@@ -154,17 +155,12 @@ def _in_domains(task, names):
     found, histories = {}, task.histories
     domain = task.domains.of_items[histories.items]
     if 'markov_in_domain' in names:
-        owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
-        training = np.arange(len(owner)) < task.split.train_ends[owner]
+        follow = followers(histories, task.split.train_ends, task.domains.of_items)
+        pairs = follow[0] * (histories.num_items + 1) + follow[1]
         by_domain, last = {}, np.zeros(len(task.items), np.int64)
         for d in np.unique(task.target_domains).tolist():
             alone = task.domains.of_items == d
-            events = np.flatnonzero(training & (domain == d))
-            follows = owner[events][1:] == owner[events][:-1]
-            before, after = (histories.items[events[n:][: len(follows)]][follows] for n in (0, 1))
-            keys = before.astype(np.int64) * (histories.num_items + 1) + after
-            pairs = np.unique(keys, return_counts=True)
-            by_domain[d] = Scorer(task.training_counts, *pairs, within=alone)
+            by_domain[d] = Scorer(task.training_counts, pairs, follow[2], within=alone)
             events = np.flatnonzero(domain == d)
             mine = np.flatnonzero(task.target_domains == d)
             example = task.owner[mine]

@@ -35,6 +35,7 @@ from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
 from jaxrec.nn import bipartite
+from jaxrec.nn.propagate import Sparse
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -245,16 +246,32 @@ class Config(Task):
 def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
-    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding.
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
+    models that know two domains besides 'follow' and 'follow_own', entries of the means of an item's
+    followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
+    where those of each begin there and end.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
-    if domains:
+    if domains or catalogue.follow is not None:
         _, numbers = domains_lib.of_items(catalogue)
         found['domains'] = np.pad(numbers, (0, table_rows(catalogue.num_items) - len(numbers)))
+    if catalogue.follow is not None:
+        found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
+        found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
+        found['by_domain'] = np.argsort(numbers, kind='stable').astype(np.int32)
+        found['starts'] = np.searchsorted(np.sort(numbers), np.arange(1, 4)).astype(np.int32)
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
     return found
+
+
+def _mean_follower(follow, num_items):
+    """Entries of D^-1 A with A the counts of followers; rows without any are 0."""
+    item, follower, count = np.asarray(follow)
+    total = np.bincount(item, count, num_items + 1)
+    rows, columns = item.astype(np.int32), follower.astype(np.int32)
+    return Sparse(rows, columns, (count / total[item]).astype(np.float32))
 
 
 def graph_of(catalogue: Catalogue) -> dict[str, Any]:
@@ -374,6 +391,7 @@ class NextItem(Retrieval):
             histories.name,
             self._pairs,
             known,
+            **self._followers(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
@@ -433,6 +451,19 @@ class NextItem(Retrieval):
             in_domain=self._in_domain,
             **{'references': self._references(), **options},
         )
+
+    def _followers(self, histories, train_ends):
+        """What a catalogue holds of models that know two domains."""
+        if not self._experiment.model.inputs().domains:
+            return {}
+        if self._domains is None or len(self._domains.names) != 2 or self._task.domain:
+            there = self._task.domain or ', '.join(self._domains.names if self._domains else ())
+            raise UserError(f'this model learns two domains together; here is {there or "none"}')
+        of_items = self._domains.of_items
+        return {
+            'follow': domains_lib.followers(histories, train_ends),
+            'follow_own': domains_lib.followers(histories, train_ends, of_items),
+        }
 
     def _references(self) -> tuple[str, ...] | None:
         """Of pairs also what is solved for; nothing that goes by an order which there is not."""
