@@ -327,7 +327,7 @@ def score(
             filter_seen,
             depth,
             batch.get('domain'),
-            None if domains is None else jax.reshard(domains, P('model')),
+            None if domains is None else _beside(table, domains),
         )
         out = {'greater': greater, 'ties': ties}
         if depth:
@@ -344,6 +344,11 @@ def score(
         own = jnp.eye(queries.shape[1])
         out['similarity'] = (cosines * (1 - own)).sum((1, 2)) / pairs
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
+
+
+def _beside(table, column):
+    """A column of items beside a table that may have more rows, split as its rows are."""
+    return jax.reshard(jnp.pad(column, (0, len(table) - len(column))), P('model'))
 
 
 def _interests(columns) -> dict[str, list[float] | float]:

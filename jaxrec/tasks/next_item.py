@@ -247,7 +247,7 @@ def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
     With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
-    models that know two domains besides 'follow' and 'follow_own', entries of the means of an item's
+    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
     followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
     where those of each begin there and end.
     """
