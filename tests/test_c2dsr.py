@@ -38,7 +38,8 @@ def built(**model):
     config = c2dsr.Config(**{'dim': DIM, 'max_len': LENGTH, **model})
     batch = jax.tree.map(jnp.asarray, problem.batches()(0))
     constants = jax.tree.map(jnp.asarray, problem.constants)
-    return problem, constants, *make(config, ITEMS), batch
+    graphdef, params = make(config, ITEMS)
+    return problem, constants, graphdef, jax.tree.map(jnp.asarray, params), batch
 
 
 def whole_rows(constants, seed=0, rows=5):
@@ -66,6 +67,7 @@ def test_merged_alone_is_sasrec_with_twice_the_vectors(once):
     got = model.queries(batch, catalogue)[:, 0, :DIM]
     config = sasrec.Config(variant='2018', dim=DIM, blocks=1, max_len=LENGTH, init='xavier_normal')
     other, theirs = made(lambda: config.make({'item': ITEMS}, rngs=nnx.Rngs(0)))
+    theirs = jax.tree.map(jnp.asarray, theirs)
     table = params['items'][0] * (1 if once else 2)
     theirs = as_sasrec(theirs, table, params['encoders'][0])
     theirs_model = nnx.merge(other, theirs)
@@ -77,7 +79,7 @@ def test_merged_alone_is_sasrec_with_twice_the_vectors(once):
 def test_one_domain_is_sasrec_on_its_own_events():
     """Check 1.5.2: without the merged encoder, holes are as if they were not there, if masked."""
     _, constants, graphdef, params, _ = built(merged=False, masked=True, **BARE)
-    batch, domain = whole_rows(constants)
+    batch, domain = whole_rows(constants, rows=2)
     model = nnx.merge(graphdef, params)
     catalogue = model.catalogue(constants)
     got = model.queries(batch, catalogue)
