@@ -60,6 +60,7 @@ class Data:
     time_col: str = 'timestamp'  # '' = the file is already in time order
     columns: str = ''  # of a text table without a header line: the names of all its columns
     features: str = ''  # of a table `log`: numeric columns kept with every event, 'COL,COL'
+    domain_col: str = ''  # of a table `log`: which of several catalogues the item is of, in words
     min_user: int = field(0, least=0)  # k-core: least events per user, iterated with min_item
     min_item: int = field(0, least=0)
     data_dir: str = field('~/.cache/jaxrec', effect='place')  # where prepared data sets are kept

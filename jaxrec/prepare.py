@@ -84,6 +84,11 @@ def define_flags() -> None:
         DEFAULT.features,
         'COL,COL: numeric columns of a table to keep with every event.',
     )
+    flags.DEFINE_string(
+        'domain_col',
+        DEFAULT.domain_col,
+        'Column of a table that says which of several catalogues the item is of, e.g. food.',
+    )
     flags.DEFINE_integer(
         'min_user', DEFAULT.min_user, 'k-core: least events of a user, iterated with --min_item.'
     )

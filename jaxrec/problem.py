@@ -323,6 +323,7 @@ class Inputs:
       users: whether it knows the users of the data by number.
       items: whether it makes item vectors of items' features, which steps then read as constants.
       prefixes: whether it learns histories as they are, without an event to predict.
+      domains: whether it knows the domains of items, a constant too.
     """
 
     max_len: int = 0
@@ -336,6 +337,7 @@ class Inputs:
     users: bool = False
     items: bool = False
     prefixes: bool = False
+    domains: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,9 @@ Histories need the work directory alone, wherever it is. Users need the data tha
 
 --output ends in .parquet or .csv. A bulk run that was killed goes on where it stopped when started
 again. Items of the history are left out unless --keep_seen, those of --exclude=FILE always, and
-with --allow=FILE all that it does not name. With --explain each row says which of the user's
-vectors (interests of a multi-interest model, numbered from 1) found the item.
+with --allow=FILE all that it does not name. With --domain=NAME lists have items of one domain of
+the data alone, also for who has events in another one only. With --explain each row says which of
+the user's vectors (interests of a multi-interest model, numbered from 1) found the item.
 
 With --rerank=RANKER, the folder of a click model, the first --candidates items are put in the order
 of the sum of weight * probability over its labels, all weights 1 without --weights; the best --k
@@ -32,6 +33,7 @@ from absl import flags
 
 from jaxrec import cli
 from jaxrec.cli import say
+from jaxrec.data import domains
 from jaxrec.data.catalogue import Items
 from jaxrec.data.histories import Histories
 from jaxrec.devices import cluster, programs
@@ -59,6 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('k', 10, 'Items per list.')
     flags.DEFINE_string('exclude', None, 'File of raw item ids that no list may have.')
     flags.DEFINE_string('allow', None, 'File of the raw item ids that lists may have; else all.')
+    flags.DEFINE_string('domain', None, 'Items of this domain only, whatever the history holds.')
     flags.DEFINE_bool('keep_seen', False, 'Also recommend items of the history.')
     flags.DEFINE_bool('explain', False, 'Say which interest of the user found each item.')
     flags.DEFINE_bool('skip_unknown', False, 'Leave out unknown ids instead of stopping.')
@@ -166,6 +169,8 @@ def _recommender(trained: Trained, batch_users: int, k: int) -> Recommender:
         for name in ('exclude', 'allow')
         if getattr(FLAGS, name) is not None and items is not None
     }
+    if FLAGS.domain is not None and items is not None:
+        masks['allow'] = masks.get('allow', True) & domains.within(items, FLAGS.domain)
     return Recommender(
         trained,
         k,
@@ -191,7 +196,7 @@ def read_items(items: Items, file: str, flag: str, skip_unknown: bool) -> np.nda
 
 def _print(listed: list[dict], *, titles: bool) -> None:
     if not listed:
-        filtered = FLAGS.allow is not None or FLAGS.exclude is not None
+        filtered = {FLAGS.allow, FLAGS.exclude, FLAGS.domain} != {None}
         which = 'item that the filters leave' if filtered else 'item'
         say(f'nothing left to recommend: the history holds every {which} (see --keep_seen)')
         return

@@ -26,12 +26,9 @@ STEPS = 20
 MESHES = ('1,1', '2,2')
 # What makes the programs small; names of a model's fields that it may not have.
 SMALL = {'dim': 16, 'feature_dim': 4, 'max_len': 24, 'newest': 16, 'compress': (4, 4)}
-LATER = {'gcn_cora', 'mixgcl_cora', 'mmoe_kuairand', 'contrastive_beauty', 'clrec_beauty'}
-LATER |= {'multi_signal_beauty', 'multi_signal_kuairand', 'lightgcn_gowalla', 'lightgcn_ml1m'}
-LATER |= {'simgcl_ml1m', 'two_tower_ml1m'}
-FILES = [p for p in sorted((ROOT / 'experiments').glob('*.py')) if p.stem not in LATER]
+FILES = sorted({case.split(':')[0] for case in json.loads(STORED.read_text())})
 CASES = [
-    *(f'{p.stem}:' for p in FILES),
+    *(f'{name}:' for name in FILES),
     'sasrec_losses:bce',
     'sasrec_losses:gbce',
     'sasrec_losses:sampled_softmax',

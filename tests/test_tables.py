@@ -522,7 +522,7 @@ def test_code_hash_does_not_see_words(package):
 
 OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
 # of the task; there was one task
-NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision')
+NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision', 'domain', 'in_domain')
 NEW_OF_IN_BATCH = (
     'similarity',
     'temperature',
@@ -539,7 +539,12 @@ def first_format(cell, ranks, **config_changes):
     fields = hashes.config_record(cell.experiment)
     later = ('train.grow', 'train.start_with')
     fields = {OLD.get(n, n): v for n, v in fields.items() if n not in later}
-    for name in (*(f'task.{n}' for n in NEW_FIELDS), 'train.start_from', 'model.contrast'):
+    for name in (
+        *(f'task.{n}' for n in NEW_FIELDS),
+        'train.start_from',
+        'data.domain_col',
+        'model.contrast',
+    ):
         fields.pop(name)
     later = tuple(f'model.in_batch.{n}' for n in NEW_OF_IN_BATCH)
     fields = {

@@ -60,6 +60,8 @@ class Catalogue(Items):
         `pairs.training_pairs`; None where there is none.
       known: bool [num_items + 1], items with training events, of models that make item vectors of
         `codes`; None for others.
+      follow, follow_own: int64 [3, E] of `domains.followers`, by the merged log and in each domain,
+        of models that know domains; None for others.
     """
 
     KIND: ClassVar[str] = 'catalogue'
@@ -73,6 +75,8 @@ class Catalogue(Items):
     name: str = ''
     pairs: np.ndarray | None = None
     known: np.ndarray | None = None
+    follow: np.ndarray | None = None
+    follow_own: np.ndarray | None = None
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
@@ -129,6 +133,8 @@ class Catalogue(Items):
             'titles': self.titles,
             'pairs': self.pairs,
             'known': self.known,
+            'follow': self.follow,
+            'follow_own': self.follow_own,
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
         columns |= {_FEATURE + name: column for name, column in sorted(self.features.items())}

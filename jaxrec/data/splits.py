@@ -61,7 +61,8 @@ class Split:
 
 
 PARTED = ('random', 'given')  # by single events, whatever their time: of histories from `parted`
-KINDS = ('leave-one-out', 'temporal', 'users', *PARTED)
+GIVEN_USERS = 'given-users'
+KINDS = ('leave-one-out', 'temporal', 'users', *PARTED, GIVEN_USERS)
 PART = 'part'  # column of events: TRAIN, VALID or TEST
 TRAIN, VALID, TEST = range(3)
 
@@ -80,7 +81,8 @@ def split(
 
     Args:
       histories: the events.
-      kind: see `leave_one_out`, `temporal`, `users` and, of histories from `parted`, `by_part`.
+      kind: see `leave_one_out`, `temporal`, `users`, `given_users` and, of histories from `parted`,
+        `by_part`.
       valid_share, test_share: of `temporal` and `users`.
       targets: 'first' held-out event of a user, or 'all' of them.
       prefix_share, seed: of `users`.
@@ -91,6 +93,8 @@ def split(
         made = temporal(histories, valid_share, test_share)
     elif kind == 'users':
         made = users(histories, valid_share, test_share, prefix_share, seed)
+    elif kind == GIVEN_USERS:
+        made = given_users(histories)
     elif kind in PARTED:
         made = by_part(histories)
     else:
@@ -172,6 +176,38 @@ def users(
         return Targets(chosen, starts[chosen] + given, starts[chosen] + lengths[chosen])
 
     return Split(train_ends, held_out(valid), held_out(test))
+
+
+def given_users(histories: Histories) -> Split:
+    """Users are held out as the data's column PART says, alike of all events of a user.
+
+    Of users who validate or test the last event is the target, all before it the input, and
+    nothing trains.
+
+    Raises:
+      UserError: no column PART or other values in it, a user in two parts, a held-out user with a
+        single event.
+    """
+    part, offsets, lengths = _given(histories), histories.offsets, np.diff(histories.offsets)
+    there = np.flatnonzero(lengths)
+    of_user = np.full(histories.num_users, TRAIN, np.int8)
+    of_user[there] = part[offsets[there]]
+    mixed = np.flatnonzero(part != np.repeat(of_user, lengths))
+    alone = np.flatnonzero((of_user != TRAIN) & (lengths < 2))
+    for users, what in (
+        (np.searchsorted(offsets, mixed, 'right') - 1, 'has events of several parts'),
+        (alone, 'is held out and has a single event'),
+    ):
+        if len(users):
+            raise UserError(
+                f'user {histories.raw_user(users[0])!r} {what}: task.split={GIVEN_USERS!r} holds '
+                'out whole users'
+            )
+    train_ends = np.where(of_user == TRAIN, offsets[1:], offsets[:-1])
+    valid, test = (np.flatnonzero(of_user == one) for one in (VALID, TEST))
+    return Split(
+        train_ends, Targets(valid, offsets[valid + 1] - 1), Targets(test, offsets[test + 1] - 1)
+    )
 
 
 def parted(

@@ -43,6 +43,10 @@ KNOWN |= {  # with item attributes, for pre-training
     'sports-attributes': ('s3rec', 'SPORTS_ATTRIBUTES', 'sports with attributes of its items'),
     'yelp-attributes': ('s3rec', 'YELP_ATTRIBUTES', 'yelp with attributes of its items'),
 }
+KNOWN |= {  # two domains whose users are shared
+    'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),
+    'food-kitchen-llmcdsr': ('two_domains', 'LLMCDSR', 'the same, most users in one of them'),
+}
 KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
     'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
     'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),
@@ -54,7 +58,7 @@ KNOWN |= {  # graphs
 }
 SYNTHETIC = 'synthetic'
 BLOCK_MODEL = 'block-model'
-OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features')  # options
+OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features', 'domain_col')
 NAMES = (*KNOWN, SYNTHETIC, BLOCK_MODEL)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
@@ -155,9 +159,9 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
 
     def read(scratch: pathlib.Path) -> store.Source:
         say(f'reading {config.log}')
-        histories = log_file.read_large(config, scratch)
+        histories = None if config.domain_col else log_file.read_large(config, scratch)
         if histories is None:
-            raw = log_file.read(config)
+            raw = log_file.read_domains(config) if config.domain_col else log_file.read(config)
             histories = events.to_histories(raw, name, config.min_user, config.min_item)
         for column, ids in (('user', histories.user_ids), ('item', histories.item_ids)):
             for remark in raw_ids.remarks(ids, getattr(config, f'{column}_col')):

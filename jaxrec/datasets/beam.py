@@ -49,7 +49,7 @@ def prepare(
         from apache_beam.io.filesystems import FileSystems
     except ImportError as e:
         raise UserError(MISSING) from e
-    for option in ('min_user', 'min_item', 'features', 'dataset'):
+    for option in ('min_user', 'min_item', 'features', 'domain_col', 'dataset'):
         if getattr(config, option):
             raise UserError(f'--{option} does not go with --beam_runner')
     if not config.time_col:

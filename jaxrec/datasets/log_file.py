@@ -30,6 +30,7 @@ Sorting uses the times as given.
 """
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import gzip
@@ -45,7 +46,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jaxrec import config as config_lib
+from jaxrec.data import domains
+from jaxrec.data.catalogue import plain
 from jaxrec.data.histories import Histories
+from jaxrec.data.ragged import ranges
 from jaxrec.datasets import dialect, large, log_parts, tabular, text_layouts
 from jaxrec.datasets.events import Events
 from jaxrec.errors import UserError
@@ -70,6 +74,7 @@ def key(config: config_lib.Data, content: str) -> str:
     """
     options = [config.layout, config.user_col, config.item_col, config.time_col, config.columns]
     options += [','.join(columns(config)), config.min_user, config.min_item]
+    options += [config.domain_col] if config.domain_col else []
     identity = repr([content, *options])
     name = pathlib.Path(config.log).name.split('.')[0]
     stem = re.sub(r'[^A-Za-z0-9_-]+', '_', name)[:40].strip('_') or 'log'
@@ -134,6 +139,46 @@ def read(config: config_lib.Data, most: int | None = None, words: tuple[str, ...
     events.about = {
         name: ' | '.join(dict.fromkeys(about[name] for about in abouts)) for name in abouts[0]
     }
+    return events
+
+
+def read_domains(config: config_lib.Data) -> Events:
+    """`read` with the column config.domain_col as a column of items, see `data.domains`.
+
+    Raises:
+      UserError: the column is missing, empty in a row, has one value or very many, or an item is
+        in several domains; or what `read` refuses.
+    """
+    column, name = config.domain_col, named(config)
+    if column in columns(config):
+        raise UserError(f'--domain_col and --features both name column {column!r}')
+    both = ','.join(filter(None, (config.features, column)))
+    events = read(dataclasses.replace(config, features=both), words=(column,))
+    words = events.words.pop(column)
+    missing = np.flatnonzero(words.counts == 0)
+    if len(missing):
+        raise UserError(f'{name} has no value in column {column!r} of event {missing[0] + 1}')
+    row, place = np.repeat(np.arange(len(words.counts)), words.counts), words.counts
+    table = np.zeros((len(place), place.max(initial=1)), np.int64)
+    table[row, ranges(np.zeros_like(place), place)] = words.coded.codes + 1
+    phrases, domain = np.unique(table, axis=0, return_inverse=True)
+    text = [str(v.decode() if isinstance(v, bytes) else v) for v in words.coded.values.tolist()]
+    names = [' '.join(text[n - 1] for n in phrase if n) for phrase in phrases.tolist()]
+    domains.check_names(names, f'{name} ({column!r})')
+    items, domain = events.items.codes, domain.reshape(-1)
+    first = np.zeros(len(events.items.values), np.int64)
+    first[items] = domain
+    other = np.flatnonzero(first[items] != domain)
+    if len(other):
+        item = plain(events.items.values[items[other[0]]])
+        count = len(np.unique(items[other]))
+        raise UserError(
+            f'{name} has item {item!r} in the domains {names[domain[other[0]]]!r} and '
+            f'{names[first[items[other[0]]]]!r} ({count:,} such items): ids of different domains '
+            'overlap; give every domain ids of its own, such as food:1 and kitchen:1'
+        )
+    values = np.array([n.encode() for n in names])[first]
+    events.item_features[domains.COLUMN] = events.items.values, values
     return events
 
 

@@ -29,6 +29,8 @@ def read(config: Data, columns: Columns) -> Rows:
     Raises:
       UserError: as `log_file.read`, or a label that is neither 0 nor 1.
     """
+    if config.domain_col:
+        raise UserError('--domain_col is for logs of events: of rows it is a column like others')
     if config.features:
         raise UserError(
             '--features is for logs of events: of rows, task.fields and task.labels name columns'

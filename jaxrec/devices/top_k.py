@@ -31,6 +31,8 @@ def counts_and_top_k(
     seen: jax.Array,
     filter_seen: bool,
     k: int,
+    part: jax.Array | None = None,
+    parts: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Counts the items that score higher than, and the same as, each target; and `top_k`.
 
@@ -45,6 +47,9 @@ def counts_and_top_k(
       seen: int32 [B, S], input history padded with 0, repeats allowed.
       filter_seen: score seen items -inf.
       k: length of the lists; 0 = none.
+      part: int32 [B], placed P('data'): only rows of this part of the table are candidates, of
+        which the targets are; None = all.
+      parts: int32 [rows], placed P('model'), the part of every row; goes with `part`.
 
     Returns:
       greater, ties: int32 [B, T], placed P('data'). `greater` is UNREACHABLE and `ties` 0 where the
@@ -70,10 +75,14 @@ def counts_and_top_k(
         counts = _over_targets(each, (targets, target_scores))
         return counts, _best(scores, first, k)
 
-    def local(queries, targets, seen, wanted, table):
+    def scored(queries, table, seen, first, least, part, parts):
+        scores = _local_scores(queries, table, num_items, seen, first, least)
+        return scores if part is None else jnp.where(parts[:, None] == part, scores, -jnp.inf)
+
+    def local(queries, targets, seen, wanted, part, table, parts):
         seen, first = seen if filter_seen else None, _first_item(table)
         if wanted is None:
-            scores = _local_scores(queries, table, num_items, seen, first, first)
+            scores = scored(queries, table, seen, first, first, part, parts)
 
             def score(target):  # on one shard the score, elsewhere 0
                 row = target - first
@@ -86,7 +95,8 @@ def counts_and_top_k(
             target_scores = _own_scores(queries, targets, wanted, seen, len(table))
 
             def work(piece, first, least):
-                scores = _local_scores(queries, piece, num_items, seen, first, least)
+                here = _beside(parts, piece, first, table)
+                scores = scored(queries, piece, seen, first, least, part, here)
                 return tally(targets, target_scores, scores, first, least)
 
             found = _by_piece(work, table, queries, k)
@@ -97,7 +107,8 @@ def counts_and_top_k(
         return greater, ties, _of_all_shards(*best, k)[1]
 
     wanted = lookup(table, targets) if _in_pieces(*queries.shape[:2], len(table)) else None
-    return _over_users(local, (P('data'),) * 3, queries, targets, seen, wanted, table=table)
+    by_user, beside = (queries, targets, seen, wanted, part), (parts,)
+    return _over_users(local, (P('data'),) * 3, *by_user, table=table, beside=beside)
 
 
 def candidate_counts(
@@ -156,8 +167,7 @@ def top_k(
         def work(piece, first, least):
             scores = _local_scores(queries, piece, num_items, seen, first, least)
             if allowed is not None:
-                start = first - _first_item(table)
-                here = jax.lax.dynamic_slice_in_dim(allowed, start, len(piece))
+                here = _beside(allowed, piece, first, table)
                 scores = jnp.where(here[:, None], scores, -jnp.inf)
             return (), _best(scores, first, k)
 
@@ -293,6 +303,13 @@ def _by_piece(work: Callable, table: jax.Array, queries: jax.Array, k: int):
     nothing = counts, (jnp.full(shape, -jnp.inf), jnp.zeros(shape, jnp.int32))
     nothing = jax.lax.pcast(nothing, ('data', 'model'), to='varying')
     return jax.lax.scan(turn, nothing, jnp.arange(-(-rows // size)))[0]
+
+
+def _beside(column, piece, first, table):
+    """Of a column [rows] beside this shard's table what is beside a piece from item `first` on."""
+    if column is None:
+        return None
+    return jax.lax.dynamic_slice_in_dim(column, first - _first_item(table), len(piece))
 
 
 def _own_scores(queries, targets, wanted, seen, rows):

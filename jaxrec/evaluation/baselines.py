@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrec.data.domains import followers
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.ragged import Tally, blocks, distinct, ranges
 from jaxrec.data.splits import Split
@@ -17,6 +18,7 @@ from jaxrec.devices.top_k import UNREACHABLE
 from jaxrec.evaluation import linear
 
 NAMES = ('popularity', 'last_week_popularity', 'markov')
+OF_DOMAINS = ('markov_in_domain', 'items_own', 'items_other', 'items_both')
 _DAY = 86_400
 _PAIRS_AT_ONCE = 1 << 23  # (user, item) pairs looked at together
 
@@ -26,13 +28,15 @@ def counts(task: Any, names: Collection[str] | None = None) -> dict[str, tuple]:
 
     Args:
       task: a `ranking.Ranking`.
-      names: of NAMES and `linear.NAMES`, those that are wanted; None = all of NAMES.
+      names: of NAMES, OF_DOMAINS and `linear.NAMES`, those that are wanted; None = all of NAMES,
+        and of OF_DOMAINS where targets are ranked in their domains, for which these are.
         last_week_popularity needs times of a unit that `ticks_per_day` knows, linear ones rank the
         whole catalogue.
     """
     histories, split = task.histories, task.split
     popularity, scorers = task.training_counts, {}
-    names = NAMES if names is None else names
+    if names is None:
+        names = NAMES + OF_DOMAINS * task.in_domain
     if 'popularity' in names:
         scorers['popularity'] = Scorer(popularity)
     if 'last_week_popularity' in names:
@@ -42,6 +46,8 @@ def counts(task: Any, names: Collection[str] | None = None) -> dict[str, tuple]:
     if 'markov' in names:
         scorers['markov'] = Scorer(popularity, *transitions(histories, split))
     found = {name: rank_counts(scorer, task) for name, scorer in scorers.items()}
+    if task.in_domain:
+        found |= _in_domains(task, names)
     solved = [name for name in linear.NAMES if name in names]
     if solved and task.how.candidates == 'all':
         found |= linear.counts(task, solved)
@@ -55,16 +61,32 @@ class Scorer:
       popularity: int [num_items + 1].
       pairs: int64 [P] ascending, i * (num_items + 1) + j of the transitions that occur; () = none.
       counts: int [P], how often.
+      within: bool [num_items + 1], the items that are ranked; None = all.
     """
 
-    def __init__(self, popularity: np.ndarray, pairs: np.ndarray = (), counts: np.ndarray = ()):
+    def __init__(
+        self,
+        popularity: np.ndarray,
+        pairs: np.ndarray = (),
+        counts: np.ndarray = (),
+        within: np.ndarray | None = None,
+    ):
         self.num_items = len(popularity) - 1
         self.popularity = popularity.astype(np.int64)
-        self._sorted = np.sort(self.popularity[1:])
-        self.pairs = np.asarray(pairs, np.int64)
+        self.within = np.ones(len(popularity), bool) if within is None else within
+        self._sorted = np.sort(self.popularity[1:][self.within[1:]])
+        self.pairs, counts = np.asarray(pairs, np.int64), np.asarray(counts, np.int64)
+        kept = self.within[self.pairs % len(popularity)]
+        self.pairs, counts = self.pairs[kept], counts[kept]
         above = int(self.popularity.max()) + 1  # any transition beats every popularity
         items = self.pairs % (self.num_items + 1)
-        self.values = np.asarray(counts, np.int64) * above + self.popularity[items]
+        self.values = counts * above + self.popularity[items]
+
+    def among(self, within: np.ndarray) -> 'Scorer':
+        """The same of these items alone, bool [num_items + 1]."""
+        found = Scorer(self.popularity, self.pairs, np.zeros(len(self.pairs)), within)
+        found.values = self.values[within[self.pairs % len(within)]]
+        return found
 
     def __call__(self, last: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Scores int64 of `items` after `last`, arrays of one shape."""
@@ -87,23 +109,68 @@ class Scorer:
         """How many items have more, and the same, popularity as each of `scores`."""
         below = np.searchsorted(self._sorted, scores, side='left')
         up_to = np.searchsorted(self._sorted, scores, side='right')
-        return self.num_items - up_to, up_to - below
+        return len(self._sorted) - up_to, up_to - below
 
 
-def rank_counts(scorer: Scorer, task: Any) -> tuple[np.ndarray, np.ndarray]:
-    """greater, ties: int64 of all targets of a `ranking.Ranking`, as `top_k` defines them."""
-    ends = task.targets.ends[task.owner]
-    starts = task.histories.offsets[task.targets.users][task.owner]
-    last = task.histories.items[np.maximum(ends - 1, starts)]
-    counts = _catalogue_counts if task.how.candidates == 'all' else _candidate_counts
-    work = scorer.followers(last)[1] - scorer.followers(last)[0] + ends - starts
-    work = work + task.how.negatives
-    group = np.cumsum(work) // _PAIRS_AT_ONCE
-    parts = np.split(np.arange(len(last)), np.flatnonzero(np.diff(group)) + 1)
-    out = [counts(scorer, task, chosen, last[chosen]) for chosen in parts]
-    greater, ties = (np.concatenate(column) for column in zip(*out, strict=True))
+def rank_counts(
+    scorer: Scorer | dict[int, Scorer], task: Any, last: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """greater, ties: int64 of all targets of a `ranking.Ranking`, as `top_k` defines them.
+
+    Args:
+      scorer: of all targets, or by domain, where they are ranked in their domains.
+      task: the ranking.
+      last: int [targets], item by which each is scored; None = the newest one of the history.
+    """
+    if task.in_domain and not isinstance(scorer, dict):
+        domains = np.unique(task.target_domains).tolist()
+        scorer = {d: scorer.among(task.domains.of_items == d) for d in domains}
+    if last is None:
+        starts = task.histories.offsets[task.targets.users][task.owner]
+        last = task.histories.items[np.maximum(task.targets.ends[task.owner] - 1, starts)]
+    greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
+    if not isinstance(scorer, dict):
+        _count(scorer, task, np.arange(len(last)), last, greater, ties)
+    else:
+        for domain, one in scorer.items():
+            mine = np.flatnonzero(task.target_domains == domain)
+            _count(one, task, mine, last, greater, ties)
     from_filter = task.unreachable
     return np.where(from_filter, UNREACHABLE, greater), np.where(from_filter, 0, ties)
+
+
+def _count(scorer, task, mine, last, greater, ties):
+    """Puts the counts of the targets `mine` into `greater` and `ties`, some at a time."""
+    ends = task.targets.ends[task.owner[mine]]
+    starts = task.histories.offsets[task.targets.users][task.owner[mine]]
+    first, end = scorer.followers(last[mine])
+    counts = _catalogue_counts if task.how.candidates == 'all' else _candidate_counts
+    group = np.cumsum(end - first + ends - starts + task.how.negatives) // _PAIRS_AT_ONCE
+    for some in np.split(mine, np.flatnonzero(np.diff(group)) + 1):
+        greater[some], ties[some] = counts(scorer, task, some, last[some])
+
+
+def _in_domains(task, names):
+    """Counts of those of OF_DOMAINS that are wanted."""
+    found, histories = {}, task.histories
+    domain = task.domains.of_items[histories.items]
+    if 'markov_in_domain' in names:
+        follow = followers(histories, task.split.train_ends, task.domains.of_items)
+        pairs = follow[0] * (histories.num_items + 1) + follow[1]
+        by_domain, last = {}, np.zeros(len(task.items), np.int64)
+        for d in np.unique(task.target_domains).tolist():
+            alone = task.domains.of_items == d
+            by_domain[d] = Scorer(task.training_counts, pairs, follow[2], within=alone)
+            events = np.flatnonzero(domain == d)
+            mine = np.flatnonzero(task.target_domains == d)
+            example = task.owner[mine]
+            place = np.searchsorted(events, task.targets.ends[example]) - 1
+            newest = events[np.maximum(place, 0)]
+            there = (place >= 0) & (newest >= histories.offsets[task.targets.users[example]])
+            last[mine] = np.where(there, histories.items[newest], 0)
+        found['markov_in_domain'] = rank_counts(by_domain, task, last)
+    wanted = [name for name in OF_DOMAINS if name in names and name.startswith('items_')]
+    return found | (linear.neighbours(task, wanted) if wanted else {})
 
 
 def _catalogue_counts(scorer, task, chosen, last):
@@ -137,6 +204,8 @@ def _catalogue_counts(scorer, task, chosen, last):
         events = task.histories.items[ranges(start, lengths)]
         seen = distinct(owner * (scorer.num_items + 1) + events)
         owner, events = np.divmod(seen, scorer.num_items + 1)
+        ranked = scorer.within[events]
+        owner, events = owner[ranked], events[ranked]
         add(owner, scorer(last[owner], events), -1)
     return greater, ties
 

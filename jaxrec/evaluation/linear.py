@@ -30,7 +30,7 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
       task: a `ranking.Ranking` among the whole catalogue.
       names: of NAMES, those that are wanted; ease and gf_cf only up to DENSE_ITEMS items.
     """
-    known, given = _before(task)
+    known, given = before(task)
     if known.shape[1] > DENSE_ITEMS:
         names = {'low_pass'} & set(names)
     low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
@@ -42,7 +42,7 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
     if 'gf_cf' in names:
         hop = hop_scores(known)
         scorers['gf_cf'] = lambda rows: hop(rows) + _SHARE * low_pass(rows)
-    return {name: _ranked(scorer, task, given) for name, scorer in scorers.items()}
+    return {name: ranked(scorer, task, given) for name, scorer in scorers.items()}
 
 
 def ease_scores(known: scipy.sparse.csr_array, ridge: float = _RIDGE) -> Scores:
@@ -77,6 +77,32 @@ def hop_scores(known: scipy.sparse.csr_array) -> Scores:
     return lambda rows: rows @ between
 
 
+def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Counts of item neighbourhoods, of targets that are ranked in their domains.
+
+    The score of an item is the number of users whom it shares with the items of the history, over
+    the root of its own users: items_own goes by those of the target's domain, items_other by all
+    others, items_both by the whole history.
+    """
+    known, given = before(task)
+    root = np.sqrt(np.maximum(np.asarray(known.sum(0), np.float64), 1))
+    between = (known.T @ known).tocoo()
+    between.data[between.row == between.col] = 0
+    between = between.tocsr()
+    of_items, target = task.domains.of_items[1:], task.target_domains
+    row = np.repeat(np.arange(given.shape[0]), np.diff(given.indptr))
+    own = of_items[given.indices] == target[row]
+
+    def part(kept):
+        made = given.copy()
+        made.data = made.data * kept
+        return made
+
+    histories = {'items_own': part(own), 'items_other': part(~own), 'items_both': given}
+    scorer = lambda rows: (rows @ between).toarray() / root  # noqa: E731
+    return {name: ranked(scorer, task, histories[name], given) for name in names}
+
+
 def _normalised(known):
     """Du^-1/2 R Di^-1/2, and the two scales; 0 where there are no events."""
     scales = [_inverse(np.sqrt(np.asarray(known.sum(axis), np.float64))) for axis in (1, 0)]
@@ -88,7 +114,7 @@ def _inverse(x):
     return np.divide(1, x, out=np.zeros_like(x), where=x > 0)
 
 
-def _before(task):
+def before(task: Any) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
     """R of everybody, 0 or 1 float64 [users, items], and its rows of the evaluated users.
 
     Of these what comes before their targets, of the others what trains.
@@ -112,18 +138,40 @@ def _before(task):
     return matrix(ends), matrix(inputs)[users]
 
 
-def _ranked(scorer, task, given):
-    """Counts of all targets, a few users' scores at a time."""
+def ranked(
+    scorer: Scores,
+    task: Any,
+    given: scipy.sparse.csr_array,
+    seen: scipy.sparse.csr_array | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of all targets, a few users' scores at a time.
+
+    Args:
+      scorer: of rows like those of `given`.
+      task: a `ranking.Ranking`.
+      given: [examples, items] what scores go by.
+      seen: what the seen filter takes out; None = `given`.
+    """
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
     at_once = max(_SCORES // given.shape[1], 1)
     for start in range(0, given.shape[0], at_once):
         rows = given[start : start + at_once]
         scores = np.asarray(scorer(rows))
         if task.filter_seen:
-            scores[rows.nonzero()] = -np.inf
+            scores[(rows if seen is None else seen[start : start + at_once]).nonzero()] = -np.inf
         ends = np.searchsorted(task.owner, start + np.arange(len(scores) + 1))
+        drawn = None
+        if task.how.candidates != 'all':
+            drawn = task.candidates(task.owner[ends[0] : ends[-1]])
         for row, mine in zip(scores, map(slice, ends[:-1], ends[1:]), strict=True):
-            own = row[task.items[mine] - 1][:, None]
-            greater[mine], ties[mine] = (row > own).sum(1), (row == own).sum(1) - 1
+            own, others = row[task.items[mine] - 1][:, None], row
+            if drawn is not None:
+                candidates = drawn[mine.start - ends[0] : mine.stop - ends[0]]
+                others = np.where(candidates > 0, row[candidates - 1], -np.inf)
+            elif task.in_domain:
+                here = task.domains.of_items[1:] == task.target_domains[mine, None]
+                others = np.where(here, row, -np.inf)
+            greater[mine] = (others > own).sum(1)
+            ties[mine] = (others == own).sum(1) - (drawn is None)
     hidden = task.unreachable
     return np.where(hidden, UNREACHABLE, greater), np.where(hidden, 0, ties)

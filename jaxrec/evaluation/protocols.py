@@ -121,17 +121,28 @@ class Negatives:
     Args:
       protocol: with candidates 'uniform' or 'popularity'.
       histories, split: the events, and which of them train.
+      allowed: bool [num_items + 1], the items that are ever drawn; None = all.
     """
 
     _ROUNDS = 4  # of 2 * negatives draws each
 
-    def __init__(self, protocol: Protocol, histories: Histories, split: Split):
+    def __init__(
+        self,
+        protocol: Protocol,
+        histories: Histories,
+        split: Split,
+        allowed: np.ndarray | None = None,
+    ):
         weights = np.ones(histories.num_items + 1)
         if protocol.candidates == 'popularity':
             weights = training_counts(histories, split).astype(np.float64)
         weights[0] = 0
+        self._number = np.arange(len(weights))  # of an item among those that are allowed
+        if allowed is not None:
+            weights[~allowed] = 0
+            self._number = np.cumsum(allowed)
         self._weights, self._cumulative = weights, np.cumsum(weights)
-        self._last = np.flatnonzero(weights)[-1]
+        self._last = np.flatnonzero(weights).max(initial=0)
         self._protocol, self._histories, self._split = protocol, histories, split
 
     def __call__(self, users: np.ndarray) -> np.ndarray:
@@ -213,7 +224,7 @@ class Negatives:
         weights[out[:filled]] = 0
         allowed = np.flatnonzero(weights)
         # The order of arrival of exponential clocks is successive sampling by weight.
-        arrival = -np.log1p(-uniform[allowed]) / weights[allowed]
+        arrival = -np.log1p(-uniform[self._number[allowed]]) / weights[allowed]
         best = allowed[np.argsort(arrival, kind='stable')[:missing]]
         out[filled : filled + len(best)] = best
 

@@ -245,5 +245,13 @@ def by_events(values: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, di
     return {'training events': found}
 
 
+def by_part(
+    values: dict[str, np.ndarray], names: Sequence[str], part: np.ndarray
+) -> dict[str, dict]:
+    """Means of the examples of each part, int [E] index into `names`, without empty parts."""
+    members = {name: part == n for n, name in enumerate(names)}
+    return _by_group(values, {name: m for name, m in members.items() if m.any()})
+
+
 def _by_group(values, members):
     return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}

@@ -1,5 +1,6 @@
 """Ranking the held-out events of users among the catalogue, or among sampled candidates."""
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import jax
@@ -7,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import P
 
+from jaxrec.data import domains as domains_lib
+from jaxrec.data.domains import Domains
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths, history_batches
@@ -21,6 +24,7 @@ from jaxrec.problem import Batch, Evaluation, Measured, Part
 
 LISTED = 10  # places of the top lists of which interests and popularity are told
 DECILES = ('1, most popular', *map(str, range(2, 10)), '10, least popular')
+_KEPT = 1 << 25  # sampled candidates that are kept once they are drawn
 _TARGETS = 16  # targets of a user ranked together where there are several; more take more rows
 
 
@@ -49,9 +53,11 @@ class Ranking(Evaluation):
       widths: of the batches of histories, see `few_widths`; None = those best for these targets.
         Evaluations that share them share their programs.
       numbered: whether batches say who the users are.
+      domains: of the items, by which metrics are also told apart; None = there are none.
+      in_domain: rank among the items of the target's domain alone.
 
     Raises:
-      UserError: unknown split, or one without targets.
+      UserError: unknown split, or one without targets; several targets of a user in_domain.
     """
 
     def __init__(
@@ -71,6 +77,8 @@ class Ranking(Evaluation):
         references: tuple[str, ...] | None = None,
         widths: np.ndarray | None = None,
         numbered: bool = False,
+        domains: Domains | None = None,
+        in_domain: bool = False,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -89,11 +97,19 @@ class Ranking(Evaluation):
         self._widths = widths
         self.owner, self.items = self._pairs()
         self._several = several or len(self.items) > self.examples
+        self.domains, self.in_domain = domains, in_domain
+        if in_domain and self._several:
+            raise UserError("task.in_domain ranks one target of a user: set task.targets='first'")
+        self.target_domains = None if domains is None else domains.of_items[self.items]
         self.training_counts = protocols.training_counts(histories, split)
         self.unreachable = self._in_input_history() & self.filter_seen  # by the seen filter
-        self._negatives = None
+        self._negatives = self._drawn = None
         if protocol.candidates != 'all':
-            self._negatives = protocols.Negatives(protocol, histories, split)
+            draw = functools.partial(protocols.Negatives, protocol, histories, split)
+            self._negatives = {0: draw()}
+            if in_domain:
+                here = np.unique(self.target_domains).tolist()
+                self._negatives = {d: draw(allowed=domains.of_items == d) for d in here}
         self._lay_out_rows()
 
     @property
@@ -102,10 +118,30 @@ class Ranking(Evaluation):
 
     def candidates(self, chosen: np.ndarray) -> np.ndarray:
         """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
-        return self._negatives(self.targets.users[chosen])
+        if self.examples * self.how.negatives > _KEPT:
+            return self._draw(chosen)
+        if self._drawn is None:
+            self._drawn = self._draw(np.arange(self.examples))
+        return self._drawn[chosen]
+
+    def _draw(self, chosen):
+        out = np.zeros((len(chosen), self.how.negatives), np.int32)
+        for draw, some in self._by_negatives(chosen):
+            out[some] = draw(self.targets.users[chosen[some]])
+        return out
+
+    def _by_negatives(self, chosen):
+        """(what draws, places in `chosen`) of examples that share it."""
+        if not self.in_domain:
+            return [(self._negatives[0], slice(None))]
+        domain = self.target_domains[chosen]
+        return [(draw, np.flatnonzero(domain == d)) for d, draw in self._negatives.items()]
 
     def batches(self) -> Iterator[tuple[np.ndarray, Batch]]:
-        """(rows, batch): histories, `targets` int32 [B, T], and `candidates` [B, n] or `seen`."""
+        """(rows, batch): histories, `targets` int32 [B, T], and `candidates` [B, n] or `seen`.
+
+        In_domain also `domain` int32 [B], that of the target; padding has 0.
+        """
         for chosen, batch in history_batches(
             self.histories,
             self.targets.take(self._row_example),
@@ -124,6 +160,9 @@ class Ranking(Evaluation):
                 drawn = self.candidates(self._row_example[chosen])
                 batch['candidates'] = np.pad(drawn, ((0, missing), (0, 0)))
                 del batch['seen']
+            elif self.in_domain:
+                domain = self.target_domains[self._row_first[chosen]]
+                batch['domain'] = np.pad(domain, (0, missing)).astype(np.int32)
             yield chosen, batch
 
     def measure(self, parts: Iterable[Part]) -> Measured:
@@ -181,6 +220,7 @@ class Ranking(Evaluation):
             groups={
                 'popularity': rank_metrics.by_bucket(by_target, buckets),
                 **rank_metrics.by_events(by_target, self.training_counts[self.items]),
+                **self._by_domain(by_target),
             },
             details={
                 'targets': len(self.items),
@@ -193,7 +233,23 @@ class Ranking(Evaluation):
 
     def _too_few_candidates(self) -> int:
         """Users for whom the catalogue has fewer candidates than the protocol asks for."""
-        return self._negatives.too_few(self.targets.users) if self._negatives else 0
+        if self._negatives is None:
+            return 0
+        everyone = self._by_negatives(np.arange(self.examples))
+        return sum(draw.too_few(self.targets.users[some]) for draw, some in everyone)
+
+    def _by_domain(self, values):
+        """Means by the target's domain, by what the user had before, and of twin and clean rows."""
+        if self.domains is None:
+            return {}
+        events, of = self.targets.ends[self.owner], self.domains
+        found = {
+            'domain': (of.names, self.target_domains - 1),
+            'history of': (domains_lib.HISTORIES, of.kinds(events, self.items)),
+        }
+        if not self._several and of.twin_before.any():
+            found['rows'] = domains_lib.ROWS, np.where(of.twin_before[events], 0, 1)
+        return {name: rank_metrics.by_part(values, *one) for name, one in found.items()}
 
     def _pairs(self):
         """(owner int64, item int32) of the distinct target items of every example, in order."""
@@ -244,6 +300,7 @@ def score(
     num_items: int,
     filter_seen: bool,
     depth: int,
+    domains: jax.Array | None = None,
 ) -> dict[str, jax.Array]:
     """What `Ranking.measure` reads of one batch, each [B, ..] and whole on every device.
 
@@ -254,6 +311,7 @@ def score(
       num_items: of the catalogue.
       filter_seen: score the items of the history -inf.
       depth: length of the top lists; 0 = none.
+      domains: int32 [rows], of the items, where a batch names that of its targets.
     """
     targets = batch['targets']
     if 'candidates' in batch:
@@ -261,7 +319,15 @@ def score(
         out = {'greater': greater, 'ties': ties}
     else:
         greater, ties, top = top_k.counts_and_top_k(
-            queries, table, num_items, targets, batch['seen'], filter_seen, depth
+            queries,
+            table,
+            num_items,
+            targets,
+            batch['seen'],
+            filter_seen,
+            depth,
+            batch.get('domain'),
+            None if domains is None else _beside(table, domains),
         )
         out = {'greater': greater, 'ties': ties}
         if depth:
@@ -278,6 +344,11 @@ def score(
         own = jnp.eye(queries.shape[1])
         out['similarity'] = (cosines * (1 - own)).sum((1, 2)) / pairs
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
+
+
+def _beside(table, column):
+    """A column of items beside a table that may have more rows, split as its rows are."""
+    return jax.reshard(jnp.pad(column, (0, len(table) - len(column))), P('model'))
 
 
 def _interests(columns) -> dict[str, list[float] | float]:

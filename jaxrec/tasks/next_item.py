@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxrec import datasets
 from jaxrec.config import field
+from jaxrec.data import domains as domains_lib
 from jaxrec.data import positives, splits
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
@@ -34,6 +35,7 @@ from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
 from jaxrec.nn import bipartite
+from jaxrec.nn.propagate import Sparse
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -66,6 +68,10 @@ class Config(Task):
     # sampled candidates (protocols uniform and popularity)
     negatives: int = field(100, least=1, effect='measure')
     cutoffs: tuple[int, ...] = field((1, 5, 10, 20, 50), effect='measure')
+    # of data whose items have a domain: learn and rank one of them ('' = the merged log), split as
+    # the merged log is; rank every target among the items of its own domain
+    domain: str = ''
+    in_domain: bool = field(False, effect='measure')
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
@@ -87,12 +93,16 @@ class Config(Task):
         """The protocol, and how the data are split."""
         found = {**protocols.asdict(protocols.protocol_of(self)), 'data_split': self.split}
         found |= self.told_precision()
+        if self.in_domain:
+            found['in_domain'] = True
         if self.periods > 1:
             return {**found, 'data_split': 'periods', 'targets': self.targets}
         if self.split != 'leave-one-out':
             found |= {
                 name: getattr(self, name) for name in ('valid_share', 'test_share', 'targets')
             }
+        if self.domain:
+            found['domain'] = self.domain
         if self.split == 'users':
             found['prefix_share'] = self.prefix_share
         return found
@@ -145,6 +155,17 @@ class Config(Task):
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
+        if self.in_domain and self.targets == 'all':
+            raise UserError("task.in_domain ranks one target of a user: set task.targets='first'")
+        if self.in_domain and protocol.exclude == 'train' and protocol.candidates != 'all':
+            raise UserError(
+                f'task.protocol={self.protocol!r} may draw items that the user has in validation '
+                "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
+            )
+        if self.domain and (self.periods > 1 or self.windows == 'pairs'):
+            raise UserError(
+                'task.domain takes one domain of a log that is split once, in its order'
+            )
         if self.targets == 'all' and self.split == 'leave-one-out':
             raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
         if self.split in splits.PARTED and not self.valid_share and train.patience:
@@ -228,13 +249,35 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=split)
 
 
-def constants_of(catalogue: Catalogue) -> dict[str, Any]:
-    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}."""
+def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
+    """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
+
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
+    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
+    followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
+    where those of each begin there and end.
+    """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
+    if domains or catalogue.follow is not None:
+        _, numbers = domains_lib.of_items(catalogue)
+        found['domains'] = np.pad(numbers, (0, table_rows(catalogue.num_items) - len(numbers)))
+    if catalogue.follow is not None:
+        found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
+        found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
+        found['by_domain'] = np.argsort(numbers, kind='stable').astype(np.int32)
+        found['starts'] = np.searchsorted(np.sort(numbers), np.arange(1, 4)).astype(np.int32)
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
     return found
+
+
+def _mean_follower(follow, num_items):
+    """Entries of D^-1 A with A the counts of followers; rows without any are 0."""
+    item, follower, count = np.asarray(follow)
+    total = np.bincount(item, count, num_items + 1)
+    rows, columns = item.astype(np.int32), follower.astype(np.int32)
+    return Sparse(rows, columns, (count / total[item]).astype(np.float32))
 
 
 def graph_of(catalogue: Catalogue) -> dict[str, Any]:
@@ -287,7 +330,12 @@ class NextItem(Retrieval):
         split: Split | None = None,
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
-        task, notes = experiment.task, ()
+        task, notes, domains = experiment.task, (), domains_lib.find(histories)
+        if domains is None and (task.domain or task.in_domain):
+            raise UserError(
+                f'{histories.name or "the data"} names no domains of items, which task.domain and '
+                'task.in_domain go by: of your own log name the column with data.domain_col'
+            )
         if task.periods > 1:
             starts = splits.period_starts(histories, task.periods)
             periods = [
@@ -308,6 +356,12 @@ class NextItem(Retrieval):
                 targets=task.targets,
                 prefix_share=task.prefix_share,
             )
+            if domains is not None:
+                notes += (domains.note(histories, self.split.test),)
+            if task.domain:
+                histories, self.split, domains = domains_lib.only(
+                    histories, self.split, domains, task.domain
+                )
             train_ends = self.split.train_ends
             periods = [lambda: Period(self.batches())]
             evaluations = {
@@ -317,7 +371,8 @@ class NextItem(Retrieval):
             if task.split in splits.PARTED and not len(self.split.valid):  # nothing validates
                 del evaluations['valid']
             if task.split == 'leave-one-out':
-                notes = (splits.LEAK_WARNING,)
+                notes += (splits.LEAK_WARNING,)
+        self._domains, self._in_domain = domains, task.in_domain and not task.domain
         features = experiment.model.inputs().features
         encoder = Encoder(histories, features, train_ends)
         self.codes = encoder.events if features else None
@@ -342,6 +397,7 @@ class NextItem(Retrieval):
             histories.name,
             self._pairs,
             known,
+            **self._followers(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
@@ -355,7 +411,7 @@ class NextItem(Retrieval):
             ids={'item': histories.item_ids},
             notes=notes,
             catalogue=catalogue,
-            constants=constants_of(catalogue),
+            constants=constants_of(catalogue, self._in_domain),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -364,6 +420,11 @@ class NextItem(Retrieval):
         deepest = max(*protocol.cutoffs, LISTED * task.popularity)
         deepest = deepest if protocol.candidates == 'all' else 0
         self._depth = min(deepest, histories.num_items)
+
+    def begin(self, model: Model, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The item vectors, and in_domain the items' domains."""
+        carried = super().begin(model, constants)
+        return carried | ({'domains': constants['domains']} if self._in_domain else {})
 
     def predict(self, model: Model, carried: Any, batch: dict, full: bool) -> dict[str, jax.Array]:
         """Counts of the targets, with `full` also top lists and how the interests share them."""
@@ -374,6 +435,7 @@ class NextItem(Retrieval):
             num_items=self.sizes['item'],
             filter_seen=self._filter_seen,
             depth=self._depth if full else 0,
+            domains=carried.get('domains'),
         )
 
     def ranking(self, which: str, *, split: Split | None = None, **options: Any) -> Ranking:
@@ -391,8 +453,23 @@ class NextItem(Retrieval):
             popularity=self._task.popularity,
             widths=self._widths,
             numbered=self._experiment.model.inputs().users,
+            domains=self._domains,
+            in_domain=self._in_domain,
             **{'references': self._references(), **options},
         )
+
+    def _followers(self, histories, train_ends):
+        """What a catalogue holds of models that know two domains."""
+        if not self._experiment.model.inputs().domains:
+            return {}
+        if self._domains is None or len(self._domains.names) != 2 or self._task.domain:
+            there = self._task.domain or ', '.join(self._domains.names if self._domains else ())
+            raise UserError(f'this model learns two domains together; here is {there or "none"}')
+        of_items = self._domains.of_items
+        return {
+            'follow': domains_lib.followers(histories, train_ends),
+            'follow_own': domains_lib.followers(histories, train_ends, of_items),
+        }
 
     def _references(self) -> tuple[str, ...] | None:
         """Of pairs also what is solved for; nothing that goes by an order which there is not."""

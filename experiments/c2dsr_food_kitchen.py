@@ -1,0 +1,30 @@
+"""C2DSR on Amazon Food and Kitchen, as ABXI published them; ranks in the target's domain.
+
+python -m jaxrec.train --config=experiments/c2dsr_food_kitchen.py --workdir=runs/c2dsr \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/c2dsr
+python -m jaxrec.evaluate --workdir=runs/c2dsr --task.protocol=uniform --task.negatives=999
+
+FOLDER holds afk_50_preprocessed.txt and map_item_50.txt. Without --config.data.source they are
+downloaded. `--config=experiments/c2dsr_food_kitchen.py:merged` is the merged encoder alone, SASRec
+with a softmax among the items of the target's domain: what C2DSR has to beat.
+
+Only tried for a few steps: no numbers yet.
+"""
+
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import c2dsr
+from jaxrec.tasks import next_item
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'merged', or empty."""
+    alone = {'own': False, 'graph': 0, 'mix': 1.0, 'pad': False} if arg == 'merged' else {}
+    return Experiment(
+        model=c2dsr.Config(dim=256, max_len=15, **alone),
+        task=next_item.Config(in_domain=True),
+        data=Data(dataset='food-kitchen'),
+        optim=Optim(learning_rate=1e-3, b1=0.9, b2=0.98),
+        train=Train(batch_rows=256, epochs=100, eval_every=5, patience=4),
+    )

@@ -1,0 +1,280 @@
+"""C2DSR: reductions to SASRec, its infomax term, its graphs, and what no event may see."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import jit, made, make
+from test_domains import log
+
+from jaxrec.config import Data, Train
+from jaxrec.data import domains
+from jaxrec.data.splits import leave_one_out
+from jaxrec.devices.mesh import put_batch, put_whole
+from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
+from jaxrec.models import c2dsr, sasrec
+from jaxrec.tasks import next_item
+
+ITEMS, LENGTH, DIM = 50, 8, 6
+BARE = {'graph': 0, 'mix': 1.0, 'pad': False}
+
+
+def problem_of(histories, **model):
+    experiment = Experiment(
+        model=c2dsr.Config(**{'dim': DIM, 'max_len': LENGTH, **model}),
+        task=next_item.Config(in_domain=True, cutoffs=(1, 10)),
+        data=Data(),
+        train=Train(batch_rows=8),
+    )
+    check(experiment)
+    return next_item.NextItem(experiment, histories, {'data_hash': '', 'path': ''})
+
+
+def built(**model):
+    """(problem, constants, graphdef, parameters, batch of training rows)."""
+    problem = problem_of(log(), **model)
+    config = c2dsr.Config(**{'dim': DIM, 'max_len': LENGTH, **model})
+    batch = jax.tree.map(jnp.asarray, problem.batches()(0))
+    constants = jax.tree.map(jnp.asarray, problem.constants)
+    graphdef, params = make(config, ITEMS)
+    return problem, constants, graphdef, jax.tree.map(jnp.asarray, params), batch
+
+
+def whole_rows(constants, seed=0, rows=5):
+    """Histories that fill their rows, of both domains."""
+    items = np.random.default_rng(seed).integers(1, ITEMS + 1, (rows, LENGTH)).astype(np.int32)
+    ones = np.ones_like(items)
+    positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), items.shape)
+    batch = {'items': items, 'segments': ones, 'positions': positions}
+    return jax.tree.map(jnp.asarray, batch), np.asarray(constants['domains'])[items]
+
+
+def as_sasrec(params, table, encoder):
+    """A SASRec's parameters from those of one encoder."""
+    rest = {n: encoder[n] for n in ('positions', 'blocks', 'norm')}
+    return {**params, **rest, 'table': table}
+
+
+@pytest.mark.parametrize('once', [False, True])
+def test_merged_alone_is_sasrec_with_twice_the_vectors(once):
+    """Check 1.5.2: no graph, no single encoders; with the correction the vectors are its own."""
+    _, constants, graphdef, params, _ = built(own=False, once=once, **BARE)
+    batch, _ = whole_rows(constants)
+    model = nnx.merge(graphdef, params)
+    catalogue = model.catalogue(constants)
+    got = model.queries(batch, catalogue)[:, 0, :DIM]
+    config = sasrec.Config(variant='2018', dim=DIM, blocks=1, max_len=LENGTH, init='xavier_normal')
+    other, theirs = made(lambda: config.make({'item': ITEMS}, rngs=nnx.Rngs(0)))
+    theirs = jax.tree.map(jnp.asarray, theirs)
+    table = params['items'][0] * (1 if once else 2)
+    theirs = as_sasrec(theirs, table, params['encoders'][0])
+    theirs_model = nnx.merge(other, theirs)
+    theirs_model.norm.epsilon = model.encoders[0].norm.epsilon
+    want = theirs_model.encode(batch, table, last=1)[:, 0]
+    np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
+
+
+def test_one_domain_is_sasrec_on_its_own_events():
+    """Check 1.5.2: without the merged encoder, holes are as if they were not there, if masked."""
+    _, constants, graphdef, params, _ = built(merged=False, masked=True, **BARE)
+    batch, domain = whole_rows(constants, rows=2)
+    model = nnx.merge(graphdef, params)
+    catalogue = model.catalogue(constants)
+    got = model.queries(batch, catalogue)
+    for n in (1, 2):
+        for row in range(len(domain)):
+            chosen = np.flatnonzero(domain[row] == n)
+            items = np.asarray(batch['items'])[row, chosen][None]
+            ones = np.ones_like(items)
+            alone = model.encoders[n](items, catalogue['tokens'][n], ones, ones > 0)
+            mine = got[row, 0, (n - 1) * DIM : n * DIM]
+            np.testing.assert_allclose(mine, alone[0, -1], rtol=2e-4, atol=2e-5)
+    other = nnx.merge(built(merged=False, **BARE)[2], params)  # holes are seen
+    assert np.abs(other.queries(batch, catalogue) - got).max() > 1e-3
+
+
+def test_scores_are_those_of_the_paper():
+    """W_X (h + h^X) + b of items of X, W_Y (h + h^Y) + b of Y, by one dot product."""
+    _, constants, graphdef, params, _ = built()
+    batch, domain = whole_rows(constants)
+    model = nnx.merge(graphdef, params)
+    catalogue = model.catalogue(constants)
+    scores = model.queries(batch, catalogue)[:, 0] @ catalogue['items'].T
+    hidden = model.encode(batch['items'], batch['segments'], domain, catalogue['tokens'])
+    heads, bias = params['heads'], params['bias']
+    of_items = np.asarray(constants['domains'])
+    for row in range(len(domain)):
+        for item in range(1, ITEMS + 1):
+            n = of_items[item]
+            last = np.flatnonzero(domain[row] == n)[-1]
+            vector = hidden[0][row, -1] + hidden[n][row, last]
+            want = heads[item] @ vector + bias[item]
+            np.testing.assert_allclose(scores[row, item], want, rtol=1e-4, atol=1e-4)
+
+
+def slow_softmax(scores, target, candidates):
+    return np.log(np.exp(scores[candidates]).sum()) - scores[target]
+
+
+def test_losses_against_loops():
+    """Both cross-entropies among the items of the target's domain and the class of no item."""
+    _, constants, graphdef, params, batch = built(mix=1.0)
+    model = nnx.merge(graphdef, params)
+    rate = model.config.dropout
+    model.config.dropout = 0.0
+    for encoder in model.encoders:
+        encoder.rate = 0.0
+        for block in encoder.blocks:
+            block.rate = 0.0
+    _, (terms, _) = model.loss(batch, constants, {}, jax.random.key(0))
+    model.config.dropout = rate
+    of_items = np.asarray(constants['domains'])
+    items, targets, segments = (np.asarray(batch[n]) for n in ('items', 'targets', 'segments'))
+    hidden = model.encode(
+        *map(jnp.asarray, (items, segments, of_items[items])), model.tokens(constants)
+    )
+    hidden = [np.asarray(h, np.float64) for h in hidden]
+    heads, bias, none = np.float64(params['heads']), np.float64(params['bias']), ITEMS + 1
+    merged, own = [], []
+    for row, place in zip(*np.nonzero(segments), strict=True):
+
+        def value(query, pad, target):
+            scores = heads @ query + bias
+            scores[none] = heads[none] @ pad + bias[none]
+            mine = np.flatnonzero(of_items[: ITEMS + 1] == of_items[target])
+            return slow_softmax(scores, target, np.append(mine, none))
+
+        h = hidden[0][row, place]
+        merged.append(value(h, h, targets[row, place]))
+        n, here = of_items[items[row, place]], segments[row, place]
+        alone = hidden[n][row, place]
+        for later in range(place, items.shape[1]):
+            if segments[row, later] == here and of_items[targets[row, later]] == n:
+                own.append(value(h + alone, alone, targets[row, later]))
+                break
+    np.testing.assert_allclose(terms['merged'], np.mean(merged), rtol=1e-4)
+    np.testing.assert_allclose(terms['own'], np.mean(own), rtol=1e-4)
+
+
+def test_infomax():
+    """Check 1.5.1, 3 and 5: 2 log 2 a domain at zero; users of one domain alone add nothing."""
+    _, constants, graphdef, params, batch = built()
+    zero = {**params, 'critics': jax.tree.map(np.zeros_like, params['critics'])}
+    zero['critic_bias'] = np.zeros(2, np.float32)
+    _, (terms, _) = nnx.merge(graphdef, zero).loss(batch, constants, {}, jax.random.key(0))
+    np.testing.assert_allclose(terms['infomax'], 4 * np.log(2), rtol=1e-6)
+
+    model = nnx.merge(graphdef, params)
+    of_items = np.asarray(constants['domains'])
+    single = np.where(of_items[np.asarray(batch['items'])] == 1, batch['items'], 0)
+    first = int(np.flatnonzero(of_items == 1)[0])
+    alone = {**batch, 'items': jnp.asarray(np.where(batch['segments'] > 0, first, single))}
+    value, (terms, _) = model.loss(alone, constants, {}, jax.random.key(0))
+    assert terms['infomax'] == 0 and np.isfinite(value)
+
+    def of_x(params):
+        model = nnx.merge(graphdef, params)
+        domain = jnp.asarray(of_items)[batch['items']]
+        tokens = model.tokens(constants)
+        hidden = model.encode(batch['items'], batch['segments'], domain, tokens)
+        hidden[2] = jax.lax.stop_gradient(hidden[2]) * 0  # L_Y is constant
+        hidden[0] = jax.lax.stop_gradient(hidden[0])
+        return model.infomax(hidden, [hidden[0]] * 2, batch['segments'], domain)
+
+    gradient = jit(jax.grad(of_x))(params)
+    assert not np.any(gradient['items'][2]) and np.any(gradient['items'][1])
+
+
+def test_corruption_keeps_the_pattern():
+    _, constants, graphdef, params, batch = built()
+    of_items = np.asarray(constants['domains'])
+    model = nnx.merge(graphdef, params)
+    items = np.asarray(batch['items'])
+    domain = of_items[items]
+    drawn = model._corrupted(batch['items'], jnp.asarray(domain), constants, jax.random.key(1))
+    for false, kept in zip(drawn, (1, 2), strict=True):
+        false = np.asarray(false)
+        np.testing.assert_array_equal(of_items[false], domain)
+        np.testing.assert_array_equal(false[domain == kept], items[domain == kept])
+        new = false[domain == 3 - kept]
+        assert (new != items[domain == 3 - kept]).mean() > 0.5 and len(set(new.tolist())) > 5
+
+
+def test_graphs_are_of_training_events():
+    """Check 1.5.4: rows sum to 1 or 0, and count who follows whom, in the log and in a domain."""
+    histories = log()
+    problem = problem_of(histories)
+    ends, of_items = leave_one_out(histories).train_ends, domains.find(histories).of_items
+    for name in ('follow', 'follow_own'):
+        want = np.zeros((ITEMS + 1, ITEMS + 1))
+        for user in range(histories.num_users):
+            events = histories.items[histories.offsets[user] : ends[user]]
+            parts = [events]
+            if name == 'follow_own':
+                parts = [events[of_items[events] == n] for n in (1, 2)]
+            for part in parts:
+                np.add.at(want, (part[:-1], part[1:]), 1)
+        total = want.sum(1, keepdims=True)
+        want = want / np.maximum(total, 1)
+        graph, got = problem.constants[name], np.zeros_like(want)
+        got[graph.rows, graph.columns] = graph.values
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+        assert set(np.round(got.sum(1), 5).tolist()) <= {0.0, 1.0}
+
+
+def test_later_events_change_nothing():
+    """Check 1.5.3: with the graph as it is, what comes later is not seen."""
+    _, constants, graphdef, params, _ = built()
+    batch, domain = whole_rows(constants)
+    model = nnx.merge(graphdef, params)
+    tokens = model.tokens(constants)
+    other = np.asarray(batch['items']).copy()
+    other[:, -1] = other[:, -1] % ITEMS + 1
+    both = [
+        model.encode(jnp.asarray(x), batch['segments'], jnp.asarray(d), tokens)
+        for x, d in ((batch['items'], domain), (other, np.asarray(constants['domains'])[other]))
+    ]
+    for one, two in zip(*both, strict=True):
+        np.testing.assert_array_equal(one[:, :-1], two[:, :-1])
+
+
+def test_the_same_on_any_mesh(mesh):
+    """Loss and its gradient on one device and on four."""
+    found = []
+    for shape in ((1, 1), (2, 2)):
+        mesh(*shape)
+        problem = problem_of(log())
+        config = c2dsr.Config(dim=DIM, max_len=LENGTH)
+        graphdef, params = make(config, ITEMS)
+        batch, constants = put_batch(problem.batches()(0)), put_whole(problem.constants)
+        spec = jax.tree_util.tree_map_with_path(
+            lambda path, x: jax.P('model', None) if path[0].key in ('items', 'heads') else jax.P(),
+            params,
+        )
+        placed = jax.tree.map(
+            lambda x, p: jax.device_put(x, jax.NamedSharding(jax.sharding.get_mesh(), p)),
+            params,
+            spec,
+        )
+
+        def loss(params, batch, constants, graphdef=graphdef):
+            return nnx.merge(graphdef, params).loss(batch, constants, {}, jax.random.key(0))[0]
+
+        found.append(jax.device_get(jit(jax.value_and_grad(loss))(placed, batch, constants)))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), *(f[1] for f in found)
+    )
+
+
+def test_what_does_not_go_together():
+    with pytest.raises(UserError, match='compares both kinds'):
+        c2dsr.Config(own=False).check()
+    with pytest.raises(UserError, match='learns two domains together; here is a, b, c'):
+        problem_of(log(names=np.array([b'a', b'b', b'c'])))
+    bare = log()
+    bare.item_features.clear()
+    with pytest.raises(UserError, match='names no domains'):
+        problem_of(bare)
