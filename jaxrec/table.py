@@ -6,12 +6,13 @@ python -m jaxrec.table --table=... --workdir=... --results=results    copies wha
 python -m jaxrec.table --render --results=results                     renders all tables there again
 
 WORKDIR gets cells/ROW__COLUMN.json, one for each finished cell, table.md, .tex, .csv and .html, and
-runs/ with the trainings. A killed command goes on with the same command line; so do others beside
-it, on this machine or on any that sees WORKDIR: a cell is run by one of them. A finished cell is
-run again only if its config, its data or the code behind it has changed, and the command says
-which; --accept=code (or config, data) keeps it. --render runs nothing, whatever has changed.
---adopt --why=TEXT --results=results gives all cells there the hashes and field names of today, if
-their configs mean the same, and notes why: for changes that cannot change a number.
+runs/ with the trainings; of a table with a law also law.json and law.png. A killed command goes on
+with the same command line; so do others beside it, on this machine or on any that sees WORKDIR: a
+cell is run by one of them. A finished cell is run again only if its config, its data or the code
+behind it has changed, and the command says which; --accept=code (or config, data) keeps it.
+--render runs nothing, whatever has changed. --adopt --why=TEXT --results=results gives all cells
+there the hashes and field names of today, if their configs mean the same, and notes why: for
+changes that cannot change a number.
 
 Rows and columns of --only go by name, with * for any text; what is left out keeps its place.
 --override=train.epochs=2 changes a field of all cells (they are other cells then).
@@ -27,10 +28,12 @@ from absl import flags
 from jaxrec import cli, files
 from jaxrec.cli import say
 from jaxrec.errors import Stopped, UserError
+from jaxrec.evaluation import plots
 from jaxrec.experiment import parsed
 from jaxrec.paper import adopt, grid, hashes, page, spec, text
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper.runner import Runner
+from jaxrec.paper.statistics import power_law
 
 FLAGS = flags.FLAGS
 FORMATS = {
@@ -144,7 +147,33 @@ def _render(table, cells, folder, formats) -> list[pathlib.Path]:
         file, render = FORMATS[name]
         files.write_text(folder / file, render(made))
         written.append(folder / file)
-    return written
+    return written + (_law(table, cells, records, folder) if table.law else [])
+
+
+def _law(table, cells, records, folder) -> list[pathlib.Path]:
+    """The fitted law of every column as law.json, and law.png."""
+    law, columns = table.law, {}
+    for cell in cells:
+        if cell.row in law.sizes and cell.key in records:
+            runs = records[cell.key]['seeds'].values()
+            value = sum(run['metrics'][law.metric] for run in runs) / len(runs)
+            told = columns.setdefault(cell.column, {'points': []})
+            told['points'].append((cell.row, law.sizes[cell.row], value))
+    for name, told in columns.items():
+        _, sizes, values = zip(*told['points'], strict=True)
+        told['law'] = found = power_law(sizes, values)
+        if found:
+            say(
+                f'{name}: {law.metric} = {found["limit"]:.4f} - {found["a"]:.4g} * C^'
+                f'-{found["b"]:.3f}, C = {law.size}; error {found["error"]:.4f}'
+            )
+        else:
+            say(f'{name}: no law of {law.metric} yet: it takes four sizes, and growth')
+    files.write_json(folder / 'law.json', {'metric': law.metric, 'size': law.size, **columns})
+    why_not = plots.plot_law(folder / 'law.png', columns, law.metric, law.size)
+    if why_not:
+        say(f'no law.png: {why_not}')
+    return [folder / 'law.json', *([] if why_not else [folder / 'law.png'])]
 
 
 def _adopt() -> None:

@@ -90,3 +90,13 @@ def test_calibration_and_experts(tmp_path):
     assert plots.plot_experts(tmp_path / 'e.png', told.details({})) == ''
     for name in 're':
         assert (tmp_path / f'{name}.png').read_bytes().startswith(PNG)
+
+
+def test_law(tmp_path):
+    pytest.importorskip('matplotlib')
+    points = [('L=1', 10, 0.7), ('L=2', 20, 0.72), ('L=3', 40, 0.73)]
+    law = {'limit': 0.75, 'a': 0.3, 'b': 0.8}
+    columns = {'one': {'points': points, 'law': law}, 'two': {'points': points[:1], 'law': None}}
+    assert plots.plot_law(tmp_path / 'law.png', columns, 'AUC/like', 'C') == ''
+    assert (tmp_path / 'law.png').read_bytes().startswith(PNG)
+    assert plots.plot_law(tmp_path / 'none.png', {}, 'AUC/like', 'C') == 'no row has been run'

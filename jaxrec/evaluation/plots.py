@@ -137,6 +137,42 @@ def plot_experts(path: str | os.PathLike, levels: Mapping[str, Mapping]) -> str:
     return ''
 
 
+def plot_law(
+    path: str | os.PathLike, columns: Mapping[str, Mapping], metric: str, size: str
+) -> str:
+    """Draws a metric against size, and where there is one the law limit - a * size^-b.
+
+    Args:
+      path: PNG to write.
+      columns: by name 'points' (name, size, value) and 'law' (limit, a, b) or None.
+      metric, size: names of the axes.
+
+    Returns:
+      '' if the picture was written, else why not, in a few words.
+    """
+    pyplot = _pyplot()
+    if pyplot is None:
+        return NO_MATPLOTLIB
+    if not columns:
+        return 'no row has been run'
+    figure, axes = pyplot.subplots(1, len(columns), figsize=(8 * len(columns), 5), squeeze=False)
+    for axis, (name, told) in zip(axes[0], columns.items(), strict=True):
+        _, sizes, values = zip(*told['points'], strict=True)
+        axis.scatter(sizes, values)
+        for label, x, y in told['points']:
+            axis.annotate(label, (x, y), fontsize=6)
+        if law := told['law']:
+            ratio = max(sizes) / min(sizes)
+            x = [min(sizes) * ratio ** (n / 100) for n in range(101)]
+            y = [law['limit'] - law['a'] * one ** -law['b'] for one in x]
+            axis.plot(x, y, label=f'{law["limit"]:.4f} - {law["a"]:.3g} {size}^-{law["b"]:.3g}')
+            axis.legend()
+        axis.set(title=name, xlabel=size, ylabel=metric, xscale='log')
+        axis.grid(alpha=0.3)
+    _save(pyplot, figure, pathlib.Path(path))
+    return ''
+
+
 def _grid(count: int) -> tuple[int, int]:
     """Rows and columns of so many pictures, at most four side by side."""
     return -(-count // 4), min(count, 4)

@@ -83,6 +83,21 @@ class Ordering:
 
 
 @dataclasses.dataclass(frozen=True)
+class Law:
+    """How a metric grows with the size of what is run: limit - a * size^-b, fitted to the rows.
+
+    Attributes:
+      metric: of the task, by name; it needs no values of single users.
+      size: name of the size, for people.
+      sizes: by name of the row; other rows take no part.
+    """
+
+    metric: str
+    size: str
+    sizes: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
 class Table:
     """A table of a paper.
 
@@ -91,6 +106,7 @@ class Table:
       columns, rows, published, orderings: see there.
       baseline: name of the row that all others are tested against.
       protocol: name of the task's protocol that every number is under; '' = the first cell's.
+      law: fitted and drawn with the table, for every column; None = there is none.
     """
 
     title: str
@@ -101,6 +117,7 @@ class Table:
     published: tuple[Published, ...] = ()
     orderings: tuple[Ordering, ...] = ()
     protocol: str = ''
+    law: Law | None = None
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)

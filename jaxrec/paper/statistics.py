@@ -92,3 +92,35 @@ def holm(p: Mapping) -> dict:
         largest = max(largest, min(1.0, (len(names) - place) * p[name]))
         adjusted[name] = largest
     return adjusted
+
+
+def power_law(sizes: Sequence[float], values: Sequence[float]) -> dict[str, float] | None:
+    """limit, a, b of value = limit - a * size^-b by least squares, a and b above 0; and error.
+
+    Of every b the best limit and a are those of a line; b is searched from .01 to 4. `error` is the
+    root of the mean square of what is left. None if there are fewer than four sizes, or the values
+    do not grow with size.
+    """
+    from scipy import optimize
+
+    x, y = np.asarray(sizes, np.float64), np.asarray(values, np.float64)
+    if len(np.unique(x)) < 4:
+        return None
+
+    def line(log_b):
+        falling = (x / x.min()) ** -np.exp(log_b)
+        slope = np.cov(falling, y, bias=True)[0, 1] / falling.var()
+        limit = y.mean() - slope * falling.mean()
+        return limit, -slope, np.sqrt(np.mean((limit + slope * falling - y) ** 2))
+
+    grid = np.log(np.geomspace(0.01, 4, 60))
+    best = grid[np.argmin([line(log_b)[2] for log_b in grid])]
+    step = grid[1] - grid[0]
+    log_b = optimize.minimize_scalar(
+        lambda log_b: line(log_b)[2], bounds=(best - step, best + step), method='bounded'
+    ).x
+    limit, a, error = line(log_b)
+    if a <= 0:
+        return None
+    b = float(np.exp(log_b))
+    return {'limit': float(limit), 'a': float(a * x.min() ** b), 'b': b, 'error': float(error)}
