@@ -114,6 +114,7 @@ def flags(**given):
         'k': 10,
         'exclude': None,
         'allow': None,
+        'domain': None,
         'keep_seen': False,
         'explain': False,
         'skip_unknown': False,
