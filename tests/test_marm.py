@@ -10,7 +10,7 @@ from test_click import evaluate, rows  # noqa: F401  (the made-up rows)
 from test_click import make as make_click
 
 from jaxrec.data import streams
-from jaxrec.devices.mesh import make_mesh, place_whole
+from jaxrec.devices.mesh import make_mesh, on_mesh, place_whole, put_batch
 from jaxrec.errors import UserError
 from jaxrec.models import marm
 from jaxrec.serving.memories import Memories
@@ -19,6 +19,7 @@ from jaxrec.training.restore import Trained
 from jaxrec.training.state import check_model
 
 D, T, B, S = 4, 2, 3, 11
+KEY = jax.random.key(0)
 SIZES = {
     'table': 20,
     'label': T,
@@ -240,6 +241,25 @@ def test_pieces_of_a_stream_give_the_same(in_order, monkeypatch, mesh):
         assert other.metrics == pytest.approx(whole.metrics, abs=1e-6)
     told = metrics(history='streaming')
     assert told.metrics['AUC/click'] != pytest.approx(whole.metrics['AUC/click'], abs=1e-6)
+
+
+def test_a_step_on_any_mesh(in_order, mesh):
+    made = experiment()
+
+    def step():
+        p = made.task.open(made, say=lambda line: None)
+        graph, params = models.made(lambda: made.model.make(p.sizes, rngs=nnx.Rngs(0)))
+        batch = p.periods[0]().batches(0)
+        loss = lambda params, batch: nnx.merge(graph, params).loss(batch, {}, {}, KEY)[0]  # noqa: E731
+        batch = put_batch(batch) if on_mesh() else batch
+        return jax.device_get(models.jit(jax.value_and_grad(loss))(params, batch))
+
+    value, grads = step()
+    assert all(np.any(g) for g in jax.tree.leaves(grads))
+    mesh(2, 2)
+    other, other_grads = step()
+    assert other == pytest.approx(value, rel=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
 
 
 def test_served_as_evaluated(in_order, tmp_path):
