@@ -19,6 +19,8 @@ from jaxrec.tasks import next_item
 from jaxrec.training.checkpoint import Checkpoints, by_name
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
+from jaxrec.training.state import Program
+from jaxrec.training.warm_start import state_from
 
 MOCO = Contrast(weight=0.1, head=True, momentum=0.9, queue=BLOCK)
 
@@ -142,6 +144,21 @@ def test_other_data_of_the_same_items_keep_their_rows(tmp_path):
     np.testing.assert_allclose(
         state['params.table'][:51], np.asarray(trained.params['table'])[:51], atol=1e-6
     )
+
+
+def test_on_another_mesh_they_are_placed_as_a_new_run_places_them(before):
+    folder, log, there = before
+    jax.set_mesh(jax.make_mesh((2, 2), ('data', 'model'), devices=jax.devices()[:4]))
+    experiment = experiment_of(log, optim=Optim(ema=0.9), start_from=str(folder))
+    problem = experiment.task.open(experiment, lambda line: None)
+    program = Program(experiment, problem, 10)
+    state, _ = state_from(experiment, problem, program)
+    wanted, found = by_name(program.abstract()), by_name(state)
+    assert wanted.keys() == found.keys()
+    for name, one in found.items():
+        assert one.sharding.spec == wanted[name].sharding.spec, name
+    assert found['params.table'].sharding.spec == jax.P('model', None)
+    np.testing.assert_array_equal(found['ema.table'], there['table'])
 
 
 def test_what_does_not_fit_is_one_line(before, tmp_path):
