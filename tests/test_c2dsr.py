@@ -243,7 +243,7 @@ def test_later_events_change_nothing():
 def test_the_same_on_any_mesh(mesh):
     """Loss and its gradient on one device and on four."""
     found = []
-    for shape in ((1, 1), (2, 2)):
+    for shape in ((1, 1), (2, 2)):  # the last rows are shared by 'data', tables by 'model'
         mesh(*shape)
         problem = problem_of(log())
         config = c2dsr.Config(dim=DIM, max_len=LENGTH)

@@ -13,6 +13,8 @@ from jaxrec.config import Data
 from jaxrec.data import domains, splits
 from jaxrec.data.histories import Histories
 from jaxrec.data.splits import leave_one_out
+from jaxrec.datasets import two_domains
+from jaxrec.datasets.events import to_histories
 from jaxrec.devices import top_k
 from jaxrec.devices.mesh import put_whole
 from jaxrec.devices.top_k import UNREACHABLE
@@ -375,6 +377,65 @@ def test_users_who_are_held_out_whole():
     part[3:5], part[9] = 1, 2
     with pytest.raises(UserError, match='user 3 is held out and has a single event'):
         splits.split(histories, 'given-users')
+
+
+FOOD_KITCHEN = {
+    'num': '3\n4\n',
+    'train_A': '1\t0,1,2\n',
+    'train_B': '1\t3,4\n2\t5,6\n',
+    'train_overlap': '1\t0,3\n',
+    'valid': '1\t1,4,2\n',
+    'test': '1\t2,6\n2\t4,1\n',
+}
+
+
+def llmcdsr(folder, **changes):
+    for file, text in {**FOOD_KITCHEN, **changes}.items():
+        (folder / f'{file}.txt').write_text(text)
+    return two_domains.read_llmcdsr(str(folder), print)[0]
+
+
+def test_files_of_llmcdsr(tmp_path):
+    """Lines of every file are users of their own; what holds out what is named by the file."""
+    histories = to_histories(llmcdsr(tmp_path), 'a pair')
+    assert np.diff(histories.offsets).tolist() == [3, 2, 2, 2, 3, 2, 2]
+    assert [d.decode()[0] for d in histories.item_features['domain'].tolist()] == list('fffkkkk')
+    split = splits.split(histories, 'given-users')
+    assert (split.valid.users.tolist(), split.test.users.tolist()) == ([4], [5, 6])
+
+
+@pytest.mark.parametrize(
+    'changes, words',
+    [
+        ({'test': '1\t1,4,2\n'}, 'is in valid.txt or twice'),
+        ({'train_A': '1\t0,3\n'}, 'train_A.txt line 1 has items of the other domain'),
+        ({'num': '2\n5\n'}, 'train_A.txt line 1 has items of the other domain'),
+        ({'test': '1\t2,7\n'}, 'has item 7, of which nobody says the domain'),
+        ({'train_B': '1 3,4\n'}, 'train_B.txt line 1: not'),
+    ],
+)
+def test_files_of_llmcdsr_that_cannot_be(tmp_path, changes, words):
+    """Validation = test, overlapping ids, ids beyond, another layout."""
+    with pytest.raises(UserError, match=words):
+        llmcdsr(tmp_path, **changes)
+
+
+def test_files_of_abxi(tmp_path):
+    def read(log, named):
+        (tmp_path / 'afk_50_preprocessed.txt').write_text(log)
+        (tmp_path / 'map_item_50.txt').write_text(named)
+        return to_histories(two_domains.read_abxi(str(tmp_path), print)[0], 'a pair')
+
+    histories = read('0 1|5 2|9\n3 2|4\n', '{"A": [1, 0], "B": [2, 1]}')
+    assert histories.items.tolist() == [1, 2, 2] and histories.times.tolist() == [5, 9, 4]
+    assert histories.item_features['domain'].tolist() == [b'food', b'kitchen']
+    for log, named, words in (
+        ('0 1|5 2|9\n', '{"A": [1, 0], "B": [2, 1], "C": [1, 1]}', 'item 1 is in both domains'),
+        ('0 1|5 7|9\n', '{"A": [1, 0]}', 'has item 7, of which nobody'),
+        ('0 1|5\n1 2\n', '{"A": [1, 0]}', 'line 2 is not'),
+    ):
+        with pytest.raises(UserError, match=words):
+            read(log, named)
 
 
 def published(*folder):

@@ -153,6 +153,25 @@ def test_history(tmp_path, mesh, monkeypatch, capsys):
     assert lines[1].split()[:2] == ['1', str(want[0] * 3 + 2)]
 
 
+def test_items_of_one_domain(tmp_path, mesh, monkeypatch):
+    """For a user of another one too, and with --allow of those it names."""
+    mesh(1, 1)
+    trained = make_trained(tmp_path)
+    with pytest.raises(UserError, match='have no domains'):
+        command(monkeypatch, trained, history='5,8,11', domain='food')
+    names = np.where(np.arange(ITEMS) < 5, b'food', b'kitchen')
+    trained.served.catalogue.features['domain'] = names
+    best = [i for i in slow_list([1, 2, 3], ITEMS, False)[0] if i > 5]  # 1 to 3 are food
+    result = command(monkeypatch, trained, history='5,8,11', domain='kitchen', k=4)
+    assert [row['item'] for row in result['items']] == [i * 3 + 2 for i in best[:4]]
+    (tmp_path / 'allow.txt').write_text(f'5\n14\n{best[7] * 3 + 2}\n')
+    given = {'allow': str(tmp_path / 'allow.txt'), 'domain': 'kitchen'}
+    result = command(monkeypatch, trained, history='5,8,11', **given)
+    assert [row['item'] for row in result['items']] == [best[7] * 3 + 2]
+    with pytest.raises(UserError, match="no domain 'garden': the data have food, kitchen"):
+        command(monkeypatch, trained, history='5', domain='garden')
+
+
 def test_histories_of_raw_ids(tmp_path, mesh):
     """The function behind `jaxrec.load(..).recommend`: several at once, each as if alone."""
     mesh(2, 2)

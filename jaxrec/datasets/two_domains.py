@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxrec.data import domains, splits
 from jaxrec.datasets.events import Events
-from jaxrec.datasets.public import DataSet, open_source, read_file
+from jaxrec.datasets.public import DataSet, read_file
 from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
@@ -24,6 +24,7 @@ _PARTS = {  # of LLMCDSR; ids of lines begin anew in each
     'valid': splits.VALID,
     'test': splits.TEST,
 }
+_ALONE = {'train_A': False, 'train_B': True}  # whether their items are kitchen
 _LICENCE = (
     'no licence text comes with the file; the reviews are of the Amazon review data of McAuley et '
     'al.: ask before redistributing'
@@ -34,7 +35,8 @@ def read_abxi(source: str, say: Callable) -> tuple[Events, str]:
     """Lines `user item|time item|time ..`, and {asin: [item, domain]} of the items.
 
     Raises:
-      UserError: a file is missing or not of this layout, or an item is not among those named.
+      UserError: a file is missing or not of this layout, an item is not among those named, or is in
+        both domains.
     """
     data, used = read_file(source, say, f'{_ABXI}/afk_50_preprocessed.txt', '')
     named, _ = read_file(source, say, f'{_ABXI}/map_item_50.txt', '')
@@ -49,7 +51,10 @@ def read_abxi(source: str, say: Callable) -> tuple[Events, str]:
             raise UserError(f'{used} line {number} is not `user item|time item|time ..`') from e
         items.append(one)
         times.append(moments)
-    domain = {item: place for item, place in json.loads(named).values()}
+    domain = {}
+    for item, place in json.loads(named).values():
+        if domain.setdefault(item, place) != place:
+            raise UserError(f'{used}: item {item} is in both domains: their ids overlap')
     events = _events(*(np.concatenate(column) for column in (users, items)), domain, used)
     events.times = np.concatenate(times)
     return events, used
@@ -62,23 +67,24 @@ def read_llmcdsr(source: str, say: Callable) -> tuple[Events, str]:
     it. The column `part` of events says whose they are (task.split='given-users').
 
     Raises:
-      UserError: a file is missing or not of this layout, an item beyond the published numbers, or
-        valid and test share a sequence.
+      UserError: a file is missing or not of this layout, an item is beyond the numbers of num.txt
+        or in a file of the other domain, or valid and test share a sequence.
     """
-    sizes, used = read_file(source, say, f'{_LLMCDSR}/num.txt', '')
-    used = source or _LLMCDSR
+    sizes, used = read_file(source, say, f'{_LLMCDSR}/num.txt', '')[0], source or _LLMCDSR
     food, kitchen = map(int, sizes.split())
     users, items, parts, held_out = [], [], [], set()
     for file, part in _PARTS.items():
-        if source:
-            data = open_source(source, f'{file}.txt')[0]
-        else:
-            data = read_file(source, say, f'{_LLMCDSR}/{file}.txt', '')[0]
+        data = read_file(source, say, f'{_LLMCDSR}/{file}.txt', '')[0]
         for number, line in enumerate(data.decode().splitlines(), 1):
             try:
                 sequence = [int(item) for item in line.split('\t')[1].split(',')]
             except (ValueError, IndexError) as e:
                 raise UserError(f'{used} {file}.txt line {number}: not `line<TAB>item,..`') from e
+            if file in _ALONE and not all((item >= food) == _ALONE[file] for item in sequence):
+                raise UserError(
+                    f'{used} {file}.txt line {number} has items of the other domain: ids of '
+                    'domains overlap, or num.txt is of other files'
+                )
             if part != splits.TRAIN and tuple(sequence) in held_out:
                 raise UserError(
                     f'{used} {file}.txt line {number} is in valid.txt or twice in its file: what '

@@ -7,6 +7,7 @@ from jaxrec import files
 from jaxrec.cli import say
 from jaxrec.evaluation import plots
 
+_COMPARED = ('domain', 'rows')  # groupings whose groups are told of all scorers
 _LONG = 8  # a list of more numbers is for the file and the pictures
 
 
@@ -42,7 +43,22 @@ def text(result: dict) -> str:
                 [name, f'{values["examples"]:,}', *(_number(values.get(s)) for s in shown)]
             )
         lines += ['', *_aligned(table)]
+        if grouping in _COMPARED:
+            lines += ['', *_aligned(_compared(result, grouping))]
     return '\n'.join(lines)
+
+
+def _compared(result, grouping):
+    """The main metric of every scorer in every group."""
+    main, groups = result['main_metric'], result['groups'][grouping]
+    scorers = {'model': result['groups'], **result['reference_groups']}
+    return [
+        [f'{main} by {grouping}', *groups],
+        *(
+            [name.replace('_', ' '), *(_number(own[grouping][g].get(main)) for g in groups)]
+            for name, own in scorers.items()
+        ),
+    ]
 
 
 def write(result: dict, path: pathlib.Path) -> None:

@@ -38,6 +38,7 @@ def as_json(
         'metrics': measured.metrics,
         'references': {name: other.metrics for name, other in references.items()},
         'groups': measured.groups,
+        'reference_groups': {name: other.groups for name, other in references.items()},
         'details': measured.details,
         'unit': measured.unit,
         'examples': evaluation.examples,
