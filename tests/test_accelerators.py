@@ -61,11 +61,11 @@ def histories(experiment):
 
 
 def impressions(task):
-    """50,000 rows with the fields and labels of the task; every tenth validates, or tests."""
+    """50,000 rows with the fields and labels of the task; a tenth validates, a tenth tests."""
     rng, count = np.random.default_rng(0), 50_000
     days = np.where(np.arange(count) % 10 == 8, task.valid_from, 0)
     days = np.where(np.arange(count) % 10 == 9, task.test_from, days)
-    columns = {task.day: days}
+    columns = {task.day: np.sort(days)}
     for field in task.fields:
         if field.kind == 'set':
             columns[field.column] = rng.integers(0, 50, (count, 5)).astype(np.int32)

@@ -220,14 +220,9 @@ class FieldModel(ClickModel):
         """Of the fields that are no numbers."""
         return fields.look_up(self.table[...], features, self.widths)
 
-    def field_input(
-        self,
-        features: dict[str, jax.Array],
-        key: Key = None,
-        found: fields.Vectors | None = None,
-    ) -> jax.Array:
-        """[B, I], what all that follows sees of `features`; `found`: their vectors, if at hand."""
-        found, config = found or self.vectors(features), self.config
+    def field_input(self, features: dict[str, jax.Array], key: Key = None) -> jax.Array:
+        """[B, I], what all that follows sees of `features`."""
+        found, config = self.vectors(features), self.config
         parts, query = list(found.mean.values()), found.mean.get(config.query)
         for nth, name in enumerate(config.attend):
             parts.append(self.pool(nth, query, found.members[name], found.real[name]))
