@@ -300,7 +300,14 @@ def test_a_set_of_an_older_version_is_compared_with_its_data_hash(prepared):
 
 def test_a_prepared_set_is_taken_as_it_is(prepared):
     assert datasets.load(Data(log=str(prepared)), say=quiet)[0].num_users == 9
-    changed = {'layout': 'pairs', 'user_col': 'u', 'item_col': 'i', 'time_col': '', 'features': 'x'}
+    changed = {
+        'layout': 'pairs',
+        'user_col': 'u',
+        'item_col': 'i',
+        'time_col': '',
+        'features': 'x',
+        'domain_col': 'x',
+    }
     for option, value in {**changed, 'min_user': 5, 'min_item': 2}.items():
         config = Data(log=str(prepared), **{option: value})
         fails(
