@@ -256,8 +256,14 @@ def test_terms_add_up():
 
 @pytest.mark.parametrize(
     'terms',
-    [(HEAD, CUTOFF), (VARIANTS['duorec'], VARIANTS['moco, duorec'], INSERT)],
-    ids=('augmented', 'of others'),
+    [
+        pytest.param((HEAD, CUTOFF), id='augmented'),
+        pytest.param(
+            (VARIANTS['duorec'], VARIANTS['moco, duorec'], INSERT),
+            id='of others',
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_same_steps_on_any_mesh(mesh, terms):
     """Losses, gradients and carry of two steps, with dropout; several terms in one model.

@@ -187,6 +187,7 @@ def test_runs_take_as_many_devices_of_every_process(monkeypatch):
             devices_of(runs)
 
 
+@pytest.mark.slow
 def test_a_stream_on_two_processes(setting, tmp_path):
     """Stopped within its second period, which one process goes on with."""
     changes = {'model.loss': 'in_batch', 'task.windows': 'cuts', 'task.cuts': 2, 'task.periods': 3}

@@ -123,6 +123,7 @@ def system(**settings):
     return exp
 
 
+@pytest.mark.slow
 def test_a_model_with_it_on_any_mesh(mesh):
     results, exp = [], system(weight=0.5, intentions=3, confidence=0.6)
     for shape in ((1, 1), (2, 2)):

@@ -249,7 +249,11 @@ SYSTEMS = {'sasrec': experiment, 'kuaiformer': kuaiformer_of}
 
 
 @pytest.mark.parametrize(
-    ('system', 'names'), [('sasrec', tuple(SETTINGS)), ('kuaiformer', ('swav',))]
+    ('system', 'names'),
+    [
+        ('sasrec', tuple(SETTINGS)),
+        pytest.param('kuaiformer', ('swav',), marks=pytest.mark.slow),
+    ],
 )
 def test_every_objective_on_any_mesh_and_after_a_restart(system, names, mesh, tmp_path):
     """Two steps of a model with all of them: the same on 1 and 4 devices, and restored between.
