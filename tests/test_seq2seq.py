@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 from models import jit
 from test_cl4srec import ITEMS, QUIET, L, experiment, loss_of, problem_of, start
