@@ -167,6 +167,7 @@ def test_a_log_that_has_grown_changes_no_list(tmp_path):
     assert 'the data set has changed since' in error and '--history' in error
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_and_streams_stand_alone_too(tmp_path):
     histories(True).save(tmp_path / 'data' / 'columns')
     features = tuple(f for f in FEATURES if f.kind != 'quantile')

@@ -240,6 +240,7 @@ def test_later_events_change_nothing():
         np.testing.assert_array_equal(one[:, :-1], two[:, :-1])
 
 
+@pytest.mark.slow
 def test_the_same_on_any_mesh(mesh):
     """Loss and its gradient on one device and on four."""
     found = []

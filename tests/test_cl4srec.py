@@ -317,6 +317,7 @@ def test_a_queue_on_a_mesh_that_does_not_divide_it(mesh):
     assert results[0][0][1] > 0.05 and results[0][1]['users'].any()
 
 
+@pytest.mark.slow
 def test_views_in_one_pass_or_in_two(mesh, monkeypatch):
     """The same with dropout, where both views are of one shape."""
     mesh(4, 2)

@@ -159,6 +159,7 @@ def alike(found, expected):
     assert params_of(found, 'best')[0] == params_of(expected, 'best')[0]
 
 
+@pytest.mark.slow
 def test_runs_of_one_program_on_two_processes(setting, tmp_path):
     """Two of four runs each, half of the way; one process goes on from there."""
     experiment, config, _ = setting

@@ -128,7 +128,6 @@ DAILY = {
         'sasrec_ml1m_2018:',
         'sasrec_losses:gbce',
         'duorec_beauty:moco',
-        'kuaiformer_kuairand:streaming',
     ),
     '2,2': ('own_log:sparse_adam', 'kuaiformer_ml1m:comirec'),
 }

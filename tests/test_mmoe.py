@@ -206,6 +206,7 @@ def test_the_numbers_of_before_all_heads_shared_a_module(changes, first, last, l
     assert squares**0.5 == pytest.approx(length, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_any_mesh(mesh):
     batch = make_batch()
     shapes = ((1, 1), (2, 2), (4, 1))

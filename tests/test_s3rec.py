@@ -297,6 +297,7 @@ def test_loss_is_the_same_on_any_mesh(learnt, mesh):
     )
 
 
+@pytest.mark.slow
 def test_pre_training_is_fine_tuned(tmp_path, capsys):
     histories().save(tmp_path / 'log' / 'columns')
     data = Data(log=str(tmp_path / 'log'))

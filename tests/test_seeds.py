@@ -68,6 +68,7 @@ def same_as_alone(runs, mesh, steps, tolerance=2e-4):
     assert not np.allclose(losses[:, 0], losses[:, 1], rtol=1e-2)  # they are different runs
 
 
+@pytest.mark.slow
 def test_seeds_equal_single_runs_after_100_steps(data, mesh):
     """With dropout, weight decay, warm-up, clipping and averaged parameters; on two devices."""
     optim = {'weight_decay': 1e-3, 'warmup_steps': 5, 'clip_norm': 1.0, 'ema': 0.9}

@@ -101,6 +101,7 @@ def test_parameters_of_one_name_are_taken_and_the_rest_is_new(before, tmp_path, 
     assert 'table' in told['taken'] and all(n.startswith('seq2seq') for n in told['new'])
 
 
+@pytest.mark.slow
 def test_last_checkpoint_and_what_is_carried(before, tmp_path):
     folder, log, best = before
     moco = sasrec.Config(dim=8, blocks=1, max_len=6, contrast=(MOCO,))
@@ -115,6 +116,7 @@ def test_last_checkpoint_and_what_is_carried(before, tmp_path):
         np.testing.assert_allclose(value, last['table'], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_without_the_run_it_began_with(before, tmp_path):
     folder, log, _ = before
     shutil.copytree(folder, tmp_path / 'pre')
