@@ -183,7 +183,12 @@ def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
 
 def replicated(x: jax.Array) -> jax.Array:
     """The whole of x on every device."""
-    return jax.reshard(x, REPLICATED) if on_mesh() else x
+    return placed(x, REPLICATED)
+
+
+def placed(x: jax.Array, spec: P) -> jax.Array:
+    """x placed as `spec` says on the current mesh, inside jit; without one as it is."""
+    return jax.reshard(x, spec) if on_mesh() else x
 
 
 def reshape_rows(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:

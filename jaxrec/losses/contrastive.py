@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import on_mesh, placed, replicated
 from jaxrec.losses.pointwise import at_least_float32
 from jaxrec.losses.sampled import sampled_softmax
 
@@ -38,7 +38,7 @@ def info_nce(
     """
     both = jnp.stack([first, second])
     both = unit(both) if cosine else both
-    rows = jax.reshard(both, P(None, 'data', None)) if on_mesh() else both
+    rows = placed(both, P(None, 'data', None))
     scores = jnp.einsum('and,bmd->anbm', rows, both, preferred_element_type=at_least_float32(both))
     out = jnp.eye(len(first), dtype=bool)
     out = out if hidden is None else out | hidden

@@ -25,7 +25,7 @@ from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import TABLE, on_mesh, replicated
+from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.losses import unit, weighted_mean
 from jaxrec.nn import bipartite, embeddings, propagate
@@ -162,7 +162,7 @@ class LightGCN(Model):
             inward = items
         if config.cosine:
             items = unit(items)
-        place = lambda x: jax.reshard(x, TABLE) if on_mesh() else x  # noqa: E731
+        place = lambda x: placed(x, TABLE)  # noqa: E731
         return {'items': place(items), 'users': place(users), 'inward': place(inward)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
@@ -249,7 +249,7 @@ class LightGCN(Model):
             everyone = replicated(ids)
             counted = distinct(everyone, replicated(weights) > 0)
             keys, own = lookup(second, everyone), jnp.arange(len(everyone), dtype=jnp.int32)
-            own, once = (jax.reshard(x, P('data')) if on_mesh() else x for x in (own, counted))
+            own, once = (placed(x, P('data')) for x in (own, counted))
             weights = weights * once
         values = losses.info_nce_among(
             lookup(first, ids), keys, own, counted, temperature=self.config.views.temperature

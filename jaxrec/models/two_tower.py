@@ -15,7 +15,7 @@ from flax import nnx
 
 from jaxrec import rng
 from jaxrec.config import Feature, field
-from jaxrec.devices.mesh import TABLE, on_mesh, replicated
+from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.losses import unit
 from jaxrec.models import sasrec
@@ -164,7 +164,7 @@ class TwoTower(Model):
         numbers = jnp.minimum(jnp.arange(pieces * size), self.num_items).reshape(pieces, size)
         made = jax.lax.map(lambda items: self.item_vectors(items, constants), numbers)
         made = made.reshape(pieces * size, -1)[:rows]
-        return {'items': jax.reshard(made, TABLE) if on_mesh() else made}
+        return {'items': placed(made, TABLE)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, 1, dim] of right-aligned histories, and of `users` where there are."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax import P
 from jax.experimental import sparse
 
-from jaxrec.devices.mesh import EVERY, on_mesh, platform, replicated
+from jaxrec.devices.mesh import EVERY, on_mesh, placed, platform, replicated
 from jaxrec.nn.dropout import counted
 from jaxrec.nn.propagate import kept as kept_of
 
@@ -139,7 +139,7 @@ def inverse_root(degrees: jax.Array) -> jax.Array:
 
 def spread(x: jax.Array) -> jax.Array:
     """[rows, ..] split over all devices."""
-    return jax.reshard(x, P(('data', 'model'), *[None] * (x.ndim - 1))) if on_mesh() else x
+    return placed(x, P(('data', 'model'), *[None] * (x.ndim - 1)))
 
 
 def drop_edges(edges: Nodes, items: int, rate: float, key: jax.Array) -> Nodes:

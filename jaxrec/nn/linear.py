@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxrec.devices.mesh import on_mesh
+from jaxrec.devices.mesh import on_mesh, replicated
 
 
 def linear_layer(init, dtype, *, bias: bool = True):
@@ -57,6 +57,17 @@ def _product_backward(residuals, g):
 
 
 product.defvjp(_product_forward, _product_backward)
+
+
+def two_layers(kernel, dim: int, rngs: nnx.Rngs) -> nnx.List:
+    """Kernels [dim, dim] of `through`, by this initialiser."""
+    return nnx.List(nnx.Param(kernel(rngs.params(), (dim, dim), jnp.float32)) for _ in 'io')
+
+
+def through(layers: nnx.List, x: jax.Array) -> jax.Array:
+    """A projection of vectors [.., dim] by `two_layers`: linear, ReLU, linear."""
+    inner, outer = (replicated(kernel[...]) for kernel in layers)
+    return jax.nn.relu(x @ inner) @ outer
 
 
 def layer_norm(epsilon: float, dtype):

@@ -39,6 +39,7 @@ from jaxrec.config import field
 from jaxrec.devices.mesh import replicated
 from jaxrec.devices.tuning import tuning
 from jaxrec.errors import UserError
+from jaxrec.nn.linear import through, two_layers
 from jaxrec.objectives import augment, view_objectives
 from jaxrec.objectives.queue import BLOCK
 from jaxrec.objectives.view_objectives import OBJECTIVES, Vectors
@@ -137,7 +138,7 @@ def make_heads(contrasts: tuple[Contrast, ...], kernel, dim: int, rngs: nnx.Rngs
     """The layers of the terms that have a head, by their place."""
     return nnx.Dict(
         {
-            nth: nnx.List(nnx.Param(kernel(rngs.params(), (dim, dim), jnp.float32)) for _ in 'io')
+            nth: two_layers(kernel, dim, rngs)
             for nth in active(contrasts)
             if contrasts[int(nth)].head
         }
@@ -208,10 +209,7 @@ def _one(model, nth, batch, carry, key):
     def seen(model, rows, key):
         """[N, D] vectors of the users of a view."""
         x = model.user_vectors(rows, users, settings.pool, key)
-        if settings.head:
-            inner, outer = (replicated(kernel[...]) for kernel in model.heads[nth])
-            x = jax.nn.relu(x @ inner) @ outer
-        return x
+        return through(model.heads[nth], x) if settings.head else x
 
     state = {name: x for name, x in carry.items() if name != 'momentum'}
 

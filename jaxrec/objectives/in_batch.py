@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jax import P
 
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
+from jaxrec.devices.mesh import on_mesh, placed, replicated, reshape_rows
 from jaxrec.errors import UserError
 from jaxrec.losses import unit, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, scores
@@ -218,7 +218,7 @@ def _seen_bank(config, carry, queries, before):
     owner = jnp.repeat(jnp.arange(config.prototypes), config.bank)
     own = _routes(carry, queries)[0][:, None] == owner
     own = jnp.pad(own, ((0, 0), (before, 0)), constant_values=True)
-    return flat, jax.reshard(own, P('data', None)) if on_mesh() else own
+    return flat, placed(own, P('data', None))
 
 
 def _pushed(config, carry, queries, weights, vectors, items, log_q):

@@ -27,10 +27,11 @@ from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import Rewards, field
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.nn.dropout import dropout
 from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.linear import through, two_layers
 from jaxrec.objectives.bank import push, start_bank
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import holds
@@ -98,7 +99,7 @@ def make_projections(settings: MultiSignal, kernel, dim: int, rngs: nnx.Rngs) ->
     """Kernels of p_u and p_v; none where no term takes part."""
     return nnx.Dict(
         {
-            name: nnx.List(nnx.Param(kernel(rngs.params(), (dim, dim), jnp.float32)) for _ in 'io')
+            name: two_layers(kernel, dim, rngs)
             for name in (('user', 'item') if settings.active else ())
         }
     )
@@ -140,8 +141,7 @@ def terms(
     keys = rng.keys(key, 'user_item', 'feedback')
 
     def project(x, name):
-        inner, outer = (replicated(kernel[...]) for kernel in model.projections[name])
-        return losses.unit(jax.nn.relu(x @ inner) @ outer)
+        return losses.unit(through(model.projections[name], x))
 
     def several(vectors, key):
         """[A, ..]: projections of as many views of item vectors."""
@@ -264,4 +264,4 @@ def _log_sum(scores, shown):
 
 def _split(x, axis=0):
     """x with an axis split over the devices of 'data', which share the work."""
-    return jax.reshard(x, P(*[None] * axis, 'data')) if on_mesh() else x
+    return placed(x, P(*[None] * axis, 'data'))

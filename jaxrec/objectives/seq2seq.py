@@ -25,7 +25,7 @@ from jax import P
 
 from jaxrec import rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import placed, replicated
 from jaxrec.nn.dropout import hash_bits
 from jaxrec.objectives.segments import Rows, apart, only, take, uniform
 
@@ -150,8 +150,7 @@ def between(past: jax.Array, future: jax.Array, real: jax.Array) -> jax.Array:
       real: bool [N], whole on every device; False is nobody's candidate.
     """
     others = replicated(future)
-    past = jax.reshard(past, P('data', None, None)) if on_mesh() else past
-    future = jax.reshard(future, P('data', None, None)) if on_mesh() else future
+    past, future = (placed(x, P('data', None, None)) for x in (past, future))
     scale = past.shape[-1] ** -0.5
     scores = jnp.einsum('nkd,mjd->nkmj', past, others) * scale
     scores = jnp.where(real[:, None], scores, jnp.finfo(scores.dtype).min / 2)
