@@ -1,14 +1,17 @@
 """Dropout's statistics, attention over packed rows, and masks."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxrec.devices.mesh import TABLE, lookup, put_batch
-from jaxrec.nn.attention import attention, causal_mask
+from jaxrec.nn.attention import SelfAttention, attention, causal_mask
 from jaxrec.nn.dropout import dropout, dropout_rows, hash_bits
-from jaxrec.nn.linear import product
+from jaxrec.nn.linear import linear_layer, product
 
 
 @pytest.mark.parametrize('rate', [0.1, 0.5, 0.9])
@@ -93,6 +96,19 @@ def test_attention_against_a_loop(length, causal):
     q, k, v = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
     got = attention(q, k, v, mask, 0.0, None, causal=causal)
     np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(('heads', 'output'), [(1, False), (2, True)])
+def test_one_query_against_all_queries(heads, output):
+    """The newest event alone, which projects no keys, gets what it gets among all events."""
+    kernel = nnx.initializers.normal(0.3)
+    linear = functools.partial(linear_layer(kernel, jnp.float32), bias_init=kernel)
+    layer = SelfAttention(8, heads, linear, output=output, rngs=nnx.Rngs(0))
+    x, query = jax.random.normal(jax.random.key(1), (2, 3, 6, 8))
+    mask = causal_mask(jnp.array([[0, 0, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1], [1, 1, 1, 1, 1, 1]]))
+    whole = layer(query, x, mask, 0.0, None)
+    newest = layer(query[:, -1:], x, mask[:, :, -1:], 0.0, None)
+    np.testing.assert_allclose(newest, whole[:, -1:], atol=1e-6)
 
 
 @pytest.mark.parametrize('length', [3, 20])  # below and above the kernel's width
