@@ -2,10 +2,13 @@
 
 pytest -m accelerators; skipped where they are not installed ('jax[tpu]', 'jax[cuda13]'). Models
 and batches are those of the experiments, on made-up data of 400,000 items; nothing runs. One core
-takes hours for all: `-k v5e:4x4`, `-k sasrec_beauty`.
+takes two hours for all: `-k v5e:4x4`, `-k sasrec_beauty`. What several experiments have in common
+is compiled once.
 """
 
 import dataclasses
+import functools
+import hashlib
 import importlib.util
 import os
 
@@ -20,8 +23,9 @@ from jaxrec import config
 from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Rows
 from jaxrec.datasets import block_model
-from jaxrec.devices.mesh import batch_part, make_mesh
+from jaxrec.devices.mesh import batch_part, make_mesh, table_rows
 from jaxrec.devices.target import target_of
+from jaxrec.models import c2dsr, lightgcn
 from jaxrec.serving import recommender
 from jaxrec.tasks import click, next_item, nodes
 from jaxrec.training import plan
@@ -31,6 +35,8 @@ pytestmark = pytest.mark.accelerators
 ITEMS, USERS = 400_000, 300
 TARGETS = ('v5e:4x4', 'v5e:16x16', 'v6e:16x16', 'h100:8')
 SPLITS = {'data parallel': 1, 'pairs': 2, 'tables split': 4}  # devices on the model axis
+
+GRAPHS = lightgcn.Config, c2dsr.Config  # a layer reads every node's neighbours: one table whole
 
 
 def target(name):
@@ -42,7 +48,8 @@ def target(name):
 
 def histories(experiment):
     """300 users with histories longer than the window, and the features that the model reads."""
-    length, rng = experiment.model.inputs().max_len + 5, np.random.default_rng(0)
+    inputs, task = experiment.model.inputs(), experiment.task
+    length, rng = inputs.max_len + 5, np.random.default_rng(0)
     events = USERS * length
     made = Histories(
         items=rng.integers(1, ITEMS + 1, events).astype(np.int32),
@@ -51,7 +58,14 @@ def histories(experiment):
         item_ids=np.arange(1, ITEMS + 1),
         times=np.tile(np.arange(length), USERS),
     )
-    for feature in experiment.model.inputs().features:
+    if task.in_domain:
+        made.item_features['domain'] = np.array([b'food', b'kitchen'])[np.arange(ITEMS) % 2]
+    if task.split == 'given':
+        made.features['part'] = np.tile(np.maximum(np.arange(length) % 5 - 2, 0.0), USERS)
+    for signal in inputs.rewards.signals if inputs.rewards else ():
+        for column in {signal.column, signal.within} - {''}:
+            made.features[column] = rng.integers(1, 9, events).astype(np.float64)
+    for feature in inputs.features:
         if feature.kind == 'set':
             sets = rng.integers(0, feature.size + 1, (ITEMS, 3))
             made.item_features[feature.column] = sets.astype(np.int32)
@@ -99,16 +113,41 @@ def opened(experiment, monkeypatch):
     return task.open(experiment, lambda line: None)
 
 
+@functools.cache
+def kept():
+    """What programs were found to be, by their text, their machine and the bytes beside them."""
+    return {}
+
+
+def once(compiled):
+    def call(planned, lowered, parts):
+        about = planned._target, str(jax.sharding.get_mesh().devices), str(parts)
+        key = hashlib.sha256(f'{about} {lowered.as_text()}'.encode()).digest()
+        if key not in kept():
+            kept()[key] = compiled(planned, lowered, parts)
+        return kept()[key]
+
+    return call
+
+
 @pytest.mark.parametrize('split', SPLITS)
 @pytest.mark.parametrize('name', TARGETS)
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_every_experiment_fits_and_moves_no_table(path, name, split, monkeypatch):
+    """On the first target also what makes the state, and lists; at the others in less time."""
     there, experiment = target(name), load(path).get_config()
+    whole = name == TARGETS[0]
+    if not whole:
+        monkeypatch.setattr(plan._Planned, 'first_state', lambda planned: None)
+        if not there.options:
+            there = dataclasses.replace(there, options={'exec_time_optimization_effort': -1.0})
     mesh = config.Mesh(len(there.devices) // SPLITS[split], SPLITS[split])
     monkeypatch.setattr(plan, '_problem', lambda given, items: opened(given, monkeypatch))
-    found = plan.plan(experiment, mesh, target=there, lists=recommender.planned)
+    monkeypatch.setattr(plan._Planned, '_compiled', once(plan._Planned._compiled))
+    lists = recommender.planned if whole else None
+    found = plan.plan(experiment, mesh, target=there, lists=lists)
     programs = {'step': found, **found['programs']}
-    assert {'step', 'first state', 'evaluation'} <= programs.keys()
+    assert {'step', 'evaluation', *['first state'] * whole} <= programs.keys()
     state = sum(found['memory'].get(part, 0) for part in plan.PARTS.values())
     dim = getattr(experiment.model, 'dim', None)
     for what, program in programs.items():
@@ -118,10 +157,13 @@ def test_every_experiment_fits_and_moves_no_table(path, name, split, monkeypatch
         if found['items'] is None or dim is None:
             continue
         shard = ITEMS // mesh.model
+        most = shard * dim
+        if isinstance(experiment.model, GRAPHS) and what in ('step', 'vectors'):
+            most = table_rows(ITEMS) * dim + 1
         for kind, moved in program['collectives'].items():
             if what == 'step' and kind == 'all-reduce':
                 continue  # the sum of a dense table's gradient
-            assert moved['largest'] < shard * dim, (what, kind, moved)
+            assert moved['largest'] < most, (what, kind, moved)
             if 'rows' in program:  # users x items
                 assert moved['largest'] < program['rows'] // mesh.data * shard, (what, kind, moved)
 
