@@ -21,7 +21,7 @@ from jaxrec.data import stored
 from jaxrec.data.histories import Histories
 from jaxrec.data.stored import FORMAT
 from jaxrec.datasets import events as events_lib
-from jaxrec.datasets import log_file, log_parts, movielens, public, s3rec, store, synthetic
+from jaxrec.datasets import log_file, log_parts, movielens, public, s3rec, store, synthetic, tastes
 from jaxrec.errors import UserError
 
 CSV = 'user,item,timestamp\n2,9,5\n1,8,7\n2,7,5\n2,10,4\n1,8,7\n'
@@ -365,6 +365,34 @@ def test_synthetic_depends_on_its_parameters_only():
     assert a.content_hash() != make('users=300,items=100,length=10,seed=1').content_hash()
     assert a.num_users == 300 and a.statistics()['repeats'] == 0
     assert 8 < a.statistics()['mean_length'] < 12 and (np.diff(a.offsets) >= 3).all()
+
+
+def test_tastes_are_what_was_asked_for():
+    """Each user's events lie in so many tastes, evenly, rank r of one as often as 1 / r says."""
+    p = tastes.parse('interests=2,tastes=10,users=3000,items=300,length=12,seed=1')
+    h = events_lib.to_histories(tastes.generate(p), 'synthetic')
+    items = h.item_ids[h.items - 1].astype(int).reshape(3000, 12) - 1
+    taste = items // 30
+    counts = np.array([np.unique(row, return_counts=True)[1] for row in np.sort(taste, axis=1)])
+    assert counts.shape == (3000, 2) and abs(counts[:, 0].mean() - 6) < 0.2
+    assert all(len(set(row)) == 12 for row in items.tolist())
+    assert np.bincount(taste[:, 0], minlength=10).min() > 200
+    first = np.bincount(items[:, 0] % 30, minlength=30)
+    expected = 1 / np.arange(1, 31)
+    np.testing.assert_allclose(first[:8] / 3000, expected[:8] / expected.sum(), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ('argument', 'line'),
+    [
+        ('interests=1', 'gives a user 30 items, fewer than length=40'),
+        ('interests=4,tastes=3', 'interests from 1 to tastes'),
+        ('interests=4,likely=1', "no parameter 'likely'"),
+    ],
+)
+def test_tastes_that_cannot_be(argument, line):
+    with pytest.raises(UserError, match=line):
+        tastes.parse(argument)
 
 
 def test_synthetic_next_item_depends_on_the_last_two():

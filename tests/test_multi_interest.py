@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 from pyarrow import parquet
 from runs import inside, lines_of, small
+from test_experiments import FILES, load
 
 from jaxrec.config import Feature
 from jaxrec.data.features import Encoder
@@ -107,3 +108,16 @@ def test_bulk_lists_explain_too(run, tmp_path):
     assert [(r['item'], r['interest']) for r in rows] == [
         (r['item'], r['interest']) for r in single['items']
     ]
+
+
+@pytest.mark.slow
+def test_four_interests_can_what_one_cannot(tmp_path):
+    """Where every user has four tastes; after 10 epochs."""
+    found = {}
+    for k in (1, 4):
+        experiment = load(FILES[0].with_stem('kuaiformer_interests')).get_config(f'4,{k},16')
+        experiment.data.data_dir = str(tmp_path)
+        experiment.train.epochs = 10
+        fit(experiment, tmp_path / str(k))
+        found[k] = command('evaluate', f'--workdir={tmp_path / str(k)}')[0]['metrics']['HR@10']
+    assert found[4] > 2 * found[1] and found[4] > 0.1, found

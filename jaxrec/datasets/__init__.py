@@ -193,13 +193,15 @@ def _rows_log(config: config_lib.Data, say: Callable, columns: Columns) -> store
 
 
 def _synthetic(config: config_lib.Data) -> store.Recipe:
-    from jaxrec.datasets import events, synthetic
+    from jaxrec.datasets import events, synthetic, tastes
 
-    parameters = synthetic.parse(config.dataset.partition(':')[2])
+    argument = config.dataset.partition(':')[2]
+    kind = tastes if 'interests=' in argument else synthetic
+    parameters = kind.parse(argument)
 
     def read(scratch: pathlib.Path) -> store.Source:
         del scratch
-        generated = synthetic.generate(parameters)
+        generated = kind.generate(parameters)
         return store.Source(
             events.to_histories(generated, config.dataset, config.min_user, config.min_item),
             f'Generated histories: {parameters}.',
