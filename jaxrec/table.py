@@ -4,6 +4,7 @@ python -m jaxrec.table --table=experiments/tables/smoke.py --workdir=runs/smoke 
     [--only=ROW,COLUMN] [--format=md,latex,csv,html] [--seeds_in_parallel] [--processes=2]
 python -m jaxrec.table --table=... --workdir=... --results=results    copies what is finished there
 python -m jaxrec.table --render --results=results                     renders all tables there again
+    [--readme=README.md]                                              and writes its results
 
 WORKDIR gets cells/ROW__COLUMN.json, one for each finished cell, table.md, .tex, .csv and .html, and
 runs/ with the trainings; of a table with a law also law.json and law.png. A killed command goes on
@@ -30,7 +31,7 @@ from jaxrec.cli import say
 from jaxrec.errors import Stopped, UserError
 from jaxrec.evaluation import plots
 from jaxrec.experiment import parsed
-from jaxrec.paper import adopt, grid, hashes, page, spec, text
+from jaxrec.paper import adopt, grid, hashes, page, readme, spec, text
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper.runner import Runner
 from jaxrec.paper.statistics import power_law
@@ -60,6 +61,7 @@ def define_flags() -> None:
     flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users.')
     flags.DEFINE_float('patience', 120, 'Seconds of silence after which a host counts as dead.', 1)
     flags.DEFINE_bool('render', False, 'Only render what is there; run nothing.')
+    flags.DEFINE_string('readme', None, 'With --render --results: a README, its results anew.')
     flags.DEFINE_bool('adopt', False, 'Keep the cells below --results whatever has changed; --why.')
     flags.DEFINE_string('why', '', 'With --adopt: why their numbers are still those of this code.')
     flags.DEFINE_bool('json', False, 'Print the result as one JSON object, the last line.')
@@ -75,6 +77,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.adopt:
         _adopt()
         return
+    if FLAGS.readme and (FLAGS.table or not FLAGS.render):
+        raise UserError('--readme goes with --render --results=DIR, without --table')
     if FLAGS.render and not FLAGS.table:
         _render_all()
         return
@@ -134,20 +138,24 @@ def _chosen(cells, only) -> list[spec.Cell]:
     return [cell for cell in cells if cell.row in rows and cell.column in columns]
 
 
-def _render(table, cells, folder, formats) -> list[pathlib.Path]:
+def _built(table, cells, folder) -> grid.Grid:
     records = {}
     for cell in cells:
         record = cells_lib.read(folder, cell)
         if record is not None:
             records[cell.key] = cells_lib.first_seeds(record, FLAGS.seeds)
-    made = grid.build(table, cells, records, FLAGS.test)
+    return grid.build(table, cells, records, FLAGS.test)
+
+
+def _render(table, cells, folder, formats) -> list[pathlib.Path]:
+    made = _built(table, cells, folder)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name in formats:
         file, render = FORMATS[name]
         files.write_text(folder / file, render(made))
         written.append(folder / file)
-    return written + (_law(table, cells, records, folder) if table.law else [])
+    return written + (_law(table, cells, made.records, folder) if table.law else [])
 
 
 def _law(table, cells, records, folder) -> list[pathlib.Path]:
@@ -205,9 +213,18 @@ def _render_all() -> None:
     """Renders every table below --results again, from the stored cells."""
     if not FLAGS.results:
         raise UserError('--render needs --table and --workdir, or --results=DIR for all there')
-    written = []
+    written, grids = [], {}
     for table, file, folder in _stored():
-        written += _render(table, spec.cells(table, file), folder, FLAGS.format)
+        cells = spec.cells(table, file)
+        written += _render(table, cells, folder, FLAGS.format)
+        if FLAGS.readme and table.shown:
+            grids[file.stem] = _built(table, cells, folder)
+    if FLAGS.readme:
+        path = pathlib.Path(FLAGS.readme)
+        if not path.exists():
+            raise UserError(f'--readme={path} does not exist')
+        files.write_text(path, readme.written(path.read_text(), grids, FLAGS.results))
+        written.append(path)
     for path in written:
         say(f'written: {path}')
     cli.emit({'written': [str(path) for path in written]})

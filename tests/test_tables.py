@@ -16,7 +16,7 @@ from jaxrec import config
 from jaxrec.errors import UserError
 from jaxrec.evaluation import rank_metrics
 from jaxrec.experiment import applied
-from jaxrec.paper import adopt, grid, hashes, plausible, spec, statistics, text
+from jaxrec.paper import adopt, grid, hashes, plausible, readme, spec, statistics, text
 from jaxrec.paper import cells as cells_lib
 from jaxrec.paper.spec import Column, Ordering, Published, Row, Table
 
@@ -871,3 +871,53 @@ def test_stored_results_render_to_what_stands_beside_them(folder):
                 del run['kept']  # text that may by chance hold any word
             told = json.dumps(records[cell.key])
             assert '/root' not in told and '/home' not in told
+
+
+# The README ---------------------------------------------------------------------------------------
+
+
+def test_readme_shows_what_is_stored():
+    """Its results are those of results/, to the letter."""
+    if not (ROOT / 'results').is_dir():
+        pytest.skip('no results/ here')
+    grids = {}
+    for file in FILES:
+        folder, shown = ROOT / 'results' / file.stem, spec.load(file)
+        if shown.shown and (folder / 'cells').is_dir():
+            cells = spec.cells(shown, file)
+            stored = {cell.key: cells_lib.read(folder, cell) for cell in cells}
+            records = {key: record for key, record in stored.items() if record}
+            grids[file.stem] = grid.build(shown, cells, records)
+    there = (ROOT / 'README.md').read_text()
+    assert readme.written(there, grids, 'results') == there
+
+
+def test_readme_lines():
+    """One for each shown row and column that was run; the best published line not in doubt."""
+    published = [
+        Published(name, 'who', '[paper]', {'A': {'HR@10': value}}, doubt=doubt)
+        for name, value, doubt in (('low', 0.1, ''), ('high', 0.3, ''), ('wrong', 0.9, 'typo'))
+    ]
+    shown = Table(
+        'T', '', (), (Row('x', 'e.py'), Row('y', 'e.py')), 'x', tuple(published), shown=('x',)
+    )
+    value = grid.Value(0.25, half=0.01, seeds=3)
+    lines = [
+        grid.Line('x', {('A', 'HR@10'): value, ('B', 'HR@10'): grid.Value(0.5, seeds=1)}),
+        grid.Line('y', {('A', 'HR@10'): value}),
+        *(
+            grid.Line(p.name, {('A', 'HR@10'): grid.Value(p.values['A']['HR@10'])}, published=p)
+            for p in published
+        ),
+    ]
+    heads = [('A', 'HR@10'), ('B', 'HR@10')]
+    made = grid.Grid(shown, heads, lines, {}, {}, None, [], 't', [], set())
+    written = readme.results({'t': made}, 'results').splitlines()[2:]
+    assert written == [
+        '| x | A | HR@10 .2500 ± .0100 | 3 | high: .3000 | [t](results/t/table.md) |',
+        '| x | B | HR@10 .5000 | 1 | – | [t](results/t/table.md) |',
+    ]
+    made.lower = {('A', 'HR@10')}
+    assert 'low: .1000' in readme.results({'t': made}, 'results')
+    with pytest.raises(UserError, match='the README needs the lines'):
+        readme.written('no marks', {}, 'results')

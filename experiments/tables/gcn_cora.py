@@ -7,7 +7,7 @@ python -m jaxrec.table --table=experiments/tables/gcn_cora.py --workdir=runs/tab
 from jaxrec.paper.spec import Column, Published, Row, Table
 
 EXPERIMENT = 'experiments/gcn_cora.py'
-SMALL = 'GCN 16 hidden units'
+SMALL, LARGE = 'GCN 16 hidden units', 'GCN 64 hidden units'
 
 TABLE = Table(
     title='Nodes of Cora, public split',
@@ -15,9 +15,10 @@ TABLE = Table(
     columns=(Column('Cora', ('accuracy',)),),
     rows=(
         Row(SMALL, EXPERIMENT, {'model.hidden': 16}),
-        Row('GCN 64 hidden units', EXPERIMENT),
+        Row(LARGE, EXPERIMENT),
     ),
     baseline=SMALL,
+    shown=(SMALL, LARGE),
     protocol='nodes',
     published=(
         Published(

@@ -11,7 +11,7 @@ CLAIM = 'as many vectors as tastes, where there are several'
 
 
 def row(k: int, dim: int) -> Row:
-    return Row(f'k = {k}, dim {dim}', EXPERIMENT, {'model.interests': k, 'model.dim': dim})
+    return Row(f'k = {k} dim {dim}', EXPERIMENT, {'model.interests': k, 'model.dim': dim})
 
 
 def column(tastes: int) -> Column:
@@ -28,9 +28,9 @@ TABLE = Table(
         *(row(k, 16) for k in range(1, 8)),
         *(row(k, dim) for dim in (32, 64, 128) for k in (1, 4)),
     ),
-    baseline='k = 1, dim 16',
+    baseline='k = 1 dim 16',
     orderings=tuple(
-        Ordering(f'k = 4, dim {dim}', f'k = 1, dim {dim}', CLAIM, 'how the data are made')
+        Ordering(f'k = 4 dim {dim}', f'k = 1 dim {dim}', CLAIM, 'how the data are made')
         for dim in (16, 32, 64, 128)
     ),
 )

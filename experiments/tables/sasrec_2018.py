@@ -43,6 +43,7 @@ TABLE = Table(
     columns=(Column('Games', SHOWN), Column('ML-1M', SHOWN)),
     rows=(OURS,),
     baseline=OURS.name,
+    shown=(OURS.name,),
     protocol='sasrec-2018',
     published=(
         line('SASRec, the paper', (0.7410, 0.5360), (0.8245, 0.5905), beside=OURS.name),

@@ -97,6 +97,7 @@ class Grid:
       verdicts: on the table's orderings.
       test: of `statistics.paired`.
       missing: names of cells that are not there.
+      lower: the heads of which less is better.
     """
 
     table: Table
@@ -108,6 +109,7 @@ class Grid:
     verdicts: list[Verdict]
     test: str
     missing: list[str]
+    lower: set[tuple[str, str]]
 
 
 def build(
@@ -158,6 +160,7 @@ def build(
         _verdicts(table, heads, users, test, lower),
         test,
         [f'{cell.row} / {cell.column}' for cell in cells if cell.key not in records],
+        lower,
     )
 
 

@@ -107,6 +107,7 @@ class Table:
       baseline: name of the row that all others are tested against.
       protocol: name of the task's protocol that every number is under; '' = the first cell's.
       law: fitted and drawn with the table, for every column; None = there is none.
+      shown: names of the rows that the README shows.
     """
 
     title: str
@@ -118,6 +119,7 @@ class Table:
     orderings: tuple[Ordering, ...] = ()
     protocol: str = ''
     law: Law | None = None
+    shown: tuple[str, ...] = ()
 
     def row(self, name: str) -> Row:
         return next(row for row in self.rows if row.name == name)
@@ -251,6 +253,9 @@ def _check(table: Table, where: str) -> None:
         raise UserError(f'{where}: a table needs rows, and columns of different names')
     if table.baseline not in rows:
         raise UserError(f'{where}: baseline {table.baseline!r} is not a row')
+    for name in table.shown:
+        if name not in rows:
+            raise UserError(f'{where}: shows {name!r}, not a row')
     for row in table.rows:
         needed = row.columns or tuple(columns)
         for name in (*row.columns, *(() if isinstance(row.experiment, str) else needed)):

@@ -94,14 +94,14 @@ def markdown(grid: Grid) -> str:
         if line.published:
             name = f'*{name}* [{numbers[id(line)]}] {_flag(line)}'.rstrip()
         rows.append([name, *_values(grid, line, shown)])
-    out = [f'# {grid.table.title}', '', *_piped(rows), '']
+    out = [f'# {grid.table.title}', '', *piped(rows), '']
     for note in notes(grid):
         out += [note, '']
     for n, line in sources(grid):
         out.append(f'- [{n}] {line.name}: {footnote(line)}')
     if grid.verdicts:
         out += ['', '## Published orderings', '']
-        out += _piped([VERDICT_HEADS, ['---'] * len(VERDICT_HEADS), *verdicts(grid)])
+        out += piped([VERDICT_HEADS, ['---'] * len(VERDICT_HEADS), *verdicts(grid)])
     return '\n'.join(out).rstrip() + '\n'
 
 
@@ -185,7 +185,7 @@ def _values(grid: Grid, line: Line, shown: Callable, missing: str = '–') -> li
     return [shown(line.values[h]) if h in line.values else missing for h in grid.heads]
 
 
-def _piped(rows: list[list[str]]) -> list[str]:
+def piped(rows: list[list[str]]) -> list[str]:
     return ['| ' + ' | '.join(cell.replace('|', r'\|') for cell in row) + ' |' for row in rows]
 
 
