@@ -10,6 +10,7 @@ import ast
 import contextlib
 import json
 import logging as python_logging
+import os
 import pathlib
 import re
 import signal
@@ -127,6 +128,9 @@ def tell(text: str, code: int, kind: str = 'error') -> None:
 
 def _end(error: BaseException) -> NoReturn:
     """Ends the command: of a bug with its traceback, else with a line."""
+    if isinstance(error, BrokenPipeError):  # `recommend .. | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     text, code = verdict(error)
     if code == BUG:
         emit({'error': ' '.join(f'{type(error).__name__}: {error}'.split()), 'exit': BUG})

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -177,3 +179,21 @@ def test_an_error_of_the_system_names_its_file(run, tmp_path, monkeypatch):
     done = inside('evaluate', *words_of('evaluate', run, tmp_path), '--json')
     assert re.fullmatch(r'error: Permission denied \(some/file\)', done.error)
     assert last(done)['exit'] == 2
+
+
+def test_a_reader_that_has_seen_enough(tmp_path):
+    """`command | head` ends the command without a word, with a shell's code."""
+    script = tmp_path / 'command.py'
+    script.write_text(
+        'from jaxrec import cli\n'
+        'cli.run(lambda argv: [cli.say("a line") for _ in range(100_000)])\n'
+    )
+    reader = 'import sys; sys.stdin.readline()'
+    words = f'"{sys.executable}" "{script}" | "{sys.executable}" -c "{reader}"'
+    done = subprocess.run(
+        ['bash', '-c', f'{words}; echo ${{PIPESTATUS[0]}}'],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert (done.stdout.strip(), done.stderr) == ('141', '')
