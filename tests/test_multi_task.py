@@ -11,6 +11,7 @@ from jaxrec.devices.mesh import BATCH
 from jaxrec.errors import UserError
 from jaxrec.models import adatt, din, fm, home, mmoe, multi_task, ple
 from jaxrec.nn import batch_norm, experts
+from jaxrec.training import sparse
 
 B, ROWS, D = 7, 30, 4
 LABELS = ('click', 'view', 'like', 'hate')
@@ -526,3 +527,25 @@ def test_values_that_cannot_be(config, words):
     with pytest.raises(UserError) as error:
         config.check()
     assert words in str(error.value) and '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('config', [OTHERS['din'], OTHERS['fm']], ids=['din', 'fm'])
+def test_rows_that_are_touched_get_the_gradient_of_the_whole_table(config):
+    """All fields of a batch name rows of the one table; numbers do not."""
+    graphdef, params = nnx.split(made(config))
+    params, batch = nnx.to_pure_dict(params), make_batch()
+
+    @models.jit
+    def both(params, batch):
+        def loss(params):
+            return nnx.merge(graphdef, params).loss(batch, {}, {}, None)
+
+        (value, _), dense = jax.value_and_grad(loss, has_aux=True)(params)
+        (found, _), (rows, rest) = sparse.value_and_grad(loss, params, batch, config.tables())
+        rows = rows['table']
+        table = sparse.scatter(jnp.zeros_like(params['table']), rows.ids, rows.values)
+        return (value, dense), (found, {**rest, 'table': table})
+
+    dense, found = both(params, batch)
+    assert np.abs(dense[1]['table']).max() > 1e-3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, dense)

@@ -82,6 +82,8 @@ def test_touched_lists_each_row_once():
     assert list(ids) == [0, 3, 7, 9, 12] + [64] * (9 - 5)
     assert list(sparse.touched(batch, ('features/size/items',), rows=64)) == [0, 33]
     assert list(sparse.touched(batch, ('items/items', 'nothing'), rows=64)) == [0]
+    several = {'features': {'user': jnp.array([5, 0]), 'age': jnp.ones(2), 'tags': {'a': ids[:2]}}}
+    assert list(sparse.touched(several, ('features',), rows=64)) == [0, 3, 5, 64, 64]
 
 
 def test_touched_never_lists_more_than_the_table():

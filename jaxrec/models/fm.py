@@ -28,6 +28,10 @@ class Config(problem.ModelConfig):
     embedding_dropout: float = field(0.0, least=0, below=1, traced=True)
     init: str = field('normal', choices=embeddings.INITS)  # of the table
 
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """See `multi_task.Config.tables`."""
+        return {'table': ('features',)}
+
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'FM':
         """Builds the model, see `multi_task.FieldModel`."""
         return FM(self, sizes, rngs=rngs)

@@ -45,6 +45,10 @@ class Config(problem.ModelConfig):
         names += (self.query,) if names else ()
         return problem.Inputs(features=tuple(dict.fromkeys(names)))
 
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """The table of all fields: a step looks up the rows that its features name."""
+        return {'table': ('features',)}
+
 
 @dataclasses.dataclass
 class ExpertConfig(Config):

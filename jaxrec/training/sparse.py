@@ -94,19 +94,21 @@ def touched(batch: dict, paths: Iterable[str], rows: int) -> jax.Array:
 
     Args:
       batch: nested, with row numbers under some of `paths`.
-      paths: such as 'items' and 'positive/items'; those that the batch lacks name nothing.
+      paths: such as 'items', 'positive/items' and 'features', which stands for all whole numbers
+        below it; those that the batch lacks name nothing.
       rows: of the whole table; marks unused places.
 
     Returns:
       int32 [n] ascending and replicated, n = numbers in the batch + 1 (or `rows` if that is less),
       padded with `rows`; the first is 0, padding.
     """
-    flat = [replicated(x.reshape(-1)) for path in paths if (x := _at(batch, path)) is not None]
+    found = jax.tree.leaves([_at(batch, path) for path in paths])
+    flat = [replicated(x.reshape(-1)) for x in found if jnp.issubdtype(x.dtype, jnp.integer)]
     everything = jnp.concatenate([jnp.zeros(1, jnp.int32), *flat])
     return jnp.unique(everything, size=min(everything.size, rows), fill_value=rows)
 
 
-def _at(batch: dict, path: str) -> jax.Array | None:
+def _at(batch: dict, path: str) -> jax.Array | dict | None:
     """What a path names in the batch, None if it is not there."""
     for name in path.split('/'):
         batch = batch.get(name) if isinstance(batch, dict) else None
