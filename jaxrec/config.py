@@ -95,7 +95,9 @@ class Train:
     steps: int = field(0, least=0, effect='length')  # > 0: stop after so many, whatever `epochs`
     seed: int = field(0, least=0, most=LARGEST_SEED, effect='seed')
     eval_every: float = field(1.0, above=0)  # epochs between validations
-    patience: int = field(0, least=0)  # validations without a new best before stopping; 0 = never
+    # validations without a new best before stopping, four times as many while the best is no better
+    # than popularity; 0 = never
+    patience: int = field(0, least=0)
     metric: str = ''  # of the best checkpoint and early stopping; '' = the task's first
     save_every: float = field(10.0, least=0, effect='pace')  # minutes between checkpoints; 0 = none
     log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl

@@ -98,6 +98,10 @@ class Evaluation:
         """The same of predictors that have nothing to learn, by name."""
         return {}
 
+    def floor(self, metric: str) -> float | None:
+        """What the simplest of them has in a metric: where learning begins. None = unknown."""
+        return None
+
 
 class Batches:
     """Training batches: a pure function of the step, so that a run resumes bit for bit.

@@ -115,6 +115,22 @@ def test_too_few_candidates(run):
     assert 'too few candidates: 200' in report.text(result)
 
 
+def test_a_model_that_is_beaten_is_told_so(run):
+    """By whatever has a better main metric."""
+    trained = load_trained(run)
+    evaluation, measured, references = evaluate.evaluate(trained, 'test')
+    main = trained.experiment.task.main_metric()
+    values = {name: other.metrics[main] for name, other in references.items()}
+    for value in (-1.0, measured.metrics[main], 2.0):
+        measured.metrics[main] = value
+        result = evaluate.as_json(trained, 'test', evaluation, measured, references)
+        better = [name for name, other in values.items() if other > value]
+        assert result['beaten_by'] == better
+        told = f'note: by {main} the model, {value:.4f}, is beaten by'
+        assert (told in report.text(result)) == bool(better)
+    assert not better and value == 2
+
+
 @pytest.mark.parametrize(
     ('flags', 'text'),
     [

@@ -36,7 +36,7 @@ from jaxrec.tasks import next_item
 from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.loop import fit
 from jaxrec.training.optim import make_optimizer
-from jaxrec.training.places import Progress
+from jaxrec.training.places import Patience, Progress
 from jaxrec.training.state import abstract_state, split_model
 
 
@@ -191,10 +191,14 @@ def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(here, tmp_path
 
 
 def test_early_stopping(here, tmp_path, capsys):
+    """A run that is not above popularity yet may wait four times as long."""
     changes = {'train.patience': 2, 'optim.learning_rate': 1e-9, 'optim.ema': 0.0}
+    changes |= {'train.epochs': 20}
     experiment = applied(here[0], {**changes, 'train.eval_every': 0.25})
     first = fit(experiment, tmp_path)
     assert first['stopped'] == 'early stopping'
+    validated = [step for step, line in metrics_of(tmp_path).items() if 'valid/HR@10' in line]
+    assert len(validated) == 1 + 4 * 2
     capsys.readouterr()
     assert fit(experiment, tmp_path) == first and 'early stopping' in capsys.readouterr().out
 
@@ -209,7 +213,11 @@ def test_progress():
         ]
         assert found == [True, False, True, False, False]
         assert (progress.best, progress.best_step, progress.validated) == (sign * 0.6, 3, 5)
-        assert progress.done(2) and not progress.done(3) and not progress.done(0)
+        for floor, times in ((None, 1), (0.5, 1), (0.6, 4), (0.7, 4)):  # 4: it has not begun
+            progress.validations_since_best = 2 * times
+            for patience, over in ((2, True), (3, False), (0, False)):
+                floor_ = None if floor is None else sign * floor
+                assert Patience(patience, floor_, sign > 0).over(progress) == over
 
 
 def test_same_losses_on_any_mesh(here, tmp_path):

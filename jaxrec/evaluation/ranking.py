@@ -203,6 +203,11 @@ class Ranking(Evaluation):
         counted = baselines.counts(self, self._references)
         return {name: self.result(*counts) for name, counts in counted.items()}
 
+    def floor(self, metric: str) -> float | None:
+        """That of popularity."""
+        counts = baselines.counts(self, ('popularity',))['popularity']
+        return self.result(*counts).metrics.get(metric)
+
     def result(self, greater: np.ndarray, ties: np.ndarray) -> Measured:
         """Metrics from the counts of all targets, int [len(items)]."""
         cutoffs = self.how.cutoffs

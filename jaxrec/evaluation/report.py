@@ -33,6 +33,7 @@ def text(result: dict) -> str:
         *_details(result['details']),
         '',
         *_aligned(rows),
+        *_beaten(result),
     ]
     kind = result['main_metric'].partition('@')[2]
     for grouping, groups in result['groups'].items():
@@ -46,6 +47,21 @@ def text(result: dict) -> str:
         if grouping in _COMPARED:
             lines += ['', *_aligned(_compared(result, grouping))]
     return '\n'.join(lines)
+
+
+def _beaten(result):
+    """A line if something that has nothing to learn is better than the model."""
+    main, better = result['main_metric'], result.get('beaten_by')
+    if not better:
+        return []
+    best = ', '.join(
+        f'{n.replace("_", " ")} {_number(result["references"][n][main])}' for n in better
+    )
+    return [
+        '',
+        f'note: by {main} the model, {_number(result["metrics"][main])}, is beaten by {best}: '
+        'train it longer, or smaller, or use that',
+    ]
 
 
 def _compared(result, grouping):

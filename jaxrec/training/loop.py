@@ -34,7 +34,7 @@ from jaxrec.training import summary, warm_start, workdir
 from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
 from jaxrec.training.parallel_runs import Runs, devices_of
-from jaxrec.training.places import Place, Progress, Watch
+from jaxrec.training.places import Patience, Place, Progress, Watch
 from jaxrec.training.state import Program
 
 _STACKED = '.together'  # folder of the state of several runs
@@ -182,6 +182,10 @@ class _Run:
         self._pass = Pass(self.program.graphdef, self.problem, self.program.constants)
         self._first, valid = first, self.problem.evaluations.get('valid')
         self._valid = valid() if valid and len(self.problem.periods) == 1 else None
+        patience, floor = self._settings.patience, None
+        if self._valid is not None and patience:
+            floor = self._valid.floor(self.metric)
+        self._patience = Patience(patience, floor, self._higher)
         self._poll, self._stopping = cluster.Poll(), False
 
     def learn(self, stop: Callable[[], bool]) -> None:
@@ -223,7 +227,7 @@ class _Run:
             since,
             self.step,
             self._stop_at,
-            settings.patience,
+            self._patience,
             self._diverged,
         )
         saved_at = time.monotonic()
@@ -255,7 +259,7 @@ class _Run:
         """Every run that still trains, on the problem's 'valid'."""
         for place, params in self._runs():
             progress = place.progress
-            if progress.done(self._settings.patience) or progress.validated >= self.step:
+            if self._patience.over(progress) or progress.validated >= self.step:
                 continue
             metrics = self._measured(params, self._valid, place).metrics
             place.logs.write(self.step, {f'valid/{name}': v for name, v in metrics.items()})
@@ -305,14 +309,14 @@ class _Run:
         limit = self._settings.steps
         if self._stopping or (limit and self.step >= limit and len(self.problem.periods) > 1):
             return True
-        return all(place.progress.done(self._settings.patience) for place in self.places)
+        return all(self._patience.over(place.progress) for place in self.places)
 
     def _validated(self) -> bool:
         """Whether every run has been validated where it stands, or need not be."""
         if self._valid is None:
             return True
         return all(
-            place.progress.done(self._settings.patience) or place.progress.validated >= self.step
+            self._patience.over(place.progress) or place.progress.validated >= self.step
             for place in self.places
         )
 
@@ -401,7 +405,7 @@ class _Run:
                 self.step,
                 self.metric,
                 stopped=self._stopping and unfinished,
-                patience=self._settings.patience,
+                patience=self._patience,
                 before=self._host['before'],
             )
             for place in self.places

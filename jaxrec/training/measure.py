@@ -1,6 +1,7 @@
 """Measures what a run has trained, beside what has nothing to learn."""
 
 import jax
+import numpy as np
 
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Pass
@@ -32,7 +33,10 @@ def as_json(
     measured: Measured,
     references: dict[str, Measured],
 ) -> dict:
-    """What is told of an evaluation, JSON-ready."""
+    """What is told of an evaluation, JSON-ready; beaten_by: references with a better metric."""
+    task = trained.experiment.task
+    main = task.main_metric()
+    sign = 1 if task.metrics()[main].higher else -1
     return {
         'split': which,
         'metrics': measured.metrics,
@@ -43,7 +47,12 @@ def as_json(
         'unit': measured.unit,
         'examples': evaluation.examples,
         'protocol': evaluation.protocol,
-        'main_metric': trained.experiment.task.main_metric(),
+        'main_metric': main,
+        'beaten_by': [
+            name
+            for name, other in references.items()
+            if sign * other.metrics.get(main, -sign * np.inf) > sign * measured.metrics[main]
+        ],
         'data_hash': trained.problem.data_hash,
         'seed': trained.experiment.train.seed,
         'checkpoint': trained.checkpoint,

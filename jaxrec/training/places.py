@@ -33,8 +33,30 @@ class Progress:
         self.validations_since_best += 1
         return False
 
-    def done(self, patience: int) -> bool:
-        return 0 < patience <= self.validations_since_best
+
+@dataclasses.dataclass(frozen=True)
+class Patience:
+    """When a run has waited long enough for a new best.
+
+    A run that is not above `floor` yet, a predictor with nothing to learn, has not begun: it may
+    wait four times as long.
+
+    Attributes:
+      validations: without a new best; 0 = it waits for ever.
+      floor: None = there is none.
+      higher: whether more of the metric is better.
+    """
+
+    validations: int
+    floor: float | None = None
+    higher: bool = True
+
+    def over(self, progress: Progress) -> bool:
+        """Whether early stopping ends the run."""
+        sign, begun = 1 if self.higher else -1, True
+        if self.floor is not None and progress.best is not None:
+            begun = sign * progress.best > sign * self.floor
+        return 0 < self.validations * (1 if begun else 4) <= progress.validations_since_best
 
 
 @dataclasses.dataclass
@@ -63,7 +85,7 @@ class Watch:
       since: step of the run at which this period began.
       step: where it stands.
       stop_at: where the period ends.
-      patience: of the runs; one that is done is left out.
+      patience: of the runs; one for which it is over is left out.
       diverged: makes the error of a loss that is not finite.
     """
 
@@ -74,7 +96,7 @@ class Watch:
         since: int,
         step: int,
         stop_at: int,
-        patience: int,
+        patience: Patience,
         diverged: Callable[[str, Place], UserError],
     ):
         self._places, self._batches, self._begun = places, batches, since
@@ -102,7 +124,7 @@ class Watch:
         }
         means = []
         for nth, place in enumerate(self._places):
-            if place.progress.done(self._patience):
+            if self._patience.over(place.progress):
                 continue
             own = [{name: float(np.ravel(v[name])[nth]) for name in v} for v in values]
             self._check(steps, own, place)

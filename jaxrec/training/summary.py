@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrec.training.places import Place
+from jaxrec.training.places import Patience, Place
 
 
 def summary(
@@ -14,7 +14,7 @@ def summary(
     metric: str,
     *,
     stopped: bool,
-    patience: int,
+    patience: Patience,
     before: Sequence[dict],
 ) -> dict[str, Any]:
     """Of a run, JSON-ready.
@@ -33,7 +33,7 @@ def summary(
     """
     progress = place.progress
     how = 'signal' if stopped else 'finished'
-    if progress.done(patience):
+    if patience.over(progress):
         how = 'early stopping'
     found = {
         'workdir': str(place.folder),
