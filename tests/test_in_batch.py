@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrec.errors import UserError
 from jaxrec.losses import in_batch_softmax, scores, weighted_mean
 from jaxrec.objectives import in_batch
 from jaxrec.objectives.frequency import estimate, start_estimate
@@ -74,6 +75,49 @@ def test_loss(problem, smoothing, refined, own):
     expected = slow_loss(*problem, q, (smoothing, refined, own))
     got = loss_of(*map(jnp.asarray, problem), q, (smoothing, refined, own))
     np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+@pytest.mark.parametrize(
+    'changes', [{'routing': 'target'}, {'softness': 0.7}, {'apart': 0.3}, {}], ids=str
+)
+def test_several_vectors_against_a_loop(problem, changes):
+    """Which of a user's vectors scores a candidate, and how far they are held apart."""
+    queries, table, _, targets, history, weights = problem
+    config = in_batch.InBatch(logq='none', own_history=True, **changes)
+    config.check()
+
+    def score(i, target, item):
+        each = queries[i] @ table[item]
+        if config.routing == 'target':
+            return each[(queries[i] @ table[target]).argmax()]
+        if config.softness:
+            return config.softness * math.log(np.mean(np.exp(each / config.softness)))
+        return each.max()
+
+    total = 0.0
+    for i, target in enumerate(targets):
+        others = [math.exp(score(i, target, c)) for c in targets if c not in (0, target)]
+        positive = math.exp(score(i, target, target))
+        unit = [v / np.linalg.norm(v) for v in queries[i]]
+        pairs = [(unit[a] @ unit[b]) ** 2 for a in range(K) for b in range(K) if a != b]
+        loss = -math.log(positive / (positive + sum(others)))
+        total += weights[i] * (loss + config.apart * np.mean(pairs))
+    batch = {
+        'targets': jnp.asarray(targets[:, None], jnp.int32),
+        'weights': jnp.asarray(weights[:, None], jnp.float32),
+        'log_share': jnp.zeros((B, 1)),
+        'items': jnp.asarray(history, jnp.int32),
+    }
+    rows = jnp.asarray(table, jnp.float32)
+    asked = jnp.asarray(queries[:, None], jnp.float32)
+    got, (terms, _) = in_batch.loss(config, asked, rows, batch, {}, 9)
+    np.testing.assert_allclose(got, total / weights.sum(), rtol=2e-5)
+    assert ('cosine' in terms) == bool(config.apart)
+
+
+def test_two_ways_to_choose_a_vector_are_refused():
+    with pytest.raises(UserError, match='set one of them alone'):
+        in_batch.InBatch(routing='target', softness=0.1).check()
 
 
 def test_only_the_winning_vector_learns(problem):

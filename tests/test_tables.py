@@ -530,6 +530,9 @@ NEW_OF_IN_BATCH = (
     'batch_negatives',
     'warmup',
     'prototypes',
+    'routing',
+    'softness',
+    'apart',
 )
 
 

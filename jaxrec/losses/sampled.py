@@ -6,16 +6,27 @@ import jax.numpy as jnp
 from jaxrec.losses.pointwise import at_least_float32
 
 
-def scores(queries: jax.Array, rows: jax.Array) -> jax.Array:
-    """Largest dot product of each user's vectors with each item: [B, N].
-
-    The gradient reaches the vector that wins alone (KuaiFormer, section 3.4).
+def scores(queries: jax.Array, rows: jax.Array, softness: float = 0.0) -> jax.Array:
+    """`united` dot products of each user's vectors with each item: [B, N].
 
     Args:
       queries: [B, K, D].
       rows: [N, D].
+      softness: see `united`.
     """
-    return jnp.einsum('bkd,nd->bkn', queries, rows, preferred_element_type=jnp.float32).max(1)
+    each = jnp.einsum('bkd,nd->bkn', queries, rows, preferred_element_type=jnp.float32)
+    return united(each, softness)
+
+
+def united(each: jax.Array, softness: float = 0.0) -> jax.Array:
+    """One score of the scores by each of a user's vectors, [B, K, ..] -> [B, ..].
+
+    The largest: the gradient reaches the vector that wins alone (KuaiFormer, section 3.4). With a
+    softness t > 0 it is t log mean exp(score / t), from which every vector learns; at 0 the same.
+    """
+    if not softness:
+        return each.max(1)
+    return softness * (jax.nn.logsumexp(each / softness, axis=1) - jnp.log(each.shape[1]))
 
 
 def in_batch_softmax(

@@ -29,7 +29,7 @@ from jaxrec.config import field
 from jaxrec.devices.mesh import on_mesh, placed, replicated, reshape_rows
 from jaxrec.errors import UserError
 from jaxrec.losses import unit, weighted_mean
-from jaxrec.losses.sampled import in_batch_softmax, scores
+from jaxrec.losses.sampled import in_batch_softmax, scores, united
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.objectives.bank import push, start_bank
 from jaxrec.objectives.frequency import estimate, estimate_share, start_estimate
@@ -53,6 +53,11 @@ class InBatch:
     batch_negatives: bool = True  # the other targets of the batch are negatives
     warmup: int = field(0, least=0)  # steps before those of the bank are
     prototypes: int = field(0, least=0)  # > 0: as many banks, each for the histories next to it
+    # of a user's several vectors a candidate is scored by the one that is best for it (max,
+    # KuaiFormer) or for the target (target, ComiRec)
+    routing: str = field('max', choices=('max', 'target'))
+    softness: float = field(0.0, least=0)  # of the best, see `sampled.united`; serving takes 0
+    apart: float = field(0.0, least=0)  # weight of the mean squared cosine between them
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""
@@ -63,6 +68,8 @@ class InBatch:
             )
         if self.warmup and not self.batch_negatives:
             raise UserError('model.in_batch.warmup leaves no negatives: set batch_negatives=True')
+        if self.softness and self.routing != 'max':
+            raise UserError("model.in_batch.softness is of routing='max': set one of them alone")
 
 
 def own_table(model: Any, catalogue: dict[str, jax.Array]) -> jax.Array | Rows:
@@ -103,7 +110,8 @@ def loss(
       Scalar, and (terms, next carry). The terms: in_batch (the same), accuracy (share of the
       targets that score higher than all their candidates, corrected scores), for K > 1 largest_win
       (share of the targets that the most frequent winner among the K vectors wins: near 1, the
-      others are dead), with prototypes largest_prototype (the same of them and the histories).
+      others are dead) and, with `apart`, cosine (the mean squared one between two of them), with
+      prototypes largest_prototype (the same of them and the histories).
     """
     carry = {name: carry[name] for name in carry if name in _CARRIED}
     if 'frequency' in carry:
@@ -123,7 +131,10 @@ def loss(
         candidates_log_q = jnp.concatenate([candidates_log_q, uniform])
     own_items = compared(config, lookup(table, targets))
     by_vector = jnp.einsum('bkd,bd->bk', queries, own_items, preferred_element_type=jnp.float32)
-    positive = by_vector.max(1)
+    positive, asked = united(by_vector, config.softness), queries
+    if config.routing == 'target':
+        winner = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1], dtype=queries.dtype)
+        asked = jnp.einsum('bk,bkd->bd', winner, queries)[:, None]
     vectors, own_bank = compared(config, lookup(table, candidates)), None
     drawn_vectors = vectors[: len(drawn)]
     if not config.batch_negatives:
@@ -138,7 +149,7 @@ def loss(
     else:
         log_n = jnp.log(jnp.maximum((candidates > 0).sum(), 1).astype(jnp.float32))
         log_q, candidates_log_q = log_q + log_n, candidates_log_q + log_n
-    negatives = scores(queries, vectors)
+    negatives = scores(asked, vectors, config.softness)
     if config.temperature != 1:
         positive, negatives = positive / config.temperature, negatives / config.temperature
     own = jnp.concatenate([batch['items'], batch['targets']], axis=1)
@@ -161,10 +172,21 @@ def loss(
     if by_vector.shape[1] > 1:
         won = jax.nn.one_hot(by_vector.argmax(1), by_vector.shape[1])
         terms['largest_win'] = jax.vmap(weighted_mean, (1, None))(won, weights).max()
+    if config.apart:
+        terms['cosine'] = weighted_mean(_squared_cosine(queries), weights)
+        value = value + config.apart * terms['cosine']
     if config.bank:
         carry, more = _pushed(config, carry, queries, weights, drawn_vectors, drawn, drawn_log_q)
         terms |= more
     return value, (terms, carry)
+
+
+def _squared_cosine(queries: jax.Array) -> jax.Array:
+    """[B], the mean squared cosine of two of a row's vectors [B, K, D]; 0 of a single one."""
+    count = queries.shape[1]
+    each = unit(queries)
+    squared = jnp.square(jnp.einsum('bkd,bjd->bkj', each, each))
+    return (squared.sum((1, 2)) - count) / max(count * (count - 1), 1)
 
 
 def sample(config: InBatch, batch: dict, key: jax.Array, num_items: int) -> dict:
