@@ -17,6 +17,7 @@ from flax import nnx
 from jaxrec import problem
 from jaxrec.config import field
 from jaxrec.errors import UserError
+from jaxrec.losses import pointwise
 from jaxrec.nn import batch_norm, embeddings, experts, fields
 from jaxrec.nn.dropout import Key, dropout, split_key
 
@@ -163,7 +164,8 @@ class ClickModel(problem.Model):
 
         Args:
           batch: features as in `logits`, labels and mask float32 [B, T] and weights float32 [B];
-            of windows of rows [B, S, T] and [B, S].
+            of windows of rows [B, S, T] and [B, S]. Of a label stream (`data.label_streams`) also
+            missed float32 [B, T], and told_early float32 [B] where all were told as negatives.
           constants: not used.
           carry: of `carry`.
           key: dropout.
@@ -173,8 +175,8 @@ class ClickModel(problem.Model):
         logits, _ = self.heard(batch, key, batch['weights'])
         if problem.STATISTICS in carry:
             carry = {**carry, problem.STATISTICS: batch_norm.statistics(self)}
-        weights = batch['mask'] * batch['weights'][..., None]
-        losses = optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels'])
+        losses, known = _label_losses(logits, batch)
+        weights = known * batch['weights'][..., None]
         over = tuple(range(weights.ndim - 1))
         means = (losses * weights).sum(over) / jnp.maximum(weights.sum(over), 1e-9)
         terms = {f'loss_{n}': means[n] for n in range(len(means))}
@@ -184,6 +186,19 @@ class ClickModel(problem.Model):
         """Running means and variances, where there is batch normalisation."""
         kept = batch_norm.statistics(self)
         return {problem.STATISTICS: jax.tree.map(jnp.copy, kept)} if kept else {}
+
+
+def _label_losses(logits, batch):
+    """Losses of the labels, and which of them are known, as `logits`."""
+    labels, known = batch['labels'], batch['mask']
+    if 'told_early' in batch:
+        return pointwise.fake_negative_weighted(logits, labels), known
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels)
+    if 'missed' not in batch:
+        return losses, known
+    missed = batch['missed']
+    losses = (1 - missed) * losses + missed * pointwise.taken_back(logits)
+    return losses, known + missed
 
 
 class FieldModel(ClickModel):
