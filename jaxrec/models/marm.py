@@ -36,6 +36,7 @@ from jaxrec.nn import embeddings, experts
 from jaxrec.nn.attention import SelfAttention
 from jaxrec.nn.dropout import Key, split_key
 from jaxrec.nn.linear import linear_layer
+from jaxrec.nn.search import latest, nearest
 
 SEARCHES = ('latest', 'same', 'dot')
 
@@ -152,13 +153,8 @@ class Marm(multi_task.FieldModel):
             return past
         if search == 'same':
             alike = past & (own[:, None, :, None] == groups[:, None, None, :])
-            newer = jax.lax.cumsum(alike.astype(jnp.int32), axis=3, reverse=True)
-            return alike & (newer <= most)
-        if kept.shape[1] <= most:
-            return past
-        products = jnp.einsum('bmd,bnd->bmn', *map(jax.lax.stop_gradient, (x, kept)))[:, None]
-        products = jnp.where(past, products, -jnp.inf)  # padding must not beat a negative product
-        return past & (products >= jnp.sort(products, axis=3)[..., -most, None])
+            return latest(alike, most)
+        return nearest(x, kept, past[:, 0], most)[:, None]
 
     def read(
         self,

@@ -215,21 +215,30 @@ class FieldModel(ClickModel):
         self.widths, self.numbers = fields.widths_of(sizes)
         table = embeddings.item_table(config.init, config.dim, sizes['table'] - 1, rngs.params())
         self.table = nnx.Param(table)
-        self.make_pools(rngs)
-        vectors = len(self.widths) + len(config.attend) + len(config.cross)
+        vectors = len(self.widths) + self.make_pools(rngs) + len(config.cross)
         self.input_width = vectors * config.dim + len(self.numbers)
 
-    def make_pools(self, rngs: nnx.Rngs) -> None:
-        """What `pool` needs."""
+    def make_pools(self, rngs: nnx.Rngs) -> int:
+        """Makes what `pooled` needs; returns how many vectors it gives."""
         init, shape = embeddings.INITS['xavier_uniform'], (self.config.dim, self.config.dim)
         self.queries = nnx.List(
             nnx.Param(init(rngs.params(), shape, jnp.float32)) for _ in self.config.attend
         )
+        return len(self.config.attend)
 
     def pool(self, nth: int, query: jax.Array, members: jax.Array, real: jax.Array) -> jax.Array:
         """[B, D] of the nth set in `attend` for queries [B, D], see `fields.attend`."""
         query = experts.stacked_product(query, self.queries[nth][...][None])[:, 0]
         return fields.attend(query, members, real)
+
+    def pooled(self, found: fields.Vectors, features: dict[str, jax.Array]) -> list[jax.Array]:
+        """Vectors [B, D] of what attention from the query makes of sets."""
+        del features
+        query = found.mean.get(self.config.query)
+        return [
+            self.pool(nth, query, found.members[name], found.real[name])
+            for nth, name in enumerate(self.config.attend)
+        ]
 
     def vectors(self, features: dict[str, jax.Array]) -> fields.Vectors:
         """Of the fields that are no numbers."""
@@ -239,8 +248,7 @@ class FieldModel(ClickModel):
         """[B, I], what all that follows sees of `features`."""
         found, config = self.vectors(features), self.config
         parts, query = list(found.mean.values()), found.mean.get(config.query)
-        for nth, name in enumerate(config.attend):
-            parts.append(self.pool(nth, query, found.members[name], found.real[name]))
+        parts += self.pooled(found, features)
         parts += [found.mean[name] * query for name in config.cross]
         parts += [features[name][:, None] for name in self.numbers]
         return dropout(jnp.concatenate(parts, axis=1), config.embedding_dropout, key)
