@@ -41,7 +41,7 @@ _WIDTH = max(len(name) for name in datasets.NAMES)
 _LINES = [f'  {name:{_WIDTH}}  {summary}' for name, (_, _, summary) in datasets.KNOWN.items()]
 _LINES += [
     f'  {datasets.SYNTHETIC:{_WIDTH}}  generated; users, items, length, seed can be set',
-    f'  {datasets.BLOCK_MODEL:{_WIDTH}}  a generated graph; nodes, classes, seed .. can be set',
+    *(f'  {name:{_WIDTH}}  {summary}' for name, (_, summary) in datasets.GENERATED.items()),
 ]
 __doc__ = (__doc__ or '').format(known='\n'.join(_LINES))
 

@@ -78,10 +78,14 @@ class Evaluation:
     Attributes:
       examples: how many; `places` in batches count from 0 to examples - 1.
       protocol: JSON-able, all that the numbers depend on besides model and data.
+      replays: numbers of the periods whose predictions it measures, as they were before each was
+        learnt (`Problem.keeps`); there is nothing to predict. Parts are then (places, the rest of
+        what was kept), a part a period. Empty = the usual.
     """
 
     examples: int
     protocol: dict[str, Any]
+    replays: range = range(0)
 
     def batches(self) -> Iterator[tuple[np.ndarray, Batch]]:
         """(places int64 [n], batch of n rows or more) in a handful of shapes; the rest is padding.
@@ -146,10 +150,12 @@ class Period:
     Attributes:
       batches: what is learnt; None if there is nothing.
       before: evaluations of the model as it is before, by name.
+      saved: whether a checkpoint ends it; short ones are saved every train.save_every minutes.
     """
 
     batches: Batches | None
     before: Mapping[str, Evaluation] = dataclasses.field(default_factory=dict)
+    saved: bool = True
 
 
 @dataclasses.dataclass
@@ -171,9 +177,12 @@ class Problem:
         graph to propagate over, with `save(folder)`; a run keeps it, so that it is served without
         its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
+      keeps: whether a run keeps what was predicted before each period, `Measured.kept`, in which
+        'places' are those of the examples.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()
+    keeps: ClassVar[bool] = False
 
     about: str
     data_hash: str

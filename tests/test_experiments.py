@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrec.data.histories import Histories
-from jaxrec.datasets import KNOWN, SYNTHETIC
+from jaxrec.datasets import NAMES
 from jaxrec.experiment import Experiment, applied, check, from_record, to_record
 from jaxrec.tasks import next_item
 from jaxrec.training.state import Program
@@ -60,7 +60,7 @@ def test_loads_and_says_how_to_run_it(path):
     assert 'python -m jaxrec.train' in module.__doc__
     experiment = module.get_config()
     assert isinstance(experiment, Experiment)
-    assert experiment.data.dataset.partition(':')[0] in ('', SYNTHETIC, *KNOWN)
+    assert experiment.data.dataset.partition(':')[0] in ('', *NAMES)
     assert from_record(to_record(experiment)) == experiment
     check(experiment)
 

@@ -29,10 +29,23 @@ SIZES = {
 }
 
 
-def made(layers, memory=3, heads=2):
+SEARCHES = {
+    'latest': {},
+    'same': {'search': 'same', 'same': 'item', 'searched': 7},
+    'dot': {'search': 'dot', 'searched': 7},
+}
+
+
+def made(layers, memory=3, heads=2, **search):
     """The model in float64, under jax.enable_x64."""
     config = marm.Config(
-        dim=D, tower_widths=(5,), layers=layers, memory=memory, heads=heads, cross=('item',)
+        dim=D,
+        tower_widths=(5,),
+        layers=layers,
+        memory=memory,
+        heads=heads,
+        cross=('item',),
+        **search,
     )
     config.check()
     graphdef, params = models.made(lambda: config.make(SIZES, rngs=nnx.Rngs(0)))
@@ -46,7 +59,20 @@ def drawn(seed=0):
     return rng.normal(size=(B, S, D)), labels, (rng.random((B, S, T)) < 0.7).astype(np.float64)
 
 
-def slow(model, x, labels, mask):
+GROUPS = np.random.default_rng(5).integers(0, 2, (B, S)).astype(np.int32)
+
+
+def found(config, j, layer, own, kept, groups):
+    """Events that row j attends to in a layer: of the latest those that its search picks."""
+    events = list(range(max(0, j - config.reach), j))
+    if config.search == 'same':
+        events = [i for i in events if groups[i] == groups[j]]
+    if config.search == 'dot':
+        events.sort(key=lambda i: own @ kept[i][layer])
+    return events[-config.memory :]
+
+
+def slow(model, x, labels, mask, groups):
     """x^0 .. x^L [S, L + 1, D] of one stream, event by event, head by head."""
     outcomes, kept, out = np.asarray(model.outcomes[...]), [], []
     for j in range(len(x)):
@@ -54,7 +80,7 @@ def slow(model, x, labels, mask):
         for number, layer in enumerate(model.layers):
             q, k, v, o = (np.asarray(p.kernel[...]) for p in (layer.q, layer.k, layer.v, layer.out))
             memories = []
-            for i in range(max(0, j - model.config.memory), j):
+            for i in found(model.config, j, number, own[-1], kept, groups):
                 told = sum(mask[i, t] * outcomes[t, int(labels[i, t])] for t in range(T))
                 memories.append(kept[i][number] + told)
             if not memories:
@@ -76,31 +102,38 @@ def outputs(model, x, labels, mask, sees=None):
     sees = np.broadcast_to(np.arange(S), (B, S)) if sees is None else sees
     graphdef, params = nnx.split(model)
     run = lambda p, *args: jnp.stack(nnx.merge(graphdef, p).outputs(*args), axis=2)  # noqa: E731
-    return np.asarray(models.jit(run)(params, x, labels, mask, sees))
+    return np.asarray(models.jit(run)(params, x, labels, mask, sees, GROUPS))
 
 
-@pytest.mark.parametrize('layers', [1, 2, 3])
-def test_kept_is_recomputed_is_the_loop(layers):
+@pytest.mark.parametrize(
+    'layers, search', [(1, 'latest'), (2, 'latest'), (3, 'latest'), (2, 'same'), (2, 'dot')]
+)
+def test_kept_is_recomputed_is_the_loop(layers, search):
     """One layer is plain target attention: the loop of a single layer is its formula."""
     with jax.enable_x64(True):
-        model, (x, labels, mask) = made(layers), drawn()
+        model, (x, labels, mask) = made(layers, **SEARCHES[search]), drawn()
         whole = outputs(model, x, labels, mask)
         for user in range(B):
             np.testing.assert_allclose(
-                whole[user], slow(model, x[user], labels[user], mask[user]), rtol=0, atol=1e-12
+                whole[user],
+                slow(model, x[user], labels[user], mask[user], GROUPS[user]),
+                rtol=0,
+                atol=1e-12,
             )
-        n, rng = model.config.memory, np.random.default_rng(1)
+        n, rng = model.config.reach, np.random.default_rng(1)
         kept = np.full((B, S, layers, D), np.nan)
         graphdef, params = nnx.split(model)
         read = models.jit(lambda p, *args: nnx.merge(graphdef, p).read(*args))
         for j in range(S):  # one event after the other; unused places hold rubbish, order is free
-            places = rng.permutation(n)
+            places = np.arange(n) if search == 'same' else rng.permutation(n)
             slots, there = rng.normal(size=(B, n, layers, D)), np.zeros((B, n), bool)
             came, known = (rng.integers(0, 2, (B, n, T)).astype(np.float64) for _ in range(2))
+            groups = rng.integers(0, 2, (B, n)).astype(np.int32)
             for place, i in zip(places, range(max(0, j - n), j), strict=False):
                 slots[:, place], there[:, place] = kept[:, i], True
                 came[:, place], known[:, place] = labels[:, i], mask[:, i]
-            own = np.asarray(read(params, x[:, j], slots, came, known, there))
+                groups[:, place] = GROUPS[:, i]
+            own = np.asarray(read(params, x[:, j], slots, came, known, there, GROUPS[:, j], groups))
             np.testing.assert_allclose(own, whole[:, j], rtol=0, atol=1e-12)
             kept[:, j] = own[:, :-1]
 
@@ -112,19 +145,47 @@ def test_the_latest_events_alone_are_not_enough():
         n, whole = model.config.memory, outputs(model, x, labels, mask)[0]
         for j in range(S):
             kept = slice(max(0, j - n), j + 1)
-            alone = slow(model, x[0, kept], labels[0, kept], mask[0, kept])[-1]
+            alone = slow(model, x[0, kept], labels[0, kept], mask[0, kept], GROUPS[0, kept])[-1]
             assert np.allclose(alone, whole[j], atol=1e-12) == (j <= n), j
 
 
-def test_no_past():
+def test_layers_search_by_themselves():
+    """A layer's own x decides; padding does not beat a negative product; no gradient chooses."""
+    with jax.enable_x64(True):
+        model = made(2, **SEARCHES['dot'])
+        x = np.array([[[1.0, 0, 0, 0]]])
+        events = np.zeros((1, 6, D))
+        events[0, :, 0] = [-5, -4, -3, -2, 9, 9]
+        past = np.array([True, True, True, True, False, False])[None, None, None]
+        picked = model.picked(x, events, past, None, None)
+        np.testing.assert_array_equal(picked[0, 0, 0], [False, True, True, True, False, False])
+        np.testing.assert_array_equal(
+            model.picked(-x, events, past, None, None)[0, 0, 0], [True] * 3 + [False] * 3
+        )
+        events[0, :3] = events[0, 1]  # ties are all seen
+        assert model.picked(x, events, past, None, None).sum() == 4
+
+
+def test_a_search_among_no_more_than_it_picks_finds_all():
+    """Then every search is the latest, but for events that are not alike."""
+    with jax.enable_x64(True):
+        x, labels, mask = drawn()
+        plain = outputs(made(2, memory=S), x, labels, mask)
+        dot = made(2, memory=S, search='dot', searched=S + 1)
+        np.testing.assert_array_equal(outputs(dot, x, labels, mask), plain)
+
+
+@pytest.mark.parametrize('search', SEARCHES)
+def test_no_past(search):
     """Output = input, and no NaN in a gradient."""
     with jax.enable_x64(True):
-        model, (x, labels, mask) = made(2), drawn()
+        model, (x, labels, mask) = made(2, **SEARCHES[search]), drawn()
         graphdef, params = nnx.split(model)
         sees = jnp.zeros((B, S), jnp.int32)
 
         def run(params, x):
-            return jnp.stack(nnx.merge(graphdef, params).outputs(x, labels, mask, sees), 2)
+            outputs = nnx.merge(graphdef, params).outputs(x, labels, mask, sees, GROUPS)
+            return jnp.stack(outputs, 2)
 
         np.testing.assert_array_equal(run(params, x), np.repeat(x[:, :, None], 3, axis=2))
         grads = models.jit(jax.grad(lambda p, x: run(p, x).sum(), argnums=(0, 1)))(params, x)
@@ -217,9 +278,9 @@ def in_order(rows, tmp_path):  # noqa: F811
     return rows
 
 
-def experiment(**changes):
+def experiment(search='latest', **changes):
     made = make_click(train={'batch_rows': 4}, **{'history': 'frozen', **changes})
-    made.model = marm.Config(dim=4, tower_widths=(), layers=2, memory=3)
+    made.model = marm.Config(dim=4, tower_widths=(), layers=2, memory=3, **SEARCHES[search])
     return made
 
 
@@ -231,15 +292,16 @@ def metrics(name='test', **changes):
     return evaluate(p, graph, params, name)
 
 
-def test_pieces_of_a_stream_give_the_same(in_order, monkeypatch, mesh):
-    whole = metrics()
+@pytest.mark.parametrize('search', ['latest', 'dot'])
+def test_pieces_of_a_stream_give_the_same(in_order, monkeypatch, mesh, search):
+    whole = metrics(search=search)
     monkeypatch.setattr(streams, '_TARGETS', 2)
-    pieces = metrics(batch_rows=7)
+    pieces = metrics(search=search, batch_rows=7)
     mesh(2, 2)
-    on_a_mesh = metrics(batch_rows=64)
+    on_a_mesh = metrics(search=search, batch_rows=64)
     for other in (pieces, on_a_mesh):
         assert other.metrics == pytest.approx(whole.metrics, abs=1e-6)
-    told = metrics(history='streaming')
+    told = metrics(search=search, history='streaming')
     assert told.metrics['AUC/click'] != pytest.approx(whole.metrics['AUC/click'], abs=1e-6)
 
 
@@ -262,9 +324,10 @@ def test_a_step_on_any_mesh(in_order, mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
 
 
-def test_served_as_evaluated(in_order, tmp_path):
+@pytest.mark.parametrize('search', ['latest', 'same'])
+def test_served_as_evaluated(in_order, tmp_path, search):
     """Rows that are shown in order get the scores of the stream; scoring changes nothing."""
-    made = experiment(history='streaming')
+    made = experiment(search, history='streaming')
     with jax.set_mesh(make_mesh(made.mesh, jax.devices()[:1])):
         p = made.task.open(made, say=lambda line: None)
         graphdef, params = models.made(lambda: made.model.make(p.sizes, rngs=nnx.Rngs(0)))
@@ -334,5 +397,16 @@ def test_refusals(in_order, tmp_path):
     made = experiment()
     with pytest.raises(UserError, match='task.day must not decrease'):
         made.task.open(made, say=lambda line: None)
-    with pytest.raises(UserError, match=r'model.heads=3 must divide model.dim=16'):
-        marm.Config(heads=3).check()
+    for words, settings in (
+        (r'model.heads=3 must divide model.dim=16', {'heads': 3}),
+        ('model.searched goes with', {'searched': 99}),
+        ('set model.searched above it, which is 50', {'search': 'dot', 'searched': 50}),
+        ('goes with model.same', {'search': 'same', 'searched': 99}),
+        ('goes with model.same', {'search': 'dot', 'searched': 99, 'same': 'item'}),
+    ):
+        with pytest.raises(UserError, match=words):
+            marm.Config(**settings).check()
+    made = experiment('same')
+    made.model.same = 'author'
+    with pytest.raises(UserError, match="the model wants field 'author'"):
+        made.task.check(made)

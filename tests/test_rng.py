@@ -121,6 +121,6 @@ def test_other_seeds_are_refused_before_anything_is_read(tmp_path, seed):
     with pytest.raises(UserError, match=rf'train\.seed={seed} is not in'):
         fit_together(runs, tmp_path / 'run')
     assert not list(tmp_path.iterdir())
-    for name in ('synthetic', 'block-model'):
+    for name in ('synthetic', 'block-model', 'live-rooms'):
         with pytest.raises(UserError, match=f'seed={seed} is not in'):
             fit(small(tmp_path, **{'data.dataset': f'{name}:seed={seed}'}), tmp_path / 'run')

@@ -92,9 +92,9 @@ def whole(tmp_path_factory):
         happened.append(('predict', {name: one.targets for name, one in before.items()}))
         return predict(self, number, before)
 
-    def spy_learn(self, batches, stop):
+    def spy_learn(self, batches, *rest):
         happened.append(('learn', batches[0]))
-        return learn(self, batches, stop)
+        return learn(self, batches, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop._Run, '_predict', spy_predict)

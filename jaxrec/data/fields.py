@@ -31,7 +31,9 @@ class Field:
     looked up by a set with `of`.
     """
 
-    column: str  # of the rows, their users or their items; or 'user', 'item' themselves
+    # of the rows, their users or their items; or 'user', 'item' themselves; 'SET.CATEGORY', a set
+    # with of='CATEGORY', is this category of the items that are members of a set of the user's
+    column: str
     kind: str = 'category'
     least: int = 1  # category and set: training rows of a value that gets its own code
     size: int = 20  # quantile: buckets
@@ -98,9 +100,11 @@ class Encoder:
             self.codes[field.column], taken = self._fit(field, next_row)
             next_row += taken
         self.sizes = {TABLE: next_row}
-        for field in fields:
+        for field in sorted(fields, key=lambda field: bool(_parts(field))):
             column, self.units[field.column] = self._column(field)
-            if self.units[field.column] != 'row':
+            if _parts(field):
+                self.coded[field.column] = self._members(field, column)
+            elif self.units[field.column] != 'row':
                 self.coded[field.column] = self.codes[field.column](column)
             self.sizes[PREFIX + field.column] = 0 if field.kind == 'number' else _width(column)
 
@@ -116,8 +120,21 @@ class Encoder:
                 out[field.column] = self.coded[field.column][owners[unit]]
         return out
 
+    def _members(self, field, items):
+        """Codes int32 [U, T] of a category of the items [U, T], 0 where there is none."""
+        of, unit = field.of, self.units.get(field.of)
+        if unit != 'item' or self.units[field.column] != 'user':
+            raise UserError(
+                f'field {field.column!r} is of={of!r}: that must be a field of items, and the set '
+                f'one of users'
+            )
+        own, missing = self.coded[of], self.codes[of].missing
+        known = own[np.clip(items - 1, 0, len(own) - 1)]
+        return np.where(items > len(own), missing, np.where(items > 0, known, 0)).astype(np.int32)
+
     def _column(self, field):
-        column, unit = self._rows.column(field.column)
+        name = (_parts(field) or (field.column,))[0]
+        column, unit = self._rows.column(name)
         if (column.ndim == 2) != (field.kind == 'set'):
             holds = 'sets' if column.ndim == 2 else 'single values'
             raise UserError(
@@ -156,6 +173,12 @@ class Encoder:
         mean = np.average(values, weights=counts)
         deviation = np.sqrt(np.average((values - mean) ** 2, weights=counts))
         return Coding(field.kind, np.array([mean, deviation or 1.0]), first, width), 0
+
+
+def _parts(field):
+    """(set, category) of a field that is the category of a set's members, else ()."""
+    name, dot, category = field.column.rpartition('.')
+    return (name, category) if dot and category == field.of else ()
 
 
 def _width(column):

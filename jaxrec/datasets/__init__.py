@@ -57,9 +57,15 @@ KNOWN |= {  # graphs
     'pubmed': ('planetoid', 'PUBMED', 'Pubmed, the same'),
 }
 SYNTHETIC = 'synthetic'
-BLOCK_MODEL = 'block-model'
+GENERATED = {  # name -> file here with `parse` and `generate`, and a summary; not histories
+    'block-model': ('block_model', 'a generated graph; nodes, classes, seed .. can be set'),
+    'live-rooms': (
+        'live_rooms',
+        'generated visits to live rooms; hours, rooms, seed .. can be set',
+    ),
+}
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features', 'domain_col')
-NAMES = (*KNOWN, SYNTHETIC, BLOCK_MODEL)
+NAMES = (*KNOWN, SYNTHETIC, *GENERATED)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
 
@@ -115,8 +121,8 @@ def _load(
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
     if config.dataset.partition(':')[0] == SYNTHETIC:
         recipe = _synthetic(config)
-    elif config.dataset.partition(':')[0] == BLOCK_MODEL:
-        recipe = _block_model(config)
+    elif config.dataset.partition(':')[0] in GENERATED:
+        recipe = _generated(config)
     elif config.dataset in KNOWN:
         recipe = _public(config, say)
     else:
@@ -212,20 +218,20 @@ def _synthetic(config: config_lib.Data) -> store.Recipe:
     return store.Recipe(f'synthetic/{variant}/{store.VERSION}', read)
 
 
-def _block_model(config: config_lib.Data) -> store.Recipe:
-    from jaxrec.datasets import block_model
-
+def _generated(config: config_lib.Data) -> store.Recipe:
+    name, _, argument = config.dataset.partition(':')
     if config.min_user or config.min_item:
-        raise UserError(f'--min_user and --min_item are for histories, not {BLOCK_MODEL}')
-    parameters = block_model.parse(config.dataset.partition(':')[2])
+        raise UserError(f'--min_user and --min_item are for histories, not {name}')
+    module = importlib.import_module(f'jaxrec.datasets.{GENERATED[name][0]}')
+    parameters = module.parse(argument)
 
     def read(scratch: pathlib.Path) -> store.Source:
         del scratch
-        graph = block_model.generate(parameters)
-        return store.Source(graph, f'Generated graph: {parameters}.', 'generated')
+        made = module.generate(parameters)
+        return store.Source(made, f'Generated {made.KIND}: {parameters}.', 'generated')
 
     variant = '_'.join(f'{k}{v}' for k, v in vars(parameters).items())
-    return store.Recipe(f'block_model/{variant}/{store.VERSION}', read)
+    return store.Recipe(f'{name.replace("-", "_")}/{variant}/{store.VERSION}', read)
 
 
 def _public(config: config_lib.Data, say: Callable) -> store.Recipe:

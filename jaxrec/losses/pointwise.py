@@ -56,6 +56,39 @@ def bpr(positive: jax.Array, negatives: jax.Array) -> jax.Array:
     return jax.nn.softplus(-difference).mean(-1)
 
 
+def taken_back(logits: jax.Array, most: float = 5.0) -> jax.Array:
+    """-(log p - log(1 - p)) = -logit: of a positive that was learnt as a negative before.
+
+    With that negative's -log(1 - p) it is the positive's -log p (Moment&Cross, L_slow). It has no
+    end by itself: beyond the logit `most` there is no gradient (our choice).
+
+    Args:
+      logits: [...].
+      most: see above.
+
+    Returns:
+      [...].
+    """
+    return -jnp.minimum(logits, most)
+
+
+def fake_negative_weighted(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """Cross entropy where every row was told as a negative first (Ktena et al. 2019).
+
+    -y (1 + p) log p - (1 - y) (1 - p) (1 + p) log(1 - p), p in the weights without gradient.
+
+    Args:
+      logits: [...].
+      labels: [...], 0 or 1.
+
+    Returns:
+      [...].
+    """
+    p = jax.lax.stop_gradient(jax.nn.sigmoid(logits))
+    positive, negative = jax.nn.softplus(-logits), jax.nn.softplus(logits)
+    return (1 + p) * (labels * positive + (1 - labels) * (1 - p) * negative)
+
+
 def _weighted(positive, negatives, beta):
     """-(beta log s(r+) + sum_j log(1 - s(r_j)))."""
     positive, negatives = (

@@ -48,11 +48,12 @@ class DIN(multi_task.FieldModel):
         super().__init__(config, sizes, rngs=rngs)
         self.towers = self.make_towers(self.input_width, rngs, hidden=config.activation)
 
-    def make_pools(self, rngs: nnx.Rngs) -> None:
+    def make_pools(self, rngs: nnx.Rngs) -> int:
         widths = (4 * self.config.dim, *self.config.unit_widths, 1)
         self.units = nnx.List(
             experts.MLPs(1, widths, hidden='sigmoid', rngs=rngs) for _ in self.config.attend
         )
+        return len(self.config.attend)
 
     def pool(self, nth: int, query: jax.Array, members: jax.Array, real: jax.Array) -> jax.Array:
         queries = jnp.broadcast_to(query[:, None], members.shape)

@@ -1,17 +1,22 @@
 """MARM: layers of target attention over what layers made of earlier events (arXiv 2411.09425).
 
-Row j of a user's stream, x_j^0 = the vector of `query`, N(j) = its latest `memory` earlier rows:
+Row j of a user's stream, x_j^0 = the vector of `query`, N_l(j) = `memory` earlier rows:
 
-    x_j^{l+1} = x_j^l + W_o attention(W_q x_j^l; W_k m_i^l, W_v m_i^l, i in N(j))
+    x_j^{l+1} = x_j^l + W_o attention(W_q x_j^l; W_k m_i^l, W_v m_i^l, i in N_l(j))
     m_i^l     = x_i^l + the vectors of what came of row i, of its known labels
 
 The labels' networks see all fields side by side and x_j^1 .. x_j^L. Without a past x_j^{l+1} is
 x_j^l. The paper's equations are not public in full: residuals, no feed-forward part and the labels'
 vectors added when a memory is read are this file's choice.
 
+N_l(j) is picked from the latest `searched` rows, as SIM does (arXiv 2006.05639): the latest ones
+(search = latest, of `memory` rows), the latest that share the value of a field (same, its hard
+search), or those of which x_i^l has the largest products with x_j^l (dot, its soft search, in every
+layer by itself; without its tower, and no gradient goes through the choice). Ties are all seen.
+
 x_i^0 .. x_i^{L-1} never change once row i has been: served, they are kept (`Marm.read`), and a
-candidate costs L * memory * dim. Training computes them anew, with gradient, over windows of the
-stream with L * memory rows of context (`Marm.outputs`): the banded, strictly causal form, which
+candidate costs L * searched * dim. Training computes them anew, with gradient, over windows of the
+stream with L * searched rows of context (`Marm.outputs`): the banded, strictly causal form, which
 gives the same numbers. A candidate is no row of the stream: no past has it until it was shown.
 """
 
@@ -31,6 +36,9 @@ from jaxrec.nn import embeddings, experts
 from jaxrec.nn.attention import SelfAttention
 from jaxrec.nn.dropout import Key, split_key
 from jaxrec.nn.linear import linear_layer
+from jaxrec.nn.search import latest, nearest
+
+SEARCHES = ('latest', 'same', 'dot')
 
 
 @dataclasses.dataclass
@@ -38,19 +46,37 @@ class Config(multi_task.Config):
     """MARM's hyper-parameters."""
 
     layers: int = field(2, least=0)  # L; 0 = the past is not seen
-    memory: int = field(50, least=1)  # n, the latest events that a layer attends to
+    memory: int = field(50, least=1)  # n, events that a layer attends to
     heads: int = field(1, least=1)
+    search: str = field('latest', choices=SEARCHES)  # how they are picked
+    searched: int = field(0, least=0)  # the latest events that they are picked from; 0 = `memory`
+    same: str = ''  # search = same: the field, a category
 
     def check(self) -> None:
         super().check()
         if self.dim % self.heads:
             raise UserError(f'model.heads={self.heads} must divide model.dim={self.dim}')
+        if self.search == 'latest' and self.searched:
+            raise UserError('model.searched goes with model.search=same or dot')
+        if self.search != 'latest' and self.searched <= self.memory:
+            raise UserError(
+                f'model.search={self.search} picks model.memory={self.memory} events from more: '
+                f'set model.searched above it, which is {self.searched}'
+            )
+        if (self.search == 'same') != bool(self.same):
+            raise UserError('model.search=same goes with model.same, the field that is to be alike')
+
+    @property
+    def reach(self) -> int:
+        """Latest events of which a layer may hear."""
+        return self.searched or self.memory
 
     def inputs(self) -> problem.Inputs:
-        """A row hears of layers * memory rows before it, directly or through others."""
+        """A row hears of layers * reach rows before it, directly or through others."""
         known = super().inputs()
-        features = tuple(dict.fromkeys((*known.features, self.query)))
-        return dataclasses.replace(known, features=features, max_len=self.layers * self.memory)
+        more = (self.query, self.same) if self.same else (self.query,)
+        features = tuple(dict.fromkeys((*known.features, *more)))
+        return dataclasses.replace(known, features=features, max_len=self.layers * self.reach)
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'Marm':
         """Builds the model, see `multi_task.FieldModel`."""
@@ -83,24 +109,62 @@ class Marm(multi_task.FieldModel):
         )
 
     def outputs(
-        self, x: jax.Array, labels: jax.Array, mask: jax.Array, sees: jax.Array
+        self,
+        x: jax.Array,
+        labels: jax.Array,
+        mask: jax.Array,
+        sees: jax.Array,
+        groups: jax.Array | None = None,
     ) -> list[jax.Array]:
         """x^0 .. x^L, each [B, S, D], of every row of windows of streams.
 
         Args:
           x: [B, S, D], x^0.
           labels, mask: float32 [B, S, T], what came of the rows; of the row itself it is not read.
-          sees: int32 [B, S], a row's past are the latest `memory` of the window's first `sees`.
+          sees: int32 [B, S], a row's past are the latest of the window's first `sees`.
+          groups: int32 [B, S], values of the field `same`; None where there is none.
         """
         number, end = jnp.arange(x.shape[1]), sees[:, :, None]
-        past = ((number < end) & (number >= end - self.config.memory))[:, None]
+        past = ((number < end) & (number >= end - self.config.reach))[:, None]
         told, out = self.told(labels, mask), [x]
         for layer in self.layers:
-            out.append(_heard(layer, out[-1], out[-1] + told, past))
+            picked = self.picked(out[-1], out[-1], past, groups, groups)
+            out.append(_heard(layer, out[-1], out[-1] + told, picked))
         return out
 
+    def picked(
+        self,
+        x: jax.Array,
+        kept: jax.Array,
+        past: jax.Array,
+        own: jax.Array | None,
+        groups: jax.Array | None,
+    ) -> jax.Array:
+        """bool [B, 1, M, N], which events M rows attend to in a layer.
+
+        Args:
+          x: [B, M, D], of the layer, of the rows.
+          kept: [B, N, D], the same of the events, oldest first.
+          past: bool [B, 1, M, N], which of them are the row's past.
+          own, groups: int32 [B, M] and [B, N], values of the field `same` of both; None without.
+        """
+        search, most = self.config.search, self.config.memory
+        if search == 'latest':
+            return past
+        if search == 'same':
+            alike = past & (own[:, None, :, None] == groups[:, None, None, :])
+            return latest(alike, most)
+        return nearest(x, kept, past[:, 0], most)[:, None]
+
     def read(
-        self, x: jax.Array, kept: jax.Array, labels: jax.Array, mask: jax.Array, there: jax.Array
+        self,
+        x: jax.Array,
+        kept: jax.Array,
+        labels: jax.Array,
+        mask: jax.Array,
+        there: jax.Array,
+        own: jax.Array | None = None,
+        groups: jax.Array | None = None,
     ) -> jax.Array:
         """x^0 .. x^L [B, L + 1, D] of candidates whose users' pasts are kept.
 
@@ -108,19 +172,29 @@ class Marm(multi_task.FieldModel):
 
         Args:
           x: [B, D], x^0.
-          kept: [B, n, L, D], what was kept of the latest rows, in any order.
+          kept: [B, n, L, D], what was kept of the latest rows; of search = same oldest first, else
+            in any order.
           labels, mask: float32 [B, n, T], what came of them.
           there: bool [B, n], which places are used.
+          own, groups: int32 [B] and [B, n], values of the field `same`; None where there is none.
         """
-        told, x = self.told(labels, mask), x[:, None]
+        told, x, there = self.told(labels, mask), x[:, None], there[:, None, None]
+        own = None if own is None else own[:, None]
         out = [x]
         for number, layer in enumerate(self.layers):
-            out.append(_heard(layer, out[-1], kept[:, :, number] + told, there[:, None, None]))
+            events = kept[:, :, number]
+            picked = self.picked(out[-1], events, there, own, groups)
+            out.append(_heard(layer, out[-1], events + told, picked))
         return jnp.concatenate(out, axis=1)
 
     def kept(self, batch: problem.Batch) -> jax.Array:
-        """`read` of rows, [B, L + 1, D]; batch['memory'] has its arguments but for x."""
-        return self.read(self.query(batch['features']), **batch['memory'])
+        """`read` of rows, [B, L + 1, D]; batch['memory'] has its arguments but for x and own."""
+        features = batch['features']
+        return self.read(self.query(features), own=self.groups(features), **batch['memory'])
+
+    def groups(self, features: dict[str, jax.Array]) -> jax.Array | None:
+        """Values of the field `same`, int32 [B]; None where there is none."""
+        return features[self.config.same] if self.config.same else None
 
     def heard(
         self, batch: problem.Batch, key: Key = None, real: jax.Array | None = None
@@ -142,7 +216,8 @@ class Marm(multi_task.FieldModel):
         wide = lambda x: reshape_rows(x, (*shape, *x.shape[1:]))  # noqa: E731
         flat = lambda x: reshape_rows(x, (shape[0] * shape[1], x.shape[2]))  # noqa: E731
         x = wide(self.query(features))
-        outputs = self.outputs(x, batch['labels'], batch['mask'], batch['sees'])
+        seen = (batch['labels'], batch['mask'], batch['sees'])
+        outputs = self.outputs(x, *seen, self.groups(batch['features']))
         logits = self.judge(features, [flat(out) for out in outputs[1:]], key)
         return wide(logits), []
 

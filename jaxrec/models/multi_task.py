@@ -17,6 +17,7 @@ from flax import nnx
 from jaxrec import problem
 from jaxrec.config import field
 from jaxrec.errors import UserError
+from jaxrec.losses import pointwise
 from jaxrec.nn import batch_norm, embeddings, experts, fields
 from jaxrec.nn.dropout import Key, dropout, split_key
 
@@ -167,7 +168,8 @@ class ClickModel(problem.Model):
 
         Args:
           batch: features as in `logits`, labels and mask float32 [B, T] and weights float32 [B];
-            of windows of rows [B, S, T] and [B, S].
+            of windows of rows [B, S, T] and [B, S]. Of a label stream (`data.label_streams`) also
+            missed float32 [B, T], and told_early float32 [B] where all were told as negatives.
           constants: not used.
           carry: of `carry`.
           key: dropout.
@@ -177,8 +179,8 @@ class ClickModel(problem.Model):
         logits, _ = self.heard(batch, key, batch['weights'])
         if problem.STATISTICS in carry:
             carry = {**carry, problem.STATISTICS: batch_norm.statistics(self)}
-        weights = batch['mask'] * batch['weights'][..., None]
-        losses = optax.losses.sigmoid_binary_cross_entropy(logits, batch['labels'])
+        losses, known = _label_losses(logits, batch)
+        weights = known * batch['weights'][..., None]
         over = tuple(range(weights.ndim - 1))
         means = (losses * weights).sum(over) / jnp.maximum(weights.sum(over), 1e-9)
         terms = {f'loss_{n}': means[n] for n in range(len(means))}
@@ -188,6 +190,19 @@ class ClickModel(problem.Model):
         """Running means and variances, where there is batch normalisation."""
         kept = batch_norm.statistics(self)
         return {problem.STATISTICS: jax.tree.map(jnp.copy, kept)} if kept else {}
+
+
+def _label_losses(logits, batch):
+    """Losses of the labels, and which of them are known, as `logits`."""
+    labels, known = batch['labels'], batch['mask']
+    if 'told_early' in batch:
+        return pointwise.fake_negative_weighted(logits, labels), known
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, labels)
+    if 'missed' not in batch:
+        return losses, known
+    missed = batch['missed']
+    losses = (1 - missed) * losses + missed * pointwise.taken_back(logits)
+    return losses, known + missed
 
 
 class FieldModel(ClickModel):
@@ -204,21 +219,30 @@ class FieldModel(ClickModel):
         self.widths, self.numbers = fields.widths_of(sizes)
         table = embeddings.item_table(config.init, config.dim, sizes['table'] - 1, rngs.params())
         self.table = nnx.Param(table)
-        self.make_pools(rngs)
-        vectors = len(self.widths) + len(config.attend) + len(config.cross)
+        vectors = len(self.widths) + self.make_pools(rngs) + len(config.cross)
         self.input_width = vectors * config.dim + len(self.numbers)
 
-    def make_pools(self, rngs: nnx.Rngs) -> None:
-        """What `pool` needs."""
+    def make_pools(self, rngs: nnx.Rngs) -> int:
+        """Makes what `pooled` needs; returns how many vectors it gives."""
         init, shape = embeddings.INITS['xavier_uniform'], (self.config.dim, self.config.dim)
         self.queries = nnx.List(
             nnx.Param(init(rngs.params(), shape, jnp.float32)) for _ in self.config.attend
         )
+        return len(self.config.attend)
 
     def pool(self, nth: int, query: jax.Array, members: jax.Array, real: jax.Array) -> jax.Array:
         """[B, D] of the nth set in `attend` for queries [B, D], see `fields.attend`."""
         query = experts.stacked_product(query, self.queries[nth][...][None])[:, 0]
         return fields.attend(query, members, real)
+
+    def pooled(self, found: fields.Vectors, features: dict[str, jax.Array]) -> list[jax.Array]:
+        """Vectors [B, D] of what attention from the query makes of sets."""
+        del features
+        query = found.mean.get(self.config.query)
+        return [
+            self.pool(nth, query, found.members[name], found.real[name])
+            for nth, name in enumerate(self.config.attend)
+        ]
 
     def vectors(self, features: dict[str, jax.Array]) -> fields.Vectors:
         """Of the fields that are no numbers."""
@@ -228,8 +252,7 @@ class FieldModel(ClickModel):
         """[B, I], what all that follows sees of `features`."""
         found, config = self.vectors(features), self.config
         parts, query = list(found.mean.values()), found.mean.get(config.query)
-        for nth, name in enumerate(config.attend):
-            parts.append(self.pool(nth, query, found.members[name], found.real[name]))
+        parts += self.pooled(found, features)
         parts += [found.mean[name] * query for name in config.cross]
         parts += [features[name][:, None] for name in self.numbers]
         return dropout(jnp.concatenate(parts, axis=1), config.embedding_dropout, key)

@@ -1,6 +1,6 @@
 """Memories: MARM served, with what its layers made of every row a user was shown.
 
-A row costs layers * memory * dim; nothing of the past is computed twice. What was kept when a model
+A row costs layers * reach * dim; nothing of the past is computed twice. What was kept when a model
 was older stays as it was: begin anew with each model.
 """
 
@@ -21,9 +21,13 @@ from jaxrec.training.restore import Trained
 
 @dataclasses.dataclass
 class _Shown:
-    """A row that was shown: its item, float32 [L, D] of the layers, labels and mask [T]."""
+    """A row that was shown: its item, float32 [L, D] of the layers, labels and mask [T].
+
+    groups is the value of the field that a search wants alike, 0 without one.
+    """
 
     item: Any
+    groups: int
     kept: np.ndarray
     labels: np.ndarray
     mask: np.ndarray
@@ -45,7 +49,8 @@ class Memories(Scorer):
     def __init__(self, trained: Trained, *, batch_rows: int = BATCH_ROWS):
         super().__init__(trained, batch_rows=batch_rows)
         config = trained.experiment.model
-        self._memory, self._shape = config.memory, (config.layers, config.dim)
+        self._memory, self._shape = config.reach, (config.layers, config.dim)
+        self._same = config.same
         self._users = {}
 
         def kept(params, carried, batch):
@@ -55,7 +60,7 @@ class Memories(Scorer):
         self._kept = jax.jit(kept)
 
     def shown(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """The rows happened, in this order; of a user the latest `model.memory` are kept.
+        """The rows happened, in this order; of a user the latest `model.reach` are kept.
 
         Args:
           rows: see `Scorer.score`; each needs a user.
@@ -74,12 +79,14 @@ class Memories(Scorer):
         most = self._sizes[-1]
         for turn in turns:
             for part in (turn[n : n + most] for n in range(0, len(turn), most)):
-                found = self._run(self._kept, self._given(part), len(part))
-                for row, layers in zip(part, found, strict=True):
+                given = self._given(part)
+                found = self._run(self._kept, given, len(part))
+                groups = given['features'].get(self._same, np.zeros(len(part), np.int32))
+                for row, group, layers in zip(part, groups, found, strict=True):
                     nothing = np.zeros((2, len(self.labels)), np.float32)
                     latest = collections.deque(maxlen=self._memory)
                     latest = self._users.setdefault(row['user'], latest)
-                    latest.append(_Shown(row['item'], layers, *nothing))
+                    latest.append(_Shown(row['item'], group, layers, *nothing))
 
     def came(self, user: Any, item: Any, labels: Mapping[str, float]) -> None:
         """What came of the user's latest row of the item; a label not named stays as it was.
@@ -105,9 +112,11 @@ class Memories(Scorer):
             'mask': np.zeros((*size, labels), np.float32),
             'there': np.zeros(size, bool),
         }
+        if self._same:
+            memory['groups'] = np.zeros(size, np.int32)
         for number, row in enumerate(rows):
             for place, one in enumerate(self._users.get(row.get('user'), ())):
                 memory['there'][number, place] = True
-                for name in ('kept', 'labels', 'mask'):
+                for name in memory.keys() - {'there'}:
                     memory[name][number, place] = getattr(one, name)
         return {**super()._given(rows), 'memory': memory}

@@ -208,17 +208,7 @@ class Config(problem.Task):
 
     def open_catalogue(self, folder: pathlib.Path) -> problem.Problem:
         """New rows need the codes of the fields alone; see `problem.Task`."""
-        catalogue = RowCatalogue.load(folder)
-        return Clicks(
-            about=f'{catalogue.name or "data"}: {len(catalogue.item_ids):,} items',
-            data_hash=catalogue.data_hash,
-            data_path='',
-            source=None,
-            sizes=catalogue.sizes,
-            periods=(),
-            evaluations={},
-            catalogue=catalogue,
-        )
+        return Clicks.of(RowCatalogue.load(folder))
 
 
 def _position(rows: Rows, name: str) -> np.ndarray:
@@ -238,6 +228,21 @@ class Clicks(problem.Problem):
     """Every row is scored by itself; there is nothing to compute once a pass."""
 
     verbs = ('scores',)
+
+    @classmethod
+    def of(cls, catalogue: RowCatalogue, **named: Any) -> 'Clicks':
+        """The problem as a run keeps it, see `problem.Task.open_catalogue`."""
+        return cls(
+            about=f'{catalogue.name or "data"}: {len(catalogue.item_ids):,} items',
+            data_hash=catalogue.data_hash,
+            data_path='',
+            source=None,
+            sizes=catalogue.sizes,
+            periods=(),
+            evaluations={},
+            catalogue=catalogue,
+            **named,
+        )
 
     def begin(self, model: problem.Model, constants: dict[str, jax.Array]) -> dict:
         """The constants, which `scores` reads."""
@@ -282,7 +287,7 @@ class Impressions(problem.Evaluation):
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape: task.batch_rows, rounded up to divide over the mesh."""
-        size = _whole(min(self._config.batch_rows, self.examples))
+        size = whole(min(self._config.batch_rows, self.examples))
         for first in range(0, self.examples, size):
             places = np.arange(first, min(first + size, self.examples))
             index = self._index[places]
@@ -367,7 +372,7 @@ class StreamImpressions(Impressions):
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """Windows side by side, about task.batch_rows rows; places are -1 of what is no target."""
         length, count = self._windows.longest, len(self._windows)
-        size = _whole(min(-(-self._config.batch_rows // length), count))
+        size = whole(min(-(-self._config.batch_rows // length), count))
         for first in range(0, count, size):
             chosen = np.arange(first, min(first + size, count))
             batch = self._streams.batch(self._windows, chosen, size, length)
@@ -375,7 +380,7 @@ class StreamImpressions(Impressions):
             yield np.where(rows >= 0, np.searchsorted(self._index, rows), -1), batch
 
 
-def _whole(rows):
+def whole(rows: int) -> int:
     """Rounded up to divide over the mesh, two a device at least."""
     devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
     return -(-rows // (2 * devices)) * 2 * devices

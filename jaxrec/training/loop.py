@@ -4,6 +4,7 @@ For every period of a problem: predict what comes `before` it, then learn its ba
 the way. Everything that a killed run needs to go on bit for bit is in the last checkpoint.
 
     FOLDER/                          one run: config.json, run.json, metrics.jsonl, checkpoints/
+    FOLDER/predicted/                of a stream, what each period was predicted (`predicted`)
     FOLDER/NAME/                     each of several runs, with its best checkpoint
     FOLDER/.together/checkpoints/    the stacked train state of these
 """
@@ -30,7 +31,7 @@ from jaxrec.evaluation.plots import plot_curves
 from jaxrec.evaluation.run import Pass
 from jaxrec.experiment import Experiment
 from jaxrec.problem import Batches
-from jaxrec.training import summary, warm_start, workdir
+from jaxrec.training import predicted, summary, warm_start, workdir
 from jaxrec.training.checkpoint import Checkpoints, check_begun, clear_unfinished
 from jaxrec.training.logs import LOG, Logs, read_series
 from jaxrec.training.parallel_runs import Runs, devices_of
@@ -187,6 +188,7 @@ class _Run:
             floor = self._valid.floor(self.metric)
         self._patience = Patience(patience, floor, self._higher)
         self._poll, self._stopping = cluster.Poll(), False
+        self._unsaved, self._saved_at = False, time.monotonic()
 
     def learn(self, stop: Callable[[], bool]) -> None:
         """Period after period, from where the last checkpoint was."""
@@ -198,18 +200,22 @@ class _Run:
             if self._host['predicted'] <= number:
                 self._predict(number, periods[0].before)
             if periods[0].batches is not None:
-                self._learn_period([period.batches for period in periods], stop)
+                self._learn_period([period.batches for period in periods], stop, periods[0].saved)
                 if self.step < self._stop_at or not self._validated():
                     break  # to go on from here another time
             self._host |= {'period': number + 1, 'since': self.step}
+        if self._unsaved:
+            self._save()
         if self._valid is None:  # the newest parameters are the ones to serve
             for place, params in self._runs():
                 self._save_best(place, params)
         for name, found in self.summaries().items():
             say(summary.text(name, found, len(self.problem.periods)))
 
-    def _learn_period(self, batches: Sequence[Batches], stop: Callable[[], bool]) -> None:
-        """All epochs of a period; leaves early when it is to stop."""
+    def _learn_period(
+        self, batches: Sequence[Batches], stop: Callable[[], bool], saved: bool
+    ) -> None:
+        """All epochs of a period, at whose end it is `saved`; leaves early when it is to stop."""
         settings, since = self._settings, self._host['since']
         self._batches, alone = batches[0], len(self.problem.periods) == 1
         self._stop_at = since + settings.epochs * self._batches.steps_per_epoch
@@ -230,29 +236,28 @@ class _Run:
             self._patience,
             self._diverged,
         )
-        saved_at = time.monotonic()
 
         def late():
-            age = time.monotonic() - saved_at
+            age = time.monotonic() - self._saved_at
             return settings.save_every > 0 and age > 60 * settings.save_every
 
         feed = prefetch(lambda step: [one(step) for one in batches], self.step - since)
         with contextlib.closing(feed):
             for state, metrics in steps(self.program, self.state, feed):
-                self.state, self.step = state, self.step + 1
+                self.state, self.step, self._unsaved = state, self.step + 1, True
                 watch.add(self.step, metrics)
-                self._stopping, unsaved = self._poll(stop(), late())
-                pause = self._due() or unsaved or self._stopping or self.step >= self._stop_at
-                if pause or self.step % settings.log_every == 0:
+                self._stopping, is_late = self._poll(stop(), late())
+                ends = self.step >= self._stop_at
+                save = self._due() or is_late or self._stopping or (ends and saved)
+                if save or ends or self.step % settings.log_every == 0:
                     watch.read()  # waits for the device; raises if a loss was not finite
                 if self._due() and not self._stopping:
                     self._validate()
-                if pause:
+                if save:
                     self._save()
-                    saved_at = time.monotonic()
                     self._poll.forget()
                     watch.restart_clock()
-                if self.step >= self._stop_at or self._ended():
+                if ends or self._ended():
                     return
 
     def _validate(self) -> None:
@@ -278,6 +283,8 @@ class _Run:
         for name, evaluation in before.items():
             place, params = next(self._runs())
             measured = self._measured(params, evaluation, place)
+            if self.problem.keeps and jax.process_index() == 0:
+                predicted.write(place.folder, number, measured.kept)
             scorers = {'model': measured, **evaluation.references()}
             found = {'period': number + 1, 'name': name, 'examples': evaluation.examples}
             found['metrics'] = {who: one.metrics for who, one in scorers.items()}
@@ -339,6 +346,7 @@ class _Run:
         progress = [dataclasses.asdict(place.progress) for place in self.places]
         host = {**self._host, 'runs': progress, 'run': ' '.join(self._ids)}
         self._checkpoints.save_last(self.step, self.state, host)
+        self._unsaved, self._saved_at = False, time.monotonic()
 
     def _save_best(self, place, params) -> None:
         self._wait()

@@ -6,6 +6,7 @@ import numpy as np
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Pass
 from jaxrec.problem import Evaluation, Measured
+from jaxrec.training import predicted
 from jaxrec.training.restore import Trained
 
 
@@ -13,7 +14,7 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
     """An evaluation of the problem, the model's result, and those of what has nothing to learn.
 
     Raises:
-      UserError: the problem has no such evaluation.
+      UserError: the problem has no such evaluation, or the run has not predicted all it measures.
     """
     known = trained.problem.evaluations
     if which not in known:
@@ -21,6 +22,10 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         raise UserError(f'unknown split {which!r}; this run has {there}')
     with jax.set_mesh(trained.mesh):
         evaluation = known[which]()
+        if evaluation.replays:
+            kept = predicted.read(trained.workdir, evaluation.replays)
+            measured = evaluation.measure((one.pop('places'), one) for one in kept)
+            return evaluation, measured, evaluation.references()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
         measured = predict(trained.params, evaluation, full=True)
         return evaluation, measured, evaluation.references()

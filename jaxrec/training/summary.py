@@ -44,16 +44,23 @@ def summary(
         'best': progress.best,
     }
     if before:
-        weights = [one['examples'] for one in before]
-        found['examples'] = sum(weights)
+        found['examples'] = sum(one['examples'] for one in before)
         found['before'] = {
-            who: {
-                name: float(np.average([b['metrics'][who][name] for b in before], None, weights))
-                for name in metrics
-            }
-            for who, metrics in before[0]['metrics'].items()
+            who: {name: _mean(before, who, name) for name in _names(before, who)}
+            for who in before[0]['metrics']
         }
     return found
+
+
+def _names(before, who):
+    """Of all metrics: one may be undefined in a period."""
+    return dict.fromkeys(name for one in before for name in one['metrics'][who])
+
+
+def _mean(before, who, name):
+    there = [one for one in before if name in one['metrics'][who]]
+    values = [one['metrics'][who][name] for one in there]
+    return float(np.average(values, None, [one['examples'] for one in there]))
 
 
 def text(name: str, found: dict[str, Any], periods: int) -> str:
@@ -76,7 +83,10 @@ def text(name: str, found: dict[str, Any], periods: int) -> str:
 
 def compared(found: dict[str, Any], metric: str) -> str:
     """'123 examples, METRIC .12 (reference .10)'."""
-    metrics = dict(found['metrics'])
-    model = metrics.pop('model')[metric]
-    others = ', '.join(f'{who} {values[metric]:.4f}' for who, values in metrics.items())
-    return f'{found["examples"]:,} examples, {metric} {model:.4f} ({others})'
+    told = {
+        who: f'{values[metric]:.4f}' if metric in values else 'undefined'
+        for who, values in found['metrics'].items()
+    }
+    model = told.pop('model')
+    others = ', '.join(f'{who} {value}' for who, value in told.items())
+    return f'{found["examples"]:,} examples, {metric} {model} ({others})'
