@@ -47,6 +47,10 @@ KNOWN |= {  # two domains whose users are shared
     'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),
     'food-kitchen-llmcdsr': ('two_domains', 'LLMCDSR', 'the same, most users in one of them'),
 }
+KNOWN |= {  # ratings of the same users in two domains, for users who are cold in one
+    'douban-ratings': ('rating_domains', 'DOUBAN', 'Douban: ratings of books and of music'),
+    'ml-1m-drama-comedy': ('rating_domains', 'DRAMA_COMEDY', 'MovieLens-1M: dramas and comedies'),
+}
 KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
     'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
     'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),
