@@ -4,10 +4,10 @@ python -m jaxrec.train --config=experiments/cdrnp_ml1m.py --workdir=runs/cdrnp \
     --config.data.source=FOLDER
 python -m jaxrec.evaluate --workdir=runs/cdrnp
 
-FOLDER holds ratings.dat and movies.dat. `--config=experiments/cdrnp_ml1m.py:NAME,SPLIT` with a NAME
-of MODELS and the number of the split of users; `--config.task.cold_share=0.8` leaves a fifth of them
-to learn from, and `--config.task.shuffled=True` is the control. Evaluation prints biases, common
-factors, EMCDR and neighbours beside it.
+FOLDER holds ratings.dat and movies.dat. `--config=experiments/cdrnp_ml1m.py:NAME,SPLIT` with a
+NAME of MODELS and the number of the split of users; `--config.task.cold_share=0.8` leaves a fifth
+of them to learn from, and `--config.task.shuffled=True` is the control. Evaluation prints biases,
+common factors, EMCDR and neighbours beside it.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -112,23 +112,21 @@ def cold_start(
     if not 0 < cold_share < 1 or not 0 < valid_share < 1 or cold_share + valid_share >= 1:
         raise UserError('task.cold_share and task.valid_share must be > 0 and add up to < 1')
     order = np.random.default_rng(seed).permutation(both)
-    tested, valid = round(cold_share * len(both)), round(valid_share * len(both))
-    if min(tested, valid, len(both) - tested - valid) < 1:
+    tested, checked = (round(share * len(both)) for share in (cold_share, valid_share))
+    if min(tested, checked, len(both) - tested - checked) < 1:
         raise UserError(
             f'{rows.name} has {len(both)} users with ratings in {source} and in {target}: too few '
             'to be cold, to validate and to train'
         )
     role = np.zeros(rows.num_users, np.int8)
-    role[order[:tested]], role[order[tested : tested + valid]] = 2, 1
+    role[order[:tested]], role[order[tested : tested + checked]] = 2, 1
     train, valid, test = (wanted.take(np.flatnonzero(role[wanted.users] == n)) for n in range(3))
-    learners = order[tested + len(np.unique(valid.users)) :]
+    learners = order[tested + checked :]
     left_out = learners[: round(alone * len(learners))]
     given = given.take(np.flatnonzero(~np.isin(given.users, left_out)))
     if shuffled:
-        kept = np.sort(learners[len(left_out) :])
         number = np.arange(rows.num_users, dtype=given.users.dtype)
-        number[kept] = np.roll(np.random.default_rng(seed + 1).permutation(kept), 1)
-        swapped = np.random.default_rng(seed + 1).permutation(kept)
+        swapped = learners[len(left_out) :]
         number[swapped] = np.roll(swapped, 1)
         given = Triples(number[given.users], given.items, given.values)
     return ColdStart(given, train, valid, test, domain, rows.num_users)
@@ -190,7 +188,7 @@ class Factors:
 def factorise(
     ratings: Triples, num_users: int, num_items: int, dim: int, means: np.ndarray | None = None
 ) -> Factors:
-    """Biases by shrunk means in turns, then factors of what they leave by alternating least squares.
+    """Biases by shrunk means in turns, then factors of the rest by alternating least squares.
 
     Args:
       ratings: those that are learnt.
@@ -212,7 +210,7 @@ def factorise(
     return Factors(mean, of_items, of_users, q, p)
 
 
-def _alternating(residual, dim):
+def _alternating(residual, dim, sweeps=_SWEEPS):
     """(P, Q) float64 that minimise |R - P Q^T|^2 at its entries + ridge (|P|^2 + |Q|^2)."""
     shape = residual.shape
     if not dim:
@@ -222,7 +220,7 @@ def _alternating(residual, dim):
     sides = (residual, there), (residual.T.tocsr(), there.T.tocsr())
     q = np.random.default_rng(0).normal(0, 0.1, (shape[1], dim))
     q[np.diff(sides[1][0].indptr) == 0] = 0
-    for _ in range(_SWEEPS):
+    for _ in range(sweeps):
         p = _solved(*sides[0], q)
         q = _solved(*sides[1], p)
     (p, left), (q, right) = np.linalg.qr(p), np.linalg.qr(q)

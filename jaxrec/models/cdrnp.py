@@ -14,6 +14,7 @@ adds to the base. Its last layer begins at 0, so that training begins with the b
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -75,7 +76,7 @@ class CDRNP(Model):
         init = nnx.initializers.lecun_normal()
         self.match = nnx.Param(init(rngs.params(), (dim, dim), jnp.float32))
         widths = [4 * dim + config.latent * config.process, *[hidden] * config.layers]
-        pairs = list(zip(widths[:-1], widths[1:], strict=True))
+        pairs = list(itertools.pairwise(widths))
         self.decoder = nnx.List(Layers(pair, rngs=rngs) for pair in pairs)
         self.films = nnx.List(
             Layers((hidden, 2 * hidden), rngs=rngs, zero=True) for _ in pairs if config.adaptive

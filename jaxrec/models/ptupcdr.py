@@ -8,6 +8,7 @@ which loses to the mean of the item.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -50,7 +51,7 @@ class Layers(nnx.Module):
 
     def __init__(self, widths: tuple[int, ...], *, rngs: nnx.Rngs, zero: bool = False):
         init = nnx.initializers.lecun_normal()
-        shapes = list(zip(widths[:-1], widths[1:], strict=True))
+        shapes = list(itertools.pairwise(widths))
         kernels = [init(rngs.params(), shape, jnp.float32) for shape in shapes]
         if zero:
             kernels[-1] = jnp.zeros_like(kernels[-1])

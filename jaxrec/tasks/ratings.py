@@ -211,6 +211,7 @@ class ColdRatings(problem.Evaluation):
         if not np.isfinite(found).all():
             raise UserError('the model gives ratings that are not finite numbers')
         found = np.clip(found.astype(np.float64), self._config.lowest, self._config.highest)
+        error = np.abs(found - values)
         rated = np.bincount(self._bases.data.source.users, minlength=self._bases.data.num_users)
         count = rated[self._cold.users]
         edges = {'source ratings below 20': count < 20, '20 and more': count >= 20}
@@ -219,11 +220,11 @@ class ColdRatings(problem.Evaluation):
                 'examples': int(some.sum()),
                 'MAE': point_metrics.mae(found[some], values[some]),
                 'RMSE': point_metrics.rmse(found[some], values[some]),
+                'MSE': float((error[some] ** 2).mean()),
             }
             for name, some in edges.items()
             if some.any()
         }
-        error = np.abs(found - values)
         return problem.Measured(
             metrics={
                 'RMSE': point_metrics.rmse(found, values),
@@ -235,4 +236,3 @@ class ColdRatings(problem.Evaluation):
             groups={'users with': groups},
             details={'cold users': len(np.unique(self._cold.users))},
         )
-
