@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxrec.data.domains import COLUMN
 from jaxrec.data.rows import Rows
-from jaxrec.datasets import events, movielens
+from jaxrec.datasets import events, movielens, pair_domains
 from jaxrec.datasets.public import read_file
 from jaxrec.errors import UserError
 
@@ -125,7 +125,8 @@ class Ratings:
     """A data set, as `datasets` asks for it; see `public.DataSet`.
 
     Attributes:
-      size: published numbers of users, items and ratings; () = not checked.
+      size: published numbers of users, items and ratings, a note where others come; () = none.
+      variant: of a layout that another folder may have too, see `pair_domains.by_folder`.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Ratings:
     licence: str
     read: Callable[[str, Callable], tuple[Rows, str]]
     size: tuple[int, ...] = ()
+    variant: Callable[[str], str] | None = None
 
     def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
         """The rows, and where they were."""
@@ -158,6 +160,7 @@ DOUBAN = Ratings(
     homepage='https://github.com/fengzhu1/GA-DTCDR',
     licence='no licence text comes with the data; the source asks for a citation',
     read=read_douban,
+    variant=pair_domains.by_folder,
     size=(2_216, 12_344, 165_750),
 )
 DRAMA_COMEDY = Ratings(
