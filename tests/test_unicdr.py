@@ -100,12 +100,12 @@ def problem(source, tmp_path_factory):
 
 
 def built(problem, **model):
-    """(config, constants, batch, graphdef, parameters)."""
+    """(constants, batch, graphdef, parameters)."""
     config = unicdr.Config(**{'dim': DIM, 'context': 3, 'dropout': 0.0, **model})
     graphdef, params = made(lambda: config.make(problem.sizes, rngs=nnx.Rngs(0)))
     batch = jax.tree.map(jnp.asarray, problem.periods[0]().batches(0))
     constants = jax.tree.map(jnp.asarray, problem.constants)
-    return config, constants, batch, graphdef, jax.tree.map(jnp.asarray, params)
+    return constants, batch, graphdef, jax.tree.map(jnp.asarray, params)
 
 
 def lost(graphdef, params, batch, constants):
@@ -122,7 +122,7 @@ def softplus(x):
 
 def test_one_domain_by_itself_is_matrix_factorisation(problem):
     """Check 3.5.1: a = 1, no critic, no shared vector: BCE of P^k[u] . q_i, and its gradient."""
-    _, constants, batch, graphdef, params = built(problem, own=1.0, critic=0.0, shared=False)
+    constants, batch, graphdef, params = built(problem, own=1.0, critic=0.0, shared=False)
     (value, _), gradient = lost(graphdef, params, batch, constants)
 
     def plain(tables, items):
@@ -145,9 +145,10 @@ def test_one_domain_by_itself_is_matrix_factorisation(problem):
         np.testing.assert_allclose(gradient['users'][n], theirs[0][n], atol=1e-6)
 
 
-def test_scores_and_empty_histories(problem):
-    """Check 3.5.1 and 3.5.3: (P^k[u] + P^s[u]) . q_i at a = 1; a p exactly of nothing."""
-    _, constants, _, graphdef, params = built(problem, own=1.0)
+def test_scores(problem, mesh):
+    """Check 3.5.1: (P^k[u] + P^s[u]) . q_i at a = 1."""
+    constants, _, graphdef, params = built(problem, own=1.0)
+    mesh(1, 1)
     model = nnx.merge(graphdef, params)
     places, batch = next(problem.evaluations['test']().batches())
     batch = {n: jnp.asarray(batch[n]) for n in ('items', 'users', 'segments')}
@@ -160,12 +161,22 @@ def test_scores_and_empty_histories(problem):
             vector = params['users'][domain[item] - 1][user] + params['users_shared'][user]
             wanted = vector @ params['items'][item]
             np.testing.assert_allclose(found[row, item], wanted, atol=1e-4)
-    for kind in unicdr.AGGREGATORS:
-        config = unicdr.Config(dim=DIM, aggregator=kind, own=0.3)
-        one, p = nnx.merge(*made(lambda c=config: unicdr.Aggregator(c, rngs=nnx.Rngs(0)))), 2.0
-        nothing = jnp.zeros((2, 3), bool)
-        got = one(p * jnp.ones((2, DIM)), jnp.ones((2, 3, DIM)), nothing)
-        np.testing.assert_array_equal(got, np.float32(0.3) * np.full((2, DIM), p, np.float32))
+
+
+def aggregator(**model):
+    """An aggregator as a compiled function of (p, vectors, which are real), and its parameters."""
+    config = unicdr.Config(dim=DIM, dropout=0.0, **model)
+    graphdef, params = made(lambda: unicdr.Aggregator(config, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(jnp.asarray, params)
+    return jit(lambda *args: nnx.merge(graphdef, params)(*args)), params
+
+
+@pytest.mark.parametrize('kind', unicdr.AGGREGATORS)
+def test_of_no_items_the_own_vector_is_left(kind):
+    """Check 3.5.3: a p exactly."""
+    run, _ = aggregator(aggregator=kind, own=0.25)
+    found = run(2 * jnp.ones((2, DIM)), jnp.ones((2, 3, DIM)), jnp.zeros((2, 3), bool))
+    np.testing.assert_array_equal(found, np.full((2, DIM), 0.5, np.float32))
 
 
 def test_aggregators_know_no_order_and_no_padding():
@@ -174,9 +185,7 @@ def test_aggregators_know_no_order_and_no_padding():
     p, items = rng.normal(size=(2, DIM)), rng.normal(size=(2, 5, DIM))
     real = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1]], bool)
     for kind in ('mean', 'attention'):
-        config = unicdr.Config(dim=DIM, aggregator=kind, own=0.5)
-        graphdef, params = made(lambda c=config: unicdr.Aggregator(c, rngs=nnx.Rngs(0)))
-        run = jit(lambda *args, g=graphdef, s=params: nnx.merge(g, s)(*args))
+        run, params = aggregator(aggregator=kind, own=0.5)
         found, order = run(p, items, real), rng.permutation(5)
         np.testing.assert_allclose(run(p, items[:, order], real[:, order]), found, atol=1e-5)
         wide = np.pad(items, ((0, 0), (0, 4), (0, 0)), constant_values=7.0)
@@ -195,9 +204,7 @@ def test_aggregators_know_no_order_and_no_padding():
 def test_the_sequence_aggregator_knows_the_order():
     rng = np.random.default_rng(0)
     p, items = rng.normal(size=(1, DIM)), rng.normal(size=(1, 3, DIM))
-    config = unicdr.Config(dim=DIM, aggregator='sequence', dropout=0.0)
-    graphdef, params = made(lambda: unicdr.Aggregator(config, rngs=nnx.Rngs(0)))
-    run = jit(lambda *args: nnx.merge(graphdef, params)(*args))
+    run, _ = aggregator(aggregator='sequence')
     real = np.ones((1, 3), bool)
     found = run(p, items, real)
     padded = run(p, np.pad(items, ((0, 0), (2, 3), (0, 0))), np.pad(real, ((0, 0), (2, 3))))
@@ -207,7 +214,7 @@ def test_the_sequence_aggregator_knows_the_order():
 
 def test_the_critic(problem):
     """Check 3.5.2: 2 log 2 a domain at D = 0, nobody to compare with in a single row: 0."""
-    config, constants, batch, graphdef, params = built(problem)
+    constants, batch, graphdef, params = built(problem)
     zero = {**params, 'critics': jax.tree.map(jnp.zeros_like, params['critics'])}
     (_, (terms, _)), _ = lost(graphdef, zero, batch, constants)
     np.testing.assert_allclose(terms['critic'], 4 * np.log(2), rtol=1e-6)
@@ -244,7 +251,7 @@ def test_soft_contrast():
 
 def test_what_is_of_all_others_does_not_see_the_own_domain(problem):
     """Check 3.5.4: u^s of a pair stays when the user's items of the pair's domain change."""
-    _, constants, batch, graphdef, params = built(problem, aggregator='attention')
+    constants, batch, graphdef, params = built(problem, aggregator='attention')
     model, domains = nnx.merge(graphdef, params), constants['domains']
     run = jit(lambda batch: model.users_of(batch, model.vectors(constants), domains))
     found = run(batch)
@@ -257,7 +264,7 @@ def test_what_is_of_all_others_does_not_see_the_own_domain(problem):
 
 def test_propagation_is_of_each_domain(problem):
     """R^T R of the items of a domain over the roots of both degrees, against dense matrices."""
-    _, constants, _, graphdef, params = built(problem, layers=1)
+    constants, _, graphdef, params = built(problem, layers=1)
     found = jit(lambda: nnx.merge(graphdef, params).vectors(constants))()
     histories, ends = problem.source, problem.split.train_ends
     r = np.zeros((problem.sizes['user'], problem.sizes['item'] + 1))
@@ -274,10 +281,10 @@ def test_propagation_is_of_each_domain(problem):
 
 def test_every_addition_is_a_switch(problem):
     """Check 3.5.5: off they change nothing, bit for bit; on each of them does."""
-    _, constants, batch, graphdef, params = built(problem)
+    constants, batch, graphdef, params = built(problem)
     base = lost(graphdef, params, batch, constants)[0][0]
     off = {'layers': 0, 'soft': 0.0, 'features': (), 'aggregator': 'mean'}
-    _, _, _, same, theirs = built(problem, **off)
+    _, _, same, theirs = built(problem, **off)
     assert lost(same, theirs, batch, constants)[0][0] == base
     codes = {'kind': jnp.arange(problem.sizes['item'] + 1) % 3 + 1}
     known = {**constants, 'items': {'codes': codes, 'known': None}}
@@ -287,7 +294,7 @@ def test_every_addition_is_a_switch(problem):
         {'features': (Feature('kind', size=3),)},
         {'aggregator': 'sequence'},
     ):
-        _, _, _, other, theirs = built(problem, **change)
+        _, _, other, theirs = built(problem, **change)
         theirs |= {n: x for n, x in params.items() if not n.startswith('agg')}
         given = {**constants, 'items': known['items']} if 'features' in change else constants
         assert lost(other, theirs, batch, given)[0][0] != base
@@ -331,14 +338,14 @@ def test_batches(problem):
 
 
 @pytest.mark.parametrize('protocol', ['uniform', 'full'])
-def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol):
+def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol, mesh):
     """Counts of a model and of neighbours, against loops; no candidate is an item of the user."""
+    mesh(1, 1)
     one = experiment(source, tmp_path, **{'task.protocol': protocol})
     problem = one.task.open(one, say=quiet)
     histories, of = problem.source, problem._domains.of_items
     ranking = problem.evaluations['test']()
     assert len(ranking.items) == 2 * USERS == sum(len(p) for p, _ in ranking.batches())
-    table = np.random.default_rng(0).normal(size=(USERS, len(of)))
     train, given = {}, {}
     for user in range(USERS):
         start, end = histories.offsets[user], problem.split.train_ends[user]
@@ -367,15 +374,15 @@ def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol):
             assert abs(found[name][0][target] - greater) <= 1  # sums of another order
             total = found[name][0][target] + found[name][1][target]
             assert abs(total - greater - ties) <= 1
-    del table
     measured = ranking.references()['popularity']
     assert measured.unit == 'row' and len(measured.values['HR@3']) == 2 * USERS
     assert measured.metrics['HR@3'] == pytest.approx(measured.values['HR@3'].mean())
     assert set(measured.groups['domain']) == {'a', 'b'}
 
 
-def test_a_cold_user_has_nothing_in_the_domain(tmp_path):
+def test_a_cold_user_has_nothing_in_the_domain(tmp_path, mesh):
     """Shared users have one number, others are people of their own; no validation event is seen."""
+    mesh(1, 1)
     source = write_cold(tmp_path / 'cold')
     one = experiment(
         source, tmp_path, dataset='cdrib', **{'task.valid_seen': False, 'task.negatives': 2}
@@ -456,7 +463,7 @@ def test_a_run(source, tmp_path):
 
 
 def test_meshes_agree(problem, mesh):
-    _, constants, _, graphdef, params = built(problem, layers=1, soft=0.1, aggregator='attention')
+    _, _, graphdef, params = built(problem, layers=1, soft=0.1, aggregator='attention')
     batch, found = problem.periods[0]().batches(0), []
     for shape in ((1, 1), (2, 2)):
         mesh(*shape)

@@ -24,7 +24,7 @@ from flax import nnx
 from jaxrec import losses, rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated
-from jaxrec.models.ptupcdr import Known, Layers, Preferences
+from jaxrec.models.ptupcdr import Layers, Preferences, base
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import lookup
 from jaxrec.problem import Inputs, Model, ModelConfig
@@ -120,7 +120,7 @@ class CDRNP(Model):
     def encode(self, batch: dict, constants: dict) -> jax.Array:
         """e [B, D] of triples."""
         p, c, q = self.known(batch, constants)
-        left = (batch['ratings'] - Known.base(batch, constants))[:, None]
+        left = (batch['ratings'] - base(batch, constants))[:, None]
         return self.encoder(jnp.concatenate([p, c, q, left], axis=-1))
 
     def support(self, triples: dict, constants: dict) -> dict:
@@ -138,7 +138,7 @@ class CDRNP(Model):
         """p_u, c_u and q_i [B, d], each of them in units of its own deviation."""
         vectors, scale = constants['vectors'], constants['scale']
         p, q = lookup(vectors['users'], batch['users']), lookup(vectors['items'], batch['items'])
-        c = self.preferences(Known.liked(batch, constants), vectors['items'])
+        c = self.preferences(lookup(constants['liked'], batch['users']), vectors['items'])
         return [p * scale['users'], c * scale['source'], q * scale['items']]
 
     def remain(self, r: jax.Array) -> jax.Array:
@@ -172,7 +172,7 @@ class CDRNP(Model):
                 gamma, beta = jnp.split(self.films[n](r), 2, axis=-1)
                 x = (1 + gamma) * x + beta
             x = dropout(jax.nn.relu(x), self.config.dropout, own)
-        return Known.base(batch, constants) + self.out(x)[:, 0]
+        return base(batch, constants) + self.out(x)[:, 0]
 
     def _fixed(self, constants):
         """The first triples of the training ratings, whose order is one of chance."""

@@ -80,20 +80,10 @@ class Preferences(nnx.Module):
         return jnp.einsum('bh,bhd->bd', jnp.where(real, weights, 0), vectors)
 
 
-class Known(nnx.Module):
-    """What the models of cold users begin with, of the constants of `tasks.ratings`."""
-
-    @staticmethod
-    def base(batch: dict, constants: dict) -> jax.Array:
-        """float32 [B], mean + b_i + k b_u."""
-        return _column(constants['base']['items'], batch['items']) + _column(
-            constants['base']['users'], batch['users']
-        )
-
-    @staticmethod
-    def liked(batch: dict, constants: dict) -> jax.Array:
-        """int32 [B, H] items of the source that the users like."""
-        return lookup(constants['liked'], batch['users'])
+def base(batch: dict, constants: dict) -> jax.Array:
+    """float32 [B], mean + b_i + k b_u, of the constants of `tasks.ratings`."""
+    known = constants['base']
+    return _column(known['items'], batch['items']) + _column(known['users'], batch['users'])
 
 
 class PTUPCDR(Model):
@@ -115,7 +105,7 @@ class PTUPCDR(Model):
             one = jnp.ones_like(batch['users'], jnp.float32)
             return one[:, None, None] * replicated(self.bridge[...])
         items = constants['vectors']['items']
-        likes = self.preferences(Known.liked(batch, constants), items)
+        likes = self.preferences(lookup(constants['liked'], batch['users']), items)
         return reshape_rows(self.meta(likes), (rows, self.dim, self.dim))
 
     def ratings(self, batch: dict, constants: dict) -> jax.Array:
@@ -125,7 +115,7 @@ class PTUPCDR(Model):
     def _ratings(self, batch, constants, bridges):
         vectors = constants['vectors']
         p, q = lookup(vectors['users'], batch['users']), lookup(vectors['items'], batch['items'])
-        return Known.base(batch, constants) + jnp.einsum('bd,bde,be->b', p, bridges, q)
+        return base(batch, constants) + jnp.einsum('bd,bde,be->b', p, bridges, q)
 
     def loss(
         self, batch: dict, constants: dict, carry: dict, key: jax.Array

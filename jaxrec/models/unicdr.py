@@ -105,6 +105,8 @@ class Aggregator(nnx.Module):
             linear, norm = linear_layer(init, jnp.float32), layer_norm(1e-6, jnp.float32)
             self.block = Block2018(config.dim, 1, 1, config.dropout, linear, norm, rngs=rngs)
             self.norm = norm(config.dim, rngs=rngs)
+            shape = config.context, config.dim
+            self.positions = nnx.Param(config.deviation * jax.random.normal(rngs.params(), shape))
 
     def __call__(self, p: jax.Array, items: jax.Array, real: jax.Array, key: Key = None):
         """[B, D] of p [B, D], vectors [B, L, D] and which of them count, bool [B, L]."""
@@ -123,9 +125,11 @@ class Aggregator(nnx.Module):
         return self.own * p + (1 - self.own) * (agg @ replicated(self.out[...]))
 
     def _read(self, items, there, key):
-        """[B, D], the state at the last item that counts; positions are told by nothing else."""
+        """[B, D], the state at the last item that counts; the oldest share a position."""
         segments = there.astype(jnp.int32)
-        x = self.norm(self.block(items * there[..., None], causal_mask(segments), key))
+        later = jnp.cumsum(segments[:, ::-1], axis=1)[:, ::-1] - segments
+        x = items + lookup(self.positions[...], jnp.minimum(later, len(self.positions[...]) - 1))
+        x = self.norm(self.block(x * there[..., None], causal_mask(segments), key))
         length = items.shape[1]
         last = length - 1 - segments[:, ::-1].argmax(1)
         chosen = jax.nn.one_hot(last, length, dtype=x.dtype) * there.max(1, keepdims=True)

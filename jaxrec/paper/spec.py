@@ -195,7 +195,7 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
             if here != there:
                 raise UserError(
                     f'{cell.row} / {cell.column} is under protocol {name}={here}, the table under '
-                    f'{there}: such numbers cannot stand in one table, or with by_column in one column'
+                    f'{there}: such numbers cannot stand in one table (by_column: column)'
                 )
         known = cell.experiment.task.metrics()
         for metric in next(c for c in table.columns if c.name == cell.column).metrics:

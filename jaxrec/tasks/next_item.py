@@ -349,9 +349,8 @@ class NextItem(Retrieval):
         if parted:
             shares = task.valid_share, task.test_share
             histories = splits.parted(histories, task.split, *shares)
-            split = splits.by_part(histories, task.valid_seen)
-            if task.targets == 'first':
-                split = Split(split.train_ends, split.valid.first(), split.test.first())
+            how = {'targets': task.targets, 'valid_seen': task.valid_seen}
+            split = splits.split(histories, task.split, *shares, **how)
         domains = domains_lib.find(histories, split if parted else None)
         if domains is None and (task.domain or task.in_domain):
             raise UserError(

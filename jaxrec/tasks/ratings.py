@@ -17,7 +17,7 @@ from jaxrec import datasets, problem
 from jaxrec.config import field
 from jaxrec.data import ratings as data
 from jaxrec.data.rows import Columns, Rows
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import replicated
 from jaxrec.devices.tuning import serving_rows
 from jaxrec.errors import UserError
 from jaxrec.evaluation import cold_start, point_metrics
@@ -186,9 +186,7 @@ class ColdRatings(problem.Evaluation):
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape, see `data.ratings.rating_batch`; ratings are hidden: 0."""
-        devices = jax.sharding.get_mesh().shape['data'] if on_mesh() else 1
-        rows = min(self._config.batch_rows, self.examples)
-        rows = serving_rows(-(-rows // devices) * devices)['batch_users']
+        rows = serving_rows(min(self._config.batch_rows, self.examples))['batch_users']
         hidden = dataclasses.replace(self._cold, values=np.zeros(self.examples, np.float32))
         for start in range(0, self.examples, rows):
             places = np.arange(start, min(start + rows, self.examples))
