@@ -462,15 +462,20 @@ def test_a_run(source, tmp_path):
     assert (allow[lists - 1]).all()
 
 
-def test_meshes_agree(problem, mesh):
-    _, _, graphdef, params = built(problem, layers=1, soft=0.1, aggregator='attention')
-    batch, found = problem.periods[0]().batches(0), []
+def test_meshes_agree(source, tmp_path, mesh):
+    """The loss of a batch, with everything on that looks at other rows."""
+    found = []
     for shape in ((1, 1), (2, 2)):
         mesh(*shape)
-        model_constants = put_whole(problem.constants)
-        run = lambda params, batch, c=model_constants: nnx.merge(graphdef, params).loss(  # noqa: E731
-            batch, c, {}, jax.random.key(0)
-        )[0]
+        one = experiment(source, tmp_path)
+        problem = one.task.open(one, say=quiet)  # the graph is in pieces, one a device or more
+        _, _, graphdef, params = built(problem, layers=1, soft=0.1, aggregator='attention')
+        constants, batch = put_whole(problem.constants), problem.batches()(0)
+
+        def loss(params, batch, graphdef=graphdef, constants=constants):
+            model = nnx.merge(graphdef, params)
+            return model.loss(batch, constants, {}, jax.random.key(0))[0]
+
         placed = jax.tree.map(lambda x: jax.device_put(x, jax.P()), params)
-        found.append(float(jit(run)(placed, put_batch(batch))))
+        found.append(float(jit(loss)(placed, put_batch(batch))))
     assert found[0] == pytest.approx(found[1], rel=1e-4)
