@@ -337,6 +337,7 @@ class Inputs:
       items: whether it makes item vectors of items' features, which steps then read as constants.
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
+      context: of pairs in two domains, most items of either that come with a pair.
     """
 
     max_len: int = 0
@@ -351,6 +352,7 @@ class Inputs:
     items: bool = False
     prefixes: bool = False
     domains: bool = False
+    context: int = 0
 
 
 @dataclasses.dataclass(frozen=True)

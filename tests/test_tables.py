@@ -522,7 +522,16 @@ def test_code_hash_does_not_see_words(package):
 
 OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
 # of the task; there was one task
-NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision', 'domain', 'in_domain')
+NEW_FIELDS = (
+    'targets',
+    'prefix_share',
+    'periods',
+    'type',
+    'precision',
+    'domain',
+    'in_domain',
+    'valid_seen',
+)
 NEW_OF_IN_BATCH = (
     'similarity',
     'temperature',
@@ -824,6 +833,23 @@ def test_other_protocols_and_other_data_are_refused(stored):
     other = copy.deepcopy(records)
     other[cells[2].key]['protocol']['cutoffs'] = [5, 10, 20]  # no number depends on these
     grid.build(made, cells, other)
+
+
+def test_columns_under_protocols_of_their_own():
+    """Where the table says so; within a column they are the same."""
+    shown = ('HR@10', 'NDCG@10')
+    columns = Column('Data 1', shown), Column('Data 2', shown, {'task.filter_seen': False})
+    made = table(columns=columns, by_column=True)
+    cells, ranks = spec.cells(made, TABLE_FILE), np.arange(12).reshape(3, 4)
+    records = {cell.key: record(ranks) for cell in cells}
+    for cell in cells:
+        records[cell.key]['protocol']['filter_seen'] = cell.column == 'Data 1'
+    found = text.markdown(grid.build(made, cells, records))
+    assert 'Protocol of Data 1: name=full, filter_seen=True' in found
+    assert 'Protocol of Data 2: name=full, filter_seen=False' in found
+    records[cells[-1].key]['protocol']['name'] = 'uniform'
+    with pytest.raises(UserError, match='are under different protocols'):
+        grid.build(made, cells, records)
 
 
 def test_publishing_never_loses_seeds(stored, tmp_path):

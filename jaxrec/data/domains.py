@@ -61,7 +61,8 @@ class Domains:
 
     def note(self, histories: Histories, targets: Targets) -> str:
         """A line for people: the twins, and the share of targets that have theirs before them."""
-        share = float(np.mean(self.twin_before[targets.ends])) if len(targets) else 0.0
+        held_out = ranges(targets.ends, targets.stops - targets.ends)
+        share = float(np.mean(self.twin_before[held_out])) if len(held_out) else 0.0
         sizes = np.bincount(self.of_items, minlength=len(self.names) + 1)[1:]
         items = ', '.join(f'{n} {size:,}' for n, size in zip(self.names, sizes, strict=True))
         return (
@@ -120,8 +121,12 @@ def check_names(names: Sequence[str], where: str) -> None:
         )
 
 
-def find(histories: Histories) -> Domains | None:
+def find(histories: Histories, split: Split | None = None) -> Domains | None:
     """The domains of histories; None if they name none.
+
+    Args:
+      histories: whose order is that of time, unless `split` is given.
+      split: of histories in another order, which says how much of them is before a target.
 
     Raises:
       UserError: an item without a domain, one domain alone, or very many; events without times that
@@ -132,7 +137,8 @@ def find(histories: Histories) -> Domains | None:
         return None
     names, numbers = found
     check_names(names, histories.name)
-    _check_order(histories)
+    if split is None:
+        _check_order(histories)
     domain = numbers[histories.items]
     starts = np.repeat(histories.offsets[:-1], np.diff(histories.offsets))
     before = np.zeros(len(domain), np.int64)
@@ -140,7 +146,11 @@ def find(histories: Histories) -> Domains | None:
         so_far = np.concatenate([[0], np.cumsum(domain == n + 1)])
         before |= (so_far[:-1] > so_far[starts]).astype(np.int64) << n
     pairs = twins(histories, numbers)
-    return Domains(names, numbers, before, pairs, _had_twin(histories, pairs))
+    before_each = np.arange(len(domain))
+    for some in () if split is None else (split.valid, split.test):
+        lengths = some.stops - some.ends
+        before_each[ranges(some.ends, lengths)] = np.repeat(some.inputs, lengths)
+    return Domains(names, numbers, before, pairs, _had_twin(histories, pairs, before_each))
 
 
 def _check_order(histories):
@@ -180,9 +190,9 @@ def only(
     upto = np.concatenate([[0], np.cumsum(kept)])
 
     def targets(old: Targets) -> Targets:
-        ends, stops = upto[old.ends], upto[old.stops]
+        ends, stops, inputs = (upto[column] for column in (old.ends, old.stops, old.inputs))
         chosen = stops > ends
-        return Targets(old.users[chosen], ends[chosen], stops[chosen])
+        return Targets(old.users[chosen], ends[chosen], stops[chosen], inputs[chosen])
 
     pairs = domains.twins
     one = dataclasses.replace(
@@ -310,8 +320,8 @@ def _position(keys, wanted):
     return np.where(keys[at] == wanted, at, -1)
 
 
-def _had_twin(histories, pairs):
-    """bool [N], whether the user had a twin of the event's item before the event."""
+def _had_twin(histories, pairs, before):
+    """bool [N], whether the user had a twin of the event's item; `before` ends what counts."""
     found = np.zeros(len(histories.items), bool)
     if not len(pairs):
         return found
@@ -332,6 +342,6 @@ def _had_twin(histories, pairs):
     at = np.repeat(np.arange(len(events)), high - low)
     twin = both[ranges(low, high - low), 1]
     place = _position(key[first], user[at] * rows + twin)
-    earlier = (place >= 0) & (events[first][place] < events[at])
+    earlier = (place >= 0) & (events[first][place] < before[events[at]])
     found[events[at[earlier]]] = True
     return found

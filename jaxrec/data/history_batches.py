@@ -114,7 +114,7 @@ def history_batches(
       `numbered` users: int32 [rows]. Rows from n on are padding.
     """
     starts = histories.offsets[targets.users]
-    lengths = targets.ends - starts
+    lengths = targets.inputs - starts
     key = np.maximum(4, 1 << np.ceil(np.log2(np.maximum(lengths, 1))).astype(int))
     if widths is not None:
         place = np.searchsorted(widths, lengths)
@@ -129,7 +129,7 @@ def history_batches(
             chosen = group[at : at + rows]
             missing = rows - len(chosen)
             first = np.pad(starts[chosen], (0, missing))
-            end = np.pad(targets.ends[chosen], (0, missing))
+            end = np.pad(targets.inputs[chosen], (0, missing))
             batch = history_batch(histories.items, first, end, min(size, max_len), max_len, codes)
             seen = history_batch(histories.items, first, end, size, size)['items']
             if numbered:

@@ -89,3 +89,132 @@ class PairBatches(problem.Batches):
             generator = rng.host(self._seed, rng.ORDER, epoch)
             self._epoch = (epoch, generator.permutation(self.examples_per_epoch))
         return self._epoch[1]
+
+
+class DomainPairBatches(problem.Batches):
+    """Batches of pairs, every second one of the other of two domains, with what else users have.
+
+    A domain's pairs come once before they come again, each time in a new order; an epoch is over
+    when those of the larger domain have come. So both domains have as many rows in every step.
+
+    Args:
+      histories: the events.
+      train_ends: int64 [U], absolute end of each user's training events.
+      of_items: int32 [num_items + 1], 1 or 2, see `data.domains`.
+      rows: of a global batch, an even number in every process.
+      seed: of the order, the negatives and the context.
+      negatives: per pair, of the pair's domain, drawn outside the user's items.
+      context: most items of either domain that come with a pair.
+      process: (index, count) of this process; it gets its slice of the rows.
+
+    Raises:
+      UserError: rows that do not divide, a domain without pairs, a user who has all of one.
+    """
+
+    def __init__(
+        self,
+        histories: Histories,
+        train_ends: np.ndarray,
+        of_items: np.ndarray,
+        *,
+        rows: int,
+        seed: int,
+        negatives: int,
+        context: int,
+        process: tuple[int, int] = (0, 1),
+    ):
+        if rows % (2 * process[1]):
+            raise UserError(
+                f'train.batch_rows={rows} holds pairs of two domains in turns: it must be a '
+                f'multiple of {2 * process[1]}'
+            )
+        self._negatives, self._context, self._process = negatives, context, process
+        self.rows, self._seed = rows, seed
+        starts = histories.offsets[:-1]
+        lengths = train_ends - starts
+        owner = np.repeat(np.arange(histories.num_users), lengths)
+        items = histories.items[ranges(starts, lengths)]
+        self._by_domain, self._epoch = [], {}
+        for domain in (1, 2):
+            here = of_items[items] == domain
+            number = np.cumsum(of_items == domain)  # of an item within its domain
+            size = int(number[-1])
+            keys = distinct(owner[here].astype(np.int64) * (size + 1) + number[items[here]])
+            if not len(keys):
+                raise UserError(f'domain {domain} of {histories.name} has no training pair')
+            if np.bincount(keys // (size + 1)).max() >= size:
+                raise UserError('a user has every item of a domain: no negatives are to be drawn')
+            counts = np.bincount(owner[here], minlength=histories.num_users)
+            self._by_domain.append(
+                {
+                    'keys': keys,
+                    'size': size,
+                    'items': np.flatnonzero(np.pad((of_items == domain)[1:], (1, 0))),
+                    'history': items[here],  # of user after user, in the order of the log
+                    'starts': np.cumsum(counts) - counts,
+                    'counts': counts,
+                }
+            )
+        pairs = [len(one['keys']) for one in self._by_domain]
+        self.steps_per_epoch = -(-2 * max(pairs) // rows)
+        self.examples_per_epoch = self.targets_per_epoch = self.steps_per_epoch * rows
+
+    def __call__(self, step: int) -> dict[str, np.ndarray]:
+        """Batch number `step`: users (from 0), targets, domain int32, weights float32 [B].
+
+        Row 0, 2, .. is of domain 1, row 1, 3, .. of domain 2. negatives: int32 [B, k]. items: int32
+        [B, 2 context], items that the user has besides the target, of domain 1 and then of domain
+        2, a random nine in ten of them (one at least), in the order of the log; 0 is padding.
+        """
+        half, found = self.rows // 2, []
+        for n, one in enumerate(self._by_domain):
+            count = len(one['keys'])
+            place = step * half + np.arange(half)
+            epoch, nth = np.divmod(place, count)
+            chosen = np.empty(half, np.int64)
+            for e in np.unique(epoch).tolist():
+                chosen[epoch == e] = self._order(n, e, count)[nth[epoch == e]]
+            users, local = np.divmod(one['keys'][chosen], one['size'] + 1)
+            generator = rng.host(self._seed, rng.NEGATIVES, 2 * step + n)
+            drawn = unseen(generator, users, one['keys'], one['size'], self._negatives)
+            targets = one['items'][local - 1]
+            context = [self._others(generator, d, users, targets) for d in self._by_domain]
+            found.append(
+                {
+                    'users': users,
+                    'targets': targets,
+                    'domain': np.full(half, n + 1),
+                    'negatives': one['items'][drawn - 1],
+                    'items': np.concatenate(context, axis=1),
+                }
+            )
+        batch = {
+            name: np.stack([x[name] for x in found], axis=1).reshape(self.rows, *x0.shape[1:])
+            for name, x0 in found[0].items()
+        }
+        batch = {name: column.astype(np.int32) for name, column in batch.items()}
+        return part({**batch, 'weights': np.ones(self.rows, np.float32)}, *self._process)
+
+    def _others(self, generator, one, users, targets):
+        """int64 [n, context], see `__call__`."""
+        counts = one['counts'][users]
+        row = np.repeat(np.arange(len(users)), counts)
+        items = one['history'][ranges(one['starts'][users], counts)]
+        kept = items != targets[row]
+        row, items = row[kept], items[kept]
+        counts = np.bincount(row, minlength=len(users))
+        order = np.lexsort((generator.random(len(row)), row))
+        wanted = np.minimum(-(-9 * counts // 10), self._context)
+        first = np.cumsum(counts) - counts
+        chosen = np.sort(order[ranges(first, wanted)])
+        out = np.zeros((len(users), self._context), np.int64)
+        out[row[chosen], ranges(np.zeros_like(wanted), wanted)] = items[chosen]
+        return out
+
+    def _order(self, domain: int, epoch: int, count: int) -> np.ndarray:
+        """Of a domain's pairs the `epoch`-th time."""
+        if (domain, epoch) not in self._epoch:
+            mine = {key: kept for key, kept in self._epoch.items() if key[0] != domain}
+            generator = rng.host(self._seed, rng.ORDER, 2 * epoch + domain)
+            self._epoch = {**mine, (domain, epoch): generator.permutation(count)}
+        return self._epoch[domain, epoch]

@@ -24,6 +24,8 @@ class Columns:
       categories: a word or a number each; missing = a category of its own.
       sets: any number of words each.
       sets_of_items: the same of raw item ids.
+      quantities: whether labels are any numbers, not 0 and 1.
+      domain: whether items have the domain of the column data.domain_col, see `data.domains`.
     """
 
     labels: tuple[str, ...]
@@ -31,6 +33,8 @@ class Columns:
     categories: tuple[str, ...] = ()
     sets: tuple[str, ...] = ()
     sets_of_items: tuple[str, ...] = ()
+    quantities: bool = False
+    domain: bool = False
 
 
 @dataclasses.dataclass
@@ -39,7 +43,7 @@ class Rows:
 
     A feature is of the row, or of its user or item; its name is of one of them only. Whole numbers
     are categories, float32 are quantities (NaN = missing), int32 [.., T] are sets of up to T
-    numbers from 1, padded with 0.
+    numbers from 1, padded with 0; utf-8 bytes are the names of domains.
 
     Attributes:
       users: int32 [N], 0-based numbers.

@@ -19,31 +19,36 @@ LEAK_WARNING = (
 
 @dataclasses.dataclass
 class Targets:
-    """Evaluation examples: the model sees items[offsets[user]:end] and must rank what follows.
+    """Evaluation examples: the model sees items[offsets[user]:input] and must rank targets.
 
     Attributes:
       users: int64 [E] 0-based user numbers, ascending.
-      ends: int64 [E] absolute index of the first target event, one past the input history.
+      ends: int64 [E] absolute index of the first target event.
       stops: int64 [E] one past the last target event; by default there is one.
+      inputs: int64 [E] one past the input history; by default it ends where the targets begin.
     """
 
     users: np.ndarray
     ends: np.ndarray
     stops: np.ndarray | None = None
+    inputs: np.ndarray | None = None
 
     def __post_init__(self):
         if self.stops is None:
             self.stops = self.ends + 1
+        if self.inputs is None:
+            self.inputs = self.ends
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: np.ndarray) -> 'Targets':
-        return Targets(self.users[chosen], self.ends[chosen], self.stops[chosen])
+        columns = self.users, self.ends, self.stops, self.inputs
+        return Targets(*(column[chosen] for column in columns))
 
     def first(self) -> 'Targets':
         """The same examples with their first target alone."""
-        return Targets(self.users, self.ends)
+        return Targets(self.users, self.ends, inputs=self.inputs)
 
 
 @dataclasses.dataclass
@@ -75,6 +80,7 @@ def split(
     *,
     targets: str = 'first',
     prefix_share: float = 0.8,
+    valid_seen: bool = True,
     seed: int = 0,
 ) -> Split:
     """Makes the split called `kind`, one of KINDS.
@@ -86,6 +92,7 @@ def split(
       valid_share, test_share: of `temporal` and `users`.
       targets: 'first' held-out event of a user, or 'all' of them.
       prefix_share, seed: of `users`.
+      valid_seen: of histories from `parted`, see `by_part`.
     """
     if kind == 'leave-one-out':
         made = leave_one_out(histories)
@@ -96,7 +103,7 @@ def split(
     elif kind == GIVEN_USERS:
         made = given_users(histories)
     elif kind in PARTED:
-        made = by_part(histories)
+        made = by_part(histories, valid_seen)
     else:
         raise UserError(f'unknown task.split {kind!r}: use {", ".join(KINDS)}')
     if targets == 'first':
@@ -268,8 +275,13 @@ def parted(
     )
 
 
-def by_part(histories: Histories) -> Split:
-    """The split of histories from `parted`; the test input contains the validation events.
+def by_part(histories: Histories, valid_seen: bool = True) -> Split:
+    """The split of histories from `parted`.
+
+    Args:
+      histories: in the order train, valid, test.
+      valid_seen: whether the test input contains the validation events. A user who is cold in a
+        domain would not be, if it did.
 
     Raises:
       UserError: a user who is tested and has nothing to train on.
@@ -288,12 +300,13 @@ def by_part(histories: Histories) -> Split:
             f'({len(alone)} users have none): remove such users from the data'
         )
 
-    def held_out(before, after):
+    def held_out(before, after, inputs):
         users = np.flatnonzero(after > before)
-        return Targets(users, before[users], after[users])
+        return Targets(users, before[users], after[users], inputs[users])
 
-    valid = held_out(ends[TRAIN], ends[VALID])
-    return Split(ends[TRAIN], valid=valid, test=held_out(ends[VALID], ends[TEST]))
+    valid = held_out(ends[TRAIN], ends[VALID], ends[TRAIN])
+    seen = ends[VALID if valid_seen else TRAIN]
+    return Split(ends[TRAIN], valid=valid, test=held_out(ends[VALID], ends[TEST], seen))
 
 
 def _check_once(histories):

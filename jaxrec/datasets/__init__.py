@@ -47,6 +47,14 @@ KNOWN |= {  # two domains whose users are shared
     'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),
     'food-kitchen-llmcdsr': ('two_domains', 'LLMCDSR', 'the same, most users in one of them'),
 }
+KNOWN |= {  # pairs of two domains that share users, for task.split='given'
+    'disencdr': ('pair_domains', 'DISENCDR', 'Amazon pairs of two domains, as DisenCDR has them'),
+    'cdrib': ('pair_domains', 'CDRIB', 'Amazon pairs of two domains, users cold in one of them'),
+}
+KNOWN |= {  # ratings of the same users in two domains, for users who are cold in one
+    'douban-ratings': ('rating_domains', 'DOUBAN', 'Douban: ratings of books and of music'),
+    'ml-1m-drama-comedy': ('rating_domains', 'DRAMA_COMEDY', 'MovieLens-1M: dramas and comedies'),
+}
 KNOWN |= {  # a train and a test file of pairs in no order, for task.split='given'
     'gowalla': ('train_test_text', 'GOWALLA', 'Gowalla check-ins as NGCF and LightGCN split them'),
     'ml-1m-graph': ('train_test_text', 'ML_1M', 'MovieLens-1M as LCFN and UltraGCN split it'),
@@ -236,12 +244,12 @@ def _generated(config: config_lib.Data) -> store.Recipe:
 
 def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
     module, attribute, _ = KNOWN[config.dataset]
+    data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
 
     def read(scratch: pathlib.Path) -> store.Source:
         del scratch
         from jaxrec.datasets import events
 
-        data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
         raw, used = data_set.read_checked(config.source, say)
         if isinstance(raw, events.Events):
             raw = events.to_histories(raw, config.dataset, config.min_user, config.min_item)
@@ -257,6 +265,9 @@ def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
         )
 
     name = config.dataset.replace('-', '_')  # TFDS allows no dash
+    variant = getattr(data_set, 'variant', None)  # of one layout that several data sets have
+    if variant and config.source:
+        name = f'{name}/{variant(config.source)}'
     return store.Recipe(f'{name}{_k_core(config, "/")}/{store.VERSION}', read)
 
 

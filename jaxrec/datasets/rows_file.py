@@ -20,7 +20,8 @@ def read(config: Data, columns: Columns) -> Rows:
 
     Users and items are numbered by ascending raw id, as are the values of a category (from 0) and
     of a set (from 1). A set of items has the items' numbers; one that is no item of a row has the
-    number after them. All features are of the row; the time is one, under its own name.
+    number after them. All features are of the row, but for the domain, which is of the item; the
+    time is one, under its own name.
 
     Args:
       config: says where the file is and how it is written.
@@ -29,8 +30,10 @@ def read(config: Data, columns: Columns) -> Rows:
     Raises:
       UserError: as `log_file.read`, or a label that is neither 0 nor 1.
     """
-    if config.domain_col:
+    if config.domain_col and not columns.domain:
         raise UserError('--domain_col is for logs of events: of rows it is a column like others')
+    if columns.domain and not config.domain_col:
+        raise UserError('name the column of the domains of items with --domain_col')
     if config.features:
         raise UserError(
             '--features is for logs of events: of rows, task.fields and task.labels name columns'
@@ -43,7 +46,7 @@ def read(config: Data, columns: Columns) -> Rows:
     if twice:
         raise UserError(f'column {twice[0]!r} cannot be both a number or label and words')
     named = dataclasses.replace(config, features=','.join(dict.fromkeys((*numbers, *words))))
-    raw = log_file.read(named, words=words)
+    raw = log_file.read_domains(named) if columns.domain else log_file.read(named, words=words)
     name = log_file.named(config)
     if not len(raw.users.codes):
         raise UserError(f'no rows in {name}')
@@ -53,7 +56,10 @@ def read(config: Data, columns: Columns) -> Rows:
     if raw.times is not None:
         times = events.integer_times(raw.times, name)
     order = np.argsort(times, kind='stable')
-    labels = {label: _label(raw.features[label], label, name) for label in columns.labels}
+    labels = {
+        label: _label(raw.features[label], label, name, columns.quantities)
+        for label in columns.labels
+    }
     features = {one: raw.features[one] for one in columns.numbers}
     features |= {one: _categories(raw.words[one], one, name) for one in columns.categories}
     features |= {one: _sets(raw.words[one]) for one in columns.sets}
@@ -67,15 +73,18 @@ def read(config: Data, columns: Columns) -> Rows:
         user_ids=user_ids,
         item_ids=item_ids,
         features={one: _compact(column)[order] for one, column in features.items()},
+        item_features={
+            one: events.by_item(item_ids, *column) for one, column in raw.item_features.items()
+        },
         labels={label: values[order] for label, values in labels.items()},
         name=name,
     )
 
 
-def _label(values: np.ndarray, label: str, name: str) -> np.ndarray:
+def _label(values: np.ndarray, label: str, name: str, quantity: bool) -> np.ndarray:
     """float32, NaN where it is not known."""
     wrong = ~(np.isnan(values.astype(np.float64)) | (values == 0) | (values == 1))
-    if wrong.any():
+    if wrong.any() and not quantity:
         at = int(wrong.argmax())
         raise UserError(
             f'{name} row {at + 1}: {values[at]:g} in column {label!r} is no label, which is 0, 1 '

@@ -127,7 +127,7 @@ def rank_counts(
         scorer = {d: scorer.among(task.domains.of_items == d) for d in domains}
     if last is None:
         starts = task.histories.offsets[task.targets.users][task.owner]
-        last = task.histories.items[np.maximum(task.targets.ends[task.owner] - 1, starts)]
+        last = task.histories.items[np.maximum(task.targets.inputs[task.owner] - 1, starts)]
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
     if not isinstance(scorer, dict):
         _count(scorer, task, np.arange(len(last)), last, greater, ties)
@@ -141,7 +141,7 @@ def rank_counts(
 
 def _count(scorer, task, mine, last, greater, ties):
     """Puts the counts of the targets `mine` into `greater` and `ties`, some at a time."""
-    ends = task.targets.ends[task.owner[mine]]
+    ends = task.targets.inputs[task.owner[mine]]
     starts = task.histories.offsets[task.targets.users][task.owner[mine]]
     first, end = scorer.followers(last[mine])
     counts = _catalogue_counts if task.how.candidates == 'all' else _candidate_counts
@@ -164,7 +164,7 @@ def _in_domains(task, names):
             events = np.flatnonzero(domain == d)
             mine = np.flatnonzero(task.target_domains == d)
             example = task.owner[mine]
-            place = np.searchsorted(events, task.targets.ends[example]) - 1
+            place = np.searchsorted(events, task.targets.inputs[example]) - 1
             newest = events[np.maximum(place, 0)]
             there = (place >= 0) & (newest >= histories.offsets[task.targets.users[example]])
             last[mine] = np.where(there, histories.items[newest], 0)
@@ -199,7 +199,7 @@ def _catalogue_counts(scorer, task, chosen, last):
     if task.filter_seen:
         example = task.owner[chosen]
         start = task.histories.offsets[task.targets.users[example]]
-        lengths = task.targets.ends[example] - start
+        lengths = task.targets.inputs[example] - start
         owner = np.repeat(np.arange(len(chosen)), lengths)
         events = task.histories.items[ranges(start, lengths)]
         seen = distinct(owner * (scorer.num_items + 1) + events)
@@ -211,7 +211,7 @@ def _catalogue_counts(scorer, task, chosen, last):
 
 
 def _candidate_counts(scorer, task, chosen, last):
-    candidates = task.candidates(task.owner[chosen])
+    candidates = task.candidates(chosen)
     scores = scorer(np.repeat(last[:, None], candidates.shape[1], 1), candidates)
     target = scorer(last, task.items[chosen])[:, None]
     real = candidates > 0

@@ -90,6 +90,7 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
     between.data[between.row == between.col] = 0
     between = between.tocsr()
     of_items, target = task.domains.of_items[1:], task.target_domains
+    given = given[task.owner]  # of every target, which may be of several domains
     row = np.repeat(np.arange(given.shape[0]), np.diff(given.indptr))
     own = of_items[given.indices] == target[row]
 
@@ -121,7 +122,7 @@ def before(task: Any) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
     """
     histories, ends = task.histories, np.array(task.split.train_ends)
     users = task.targets.users
-    ends[users] = np.maximum(ends[users], task.targets.ends)
+    ends[users] = np.maximum(ends[users], task.targets.inputs)
 
     def matrix(ends):
         lengths = ends - histories.offsets[:-1]
@@ -134,7 +135,7 @@ def before(task: Any) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
         return made
 
     inputs = np.array(histories.offsets[:-1])
-    inputs[users] = task.targets.ends
+    inputs[users] = task.targets.inputs
     return matrix(ends), matrix(inputs)[users]
 
 
@@ -149,20 +150,21 @@ def ranked(
     Args:
       scorer: of rows like those of `given`.
       task: a `ranking.Ranking`.
-      given: [examples, items] what scores go by.
+      given: [examples, items] what scores go by; or [targets, items], of every target its own.
       seen: what the seen filter takes out; None = `given`.
     """
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
+    owner = task.owner if given.shape[0] == task.examples else np.arange(len(task.items))
     at_once = max(_SCORES // given.shape[1], 1)
     for start in range(0, given.shape[0], at_once):
         rows = given[start : start + at_once]
         scores = np.asarray(scorer(rows))
         if task.filter_seen:
             scores[(rows if seen is None else seen[start : start + at_once]).nonzero()] = -np.inf
-        ends = np.searchsorted(task.owner, start + np.arange(len(scores) + 1))
+        ends = np.searchsorted(owner, start + np.arange(len(scores) + 1))
         drawn = None
         if task.how.candidates != 'all':
-            drawn = task.candidates(task.owner[ends[0] : ends[-1]])
+            drawn = task.candidates(np.arange(ends[0], ends[-1]))
         for row, mine in zip(scores, map(slice, ends[:-1], ends[1:]), strict=True):
             own, others = row[task.items[mine] - 1][:, None], row
             if drawn is not None:

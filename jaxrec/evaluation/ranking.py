@@ -55,6 +55,7 @@ class Ranking(Evaluation):
       numbered: whether batches say who the users are.
       domains: of the items, by which metrics are also told apart; None = there are none.
       in_domain: rank among the items of the target's domain alone.
+      each: every target is a row by itself, among candidates of its own; values are of rows.
 
     Raises:
       UserError: unknown split, or one without targets; several targets of a user in_domain.
@@ -79,6 +80,7 @@ class Ranking(Evaluation):
         numbered: bool = False,
         domains: Domains | None = None,
         in_domain: bool = False,
+        each: bool = False,
     ):
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
@@ -93,13 +95,16 @@ class Ranking(Evaluation):
         self._references, self._popularity = references, popularity
         self._numbered = numbered
         if widths is None:
-            widths = few_widths(targets.ends - histories.offsets[targets.users], max_len)
+            widths = few_widths(targets.inputs - histories.offsets[targets.users], max_len)
         self._widths = widths
-        self.owner, self.items = self._pairs()
-        self._several = several or len(self.items) > self.examples
+        self.owner, self.items, self._events = self._pairs()
+        self._each = each
+        self._several = not each and (several or len(self.items) > self.examples)
         self.domains, self.in_domain = domains, in_domain
         if in_domain and self._several:
-            raise UserError("task.in_domain ranks one target of a user: set task.targets='first'")
+            raise UserError(
+                "task.in_domain ranks targets one by one: set task.targets='first' or 'each'"
+            )
         self.target_domains = None if domains is None else domains.of_items[self.items]
         self.training_counts = protocols.training_counts(histories, split)
         self.unreachable = self._in_input_history() & self.filter_seen  # by the seen filter
@@ -117,17 +122,20 @@ class Ranking(Evaluation):
         return self.how.candidates == 'all' and self.how.filter_seen
 
     def candidates(self, chosen: np.ndarray) -> np.ndarray:
-        """Sampled candidates of the examples `chosen`: int32 [len(chosen), negatives]."""
-        if self.examples * self.how.negatives > _KEPT:
+        """Sampled candidates of the targets `chosen`: int32 [len(chosen), negatives].
+
+        They are a user's, or a user's in the target's domain: targets of one draw share them.
+        """
+        if len(self.items) * self.how.negatives > _KEPT:
             return self._draw(chosen)
         if self._drawn is None:
-            self._drawn = self._draw(np.arange(self.examples))
+            self._drawn = self._draw(np.arange(len(self.items)))
         return self._drawn[chosen]
 
     def _draw(self, chosen):
         out = np.zeros((len(chosen), self.how.negatives), np.int32)
         for draw, some in self._by_negatives(chosen):
-            out[some] = draw(self.targets.users[chosen[some]])
+            out[some] = draw(self.targets.users[self.owner[chosen[some]]])
         return out
 
     def _by_negatives(self, chosen):
@@ -157,7 +165,7 @@ class Ranking(Evaluation):
             targets = np.where(real, self.items[np.minimum(places, len(self.items) - 1)], 0)
             batch['targets'] = np.pad(targets, ((0, missing), (0, 0))).astype(np.int32)
             if self._negatives is not None:
-                drawn = self.candidates(self._row_example[chosen])
+                drawn = self.candidates(self._row_first[chosen])
                 batch['candidates'] = np.pad(drawn, ((0, missing), (0, 0)))
                 del batch['seen']
             elif self.in_domain:
@@ -221,6 +229,7 @@ class Ranking(Evaluation):
         by_target = rank_metrics.per_example(greater, ties, cutoffs)
         return Measured(
             metrics=rank_metrics.mean(values),
+            unit='row' if self._each else 'user',
             values=values,
             groups={
                 'popularity': rank_metrics.by_bucket(by_target, buckets),
@@ -240,36 +249,44 @@ class Ranking(Evaluation):
         """Users for whom the catalogue has fewer candidates than the protocol asks for."""
         if self._negatives is None:
             return 0
-        everyone = self._by_negatives(np.arange(self.examples))
-        return sum(draw.too_few(self.targets.users[some]) for draw, some in everyone)
+        found = 0
+        for draw, some in self._by_negatives(np.arange(len(self.items))):
+            found += draw.too_few(self.targets.users[distinct(self.owner[some])])
+        return found
 
     def _by_domain(self, values):
         """Means by the target's domain, by what the user had before, and of twin and clean rows."""
         if self.domains is None:
             return {}
-        events, of = self.targets.ends[self.owner], self.domains
+        events, of = self.targets.inputs[self.owner], self.domains
         found = {
             'domain': (of.names, self.target_domains - 1),
             'history of': (domains_lib.HISTORIES, of.kinds(events, self.items)),
         }
         if not self._several and of.twin_before.any():
-            found['rows'] = domains_lib.ROWS, np.where(of.twin_before[events], 0, 1)
+            twin = of.twin_before[self._events]
+            found['rows'] = domains_lib.ROWS, np.where(twin, 0, 1)
+            if self._each:  # rows of both domains: clean ones of each
+                domain = np.where(twin, -1, self.target_domains - 1)
+                found['clean rows of'] = of.names, domain
         return {name: rank_metrics.by_part(values, *one) for name, one in found.items()}
 
     def _pairs(self):
-        """(owner int64, item int32) of the distinct target items of every example, in order."""
+        """(owner, int32 item, first event) of the distinct targets of every example, in order."""
         lengths = self.targets.stops - self.targets.ends
         owner = np.repeat(np.arange(self.examples), lengths)
-        items = self.histories.items[ranges(self.targets.ends, lengths)]
+        events = ranges(self.targets.ends, lengths)
+        items = self.histories.items[events]
         if len(items) == self.examples:
-            return owner, items
-        keys = distinct(owner * (self.histories.num_items + 1) + items)
+            return owner, items, events
+        keys = owner * (self.histories.num_items + 1) + items
+        keys, first = np.unique(keys, return_index=True)
         owner, items = np.divmod(keys, self.histories.num_items + 1)
-        return owner, items.astype(np.int32)
+        return owner, items.astype(np.int32), events[first]
 
     def _lay_out_rows(self):
         """Which example each row of the batches is of, its first target and how many it has."""
-        self._width = 1 if len(self.items) == self.examples else _TARGETS
+        self._width = 1 if self._each or len(self.items) == self.examples else _TARGETS
         per_example = np.bincount(self.owner, minlength=self.examples)
         rows = -(-per_example // self._width)
         self._row_example = np.repeat(np.arange(self.examples), rows)
@@ -286,7 +303,7 @@ class Ranking(Evaluation):
     def _in_input_history(self) -> np.ndarray:
         """bool [len(items)], targets that the user had before."""
         starts = self.histories.offsets[self.targets.users][self.owner]
-        lengths = self.targets.ends[self.owner] - starts
+        lengths = self.targets.inputs[self.owner] - starts
         found = np.zeros(len(lengths), bool)
         for some in blocks(np.concatenate([[0], np.cumsum(lengths)])):
             events = self.histories.items[ranges(starts[some], lengths[some])]

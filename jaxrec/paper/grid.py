@@ -93,7 +93,8 @@ class Grid:
       lines: in order.
       records: stored cells by key.
       data: data hash by column.
-      protocol: the one of all cells; None if there is no cell yet.
+      protocols: by column where the table says so, else the one of all cells by ''; {} if there
+        is no cell yet.
       verdicts: on the table's orderings.
       test: of `statistics.paired`.
       missing: names of cells that are not there.
@@ -105,7 +106,7 @@ class Grid:
     lines: list[Line]
     records: dict[str, dict]
     data: dict[str, str]
-    protocol: dict | None
+    protocols: dict[str, dict]
     verdicts: list[Verdict]
     test: str
     missing: list[str]
@@ -127,7 +128,7 @@ def build(
       UserError: cells under different protocols, or of different data in one column.
     """
     there = [cell for cell in cells if cell.key in records]
-    protocol = _same_protocol(there, records)
+    protocols = _same_protocols(there, records, table.by_column)
     data = _same_data(there, records)
     heads = [(c.name, metric) for c in table.columns for metric in c.metrics]
     by_place = {(cell.row, cell.column): cell for cell in there}
@@ -156,7 +157,7 @@ def build(
         lines,
         {cell.key: records[cell.key] for cell in there},
         data,
-        protocol,
+        protocols,
         _verdicts(table, heads, users, test, lower),
         test,
         [f'{cell.row} / {cell.column}' for cell in cells if cell.key not in records],
@@ -164,23 +165,23 @@ def build(
     )
 
 
-def _same_protocol(cells, records) -> dict | None:
+def _same_protocols(cells, records, by_column) -> dict[str, dict]:
     """What all cells are ranked under; the cut-offs may differ, no number depends on the others."""
     seen = {}
     for cell in cells:
+        column = cell.column if by_column else ''
         record = records[cell.key]
         protocol = {k: v for k, v in record['protocol'].items() if k not in ('cutoffs', _SPLIT)}
         protocol |= {'split': record['split'], _SPLIT: record['protocol'].get(_SPLIT)}
-        for other, first in seen.items():
-            differ = [k for k in protocol if protocol[k] != first.get(k)]
-            if differ:
-                what = ', '.join(f'{k}={first.get(k)} and {protocol[k]}' for k in differ)
-                raise UserError(
-                    f'{other} and {cell.row} / {cell.column} are under different protocols '
-                    f'({what}): they cannot stand in one table'
-                )
-        seen = seen or {f'{cell.row} / {cell.column}': protocol}
-    return next(iter(seen.values()), None)
+        other, first = seen.setdefault(column, (f'{cell.row} / {cell.column}', protocol))
+        differ = [k for k in protocol if protocol[k] != first.get(k)]
+        if differ:
+            what = ', '.join(f'{k}={first.get(k)} and {protocol[k]}' for k in differ)
+            raise UserError(
+                f'{other} and {cell.row} / {cell.column} are under different protocols '
+                f'({what}): they cannot stand in one table'
+            )
+    return {column: protocol for column, (_, protocol) in seen.items()}
 
 
 def _same_data(cells, records) -> dict[str, str]:

@@ -106,6 +106,8 @@ class Table:
       columns, rows, published, orderings: see there.
       baseline: name of the row that all others are tested against.
       protocol: name of the task's protocol that every number is under; '' = the first cell's.
+      by_column: every column is under a protocol of its own: numbers stand beside each other in
+        columns alone.
       law: fitted and drawn with the table, for every column; None = there is none.
       shown: names of the rows that the README shows.
     """
@@ -118,6 +120,7 @@ class Table:
     published: tuple[Published, ...] = ()
     orderings: tuple[Ordering, ...] = ()
     protocol: str = ''
+    by_column: bool = False
     law: Law | None = None
     shown: tuple[str, ...] = ()
 
@@ -185,15 +188,16 @@ def cells(table: Table, path: pathlib.Path, more: Mapping[str, Any] | None = Non
                     experiment,
                 )
             )
-    first = _protocol(found[0].experiment)
+    seen = {}
     for cell in found:
         protocol = _protocol(cell.experiment)
+        first = seen.setdefault(cell.column if table.by_column else '', protocol)
         for name, here in protocol.items():
             there = (name == 'name' and table.protocol) or first.get(name)
             if here != there:
                 raise UserError(
                     f'{cell.row} / {cell.column} is under protocol {name}={here}, the table under '
-                    f'{there}: such numbers cannot stand in one table'
+                    f'{there}: such numbers cannot stand in one table (by_column: column)'
                 )
         known = cell.experiment.task.metrics()
         for metric in next(c for c in table.columns if c.name == cell.column).metrics:

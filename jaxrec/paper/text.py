@@ -19,9 +19,10 @@ def number(value: float) -> str:
 def notes(grid: Grid) -> list[str]:
     """What a reader has to know beside the numbers, in sentences."""
     lines = [grid.table.caption] if grid.table.caption else []
-    if grid.protocol:
-        protocol = ', '.join(f'{name}={value}' for name, value in grid.protocol.items())
-        lines.append(f'Protocol: {protocol}.')
+    for column, one in grid.protocols.items():
+        protocol = ', '.join(f'{name}={value}' for name, value in one.items())
+        lines.append(f'Protocol{" of " if column else ""}{column}: {protocol}.')
+    if grid.protocols:
         hashes = ', '.join(f'{column} {h[:12]}' for column, h in grid.data.items())
         lines.append(f'Data hashes: {hashes}.')
         seeds = sorted({v.seeds for line in grid.lines for v in line.values.values() if v.seeds})

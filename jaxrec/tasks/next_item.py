@@ -26,7 +26,7 @@ from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
 from jaxrec.data.packed import TrainBatches
-from jaxrec.data.pairs import PairBatches, training_pairs
+from jaxrec.data.pairs import DomainPairBatches, PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
 from jaxrec.data.splits import Split, Targets
 from jaxrec.datasets.synthetic import generated
@@ -50,9 +50,12 @@ class Config(Task):
     # events; given: of the training events, where the data come without validation events
     valid_share: float = 0.1
     test_share: float = 0.1
+    # random, given: whether the input of a test holds the validation events of the user
+    valid_seen: bool = field(True, effect='measure')
     prefix_share: float = 0.8  # users: of the events of a held-out user, which are the input
-    # a user's held-out events that are targets: the first of the period, or all
-    targets: str = field('first', choices=('first', 'all'), effect='measure')
+    # a user's held-out events that are targets: the first of the period, or all; or each one by
+    # itself, a row of its own
+    targets: str = field('first', choices=('first', 'all', 'each'), effect='measure')
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
     # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
     # the one event after each (in-batch losses, see jaxrec.data.cuts), on 'pairs' of a user and
@@ -103,6 +106,8 @@ class Config(Task):
             }
         if self.domain:
             found['domain'] = self.domain
+        if not self.valid_seen:
+            found['valid_seen'] = False
         if self.split == 'users':
             found['prefix_share'] = self.prefix_share
         return found
@@ -162,9 +167,18 @@ class Config(Task):
                 f'task.protocol={self.protocol!r} may draw items that the user has in validation '
                 "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
             )
+        if inputs.pairs and inputs.domains and not self.in_domain:
+            raise UserError('this model scores items of one domain at a time: set task.in_domain')
+        if not self.valid_seen and self.split not in splits.PARTED:
+            raise UserError("task.valid_seen is for task.split='random' and 'given'")
         if self.domain and (self.periods > 1 or self.windows == 'pairs'):
             raise UserError(
                 'task.domain takes one domain of a log that is split once, in its order'
+            )
+        if self.targets == 'each' and not (inputs.pairs and self.split in splits.PARTED):
+            raise UserError(
+                "task.targets='each' is for pairs in no order: task.split='random' or 'given', and "
+                "task.windows='pairs'"
             )
         if self.targets == 'all' and self.split == 'leave-one-out':
             raise UserError("task.split='leave-one-out' has one target: set task.targets='first'")
@@ -330,7 +344,14 @@ class NextItem(Retrieval):
         split: Split | None = None,
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
-        task, notes, domains = experiment.task, (), domains_lib.find(histories)
+        task, notes = experiment.task, ()
+        parted = task.split in splits.PARTED and task.periods == 1 and not split
+        if parted:
+            shares = task.valid_share, task.test_share
+            histories = splits.parted(histories, task.split, *shares)
+            how = {'targets': task.targets, 'valid_seen': task.valid_seen}
+            split = splits.split(histories, task.split, *shares, **how)
+        domains = domains_lib.find(histories, split if parted else None)
         if domains is None and (task.domain or task.in_domain):
             raise UserError(
                 f'{histories.name or "the data"} names no domains of items, which task.domain and '
@@ -345,9 +366,6 @@ class NextItem(Retrieval):
             self.split, evaluations = _everything(histories), {}
             train_ends = starts[1]
         else:
-            if not split and task.split in splits.PARTED:
-                shares = task.valid_share, task.test_share
-                histories = splits.parted(histories, task.split, *shares)
             self.split = split or splits.split(
                 histories,
                 task.split,
@@ -450,6 +468,7 @@ class NextItem(Retrieval):
             batch_users=self._task.batch_users,
             codes=self.codes,
             several=self._task.targets == 'all',
+            each=self._task.targets == 'each',
             popularity=self._task.popularity,
             widths=self._widths,
             numbered=self._experiment.model.inputs().users,
@@ -476,18 +495,31 @@ class NextItem(Retrieval):
         if self._pairs is None:
             return None
         ordered = baselines.NAMES if self.source.times is not None else ('popularity',)
+        if self._in_domain:
+            return (*ordered, *(name for name in baselines.OF_DOMAINS if 'items' in name))
         return (*ordered, *linear.NAMES)
 
     def _longest_inputs(self) -> np.ndarray:
         """Lengths of what is read to predict test targets; where there are none, of everything."""
         offsets, test = self.source.offsets, self.split.test
-        return test.ends - offsets[test.users] if len(test) else np.diff(offsets)
+        return test.inputs - offsets[test.users] if len(test) else np.diff(offsets)
 
     def batches(self) -> Batches:
         """The training batches of the split."""
         task, train_ends = self._task, self.split.train_ends
+        train = self._experiment.train
+        if task.windows == 'pairs' and self._experiment.model.inputs().domains:
+            return DomainPairBatches(
+                self.source,
+                train_ends,
+                self._domains.of_items,
+                rows=train.batch_rows,
+                seed=train.seed,
+                negatives=task.unseen_negatives,
+                context=self._experiment.model.inputs().context,
+                process=self._process,
+            )
         if task.windows == 'pairs':
-            train = self._experiment.train
             return PairBatches(
                 self._pairs,
                 self.source.num_items,

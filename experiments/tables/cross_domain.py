@@ -1,0 +1,54 @@
+r"""Two domains that share users: UniCDR and UniCDR+ on pairs, every column under its own protocol.
+
+python -m jaxrec.table --table=experiments/tables/cross_domain.py \
+    --workdir=runs/tables/cross_domain --seeds=5 --results=results \
+    --override=data.data_dir=DIR
+
+Give the folders with --override as in the experiment files, one run a column
+(--only=COLUMN). Numbers are of the rows of both domains together; every cell keeps those of each
+domain, of twin and of clean rows, and beside them popularity and neighbours of the own, the other
+and both domains, which learn nothing. Published values are of one run by a third party with the
+authors' code, HR and NDCG at 10, for each domain: Sport .1948/.1208, Cloth .1934/.1235 (chosen on
+the test file); Game .0752/.0363, Video .1104/.0584
+([R ankitaanand28/DA626_Uni_CDR: inference_*.ipynb]).
+"""
+
+from jaxrec.paper.spec import Column, Ordering, Row, Table
+
+SHOWN = ('HR@10', 'NDCG@10')
+SPORT_CLOTH, GAME_VIDEO = 'Sport and Cloth', 'Game and Video cold'
+FILES = {
+    SPORT_CLOTH: 'experiments/unicdr_sport_cloth.py',
+    GAME_VIDEO: 'experiments/unicdr_game_video.py',
+}
+UNICDR, PLUS, MF = 'UniCDR', 'UniCDR+', 'MF in each domain'
+
+
+def on_pairs(name: str, key: str, columns: tuple[str, ...] = tuple(FILES)) -> Row:
+    """One of both experiment files."""
+    return Row(name, {column: f'{FILES[column]}:{key}' for column in columns}, columns=columns)
+
+
+TABLE = Table(
+    title='Two domains that share users',
+    caption='A target among 999 items of its domain that the user never had; one checkpoint, by '
+    'NDCG@10 of the validation rows of both domains.',
+    columns=(Column(SPORT_CLOTH, SHOWN), Column(GAME_VIDEO, SHOWN)),
+    rows=(
+        on_pairs(MF, 'mf-domain', (SPORT_CLOTH,)),
+        on_pairs('MF-BPR on the union', 'mf-union'),
+        on_pairs(UNICDR, 'unicdr'),
+        on_pairs('UniCDR without critic', 'no-critic'),
+        on_pairs('UniCDR, lists from the other domain', 'other-only'),
+        on_pairs('UniCDR by attention', 'attention'),
+        on_pairs(PLUS, 'plus'),
+        on_pairs('UniCDR+ without propagation', 'plus-no-layers'),
+        on_pairs('UniCDR+ without soft contrast', 'plus-no-soft'),
+    ),
+    baseline=UNICDR,
+    by_column=True,
+    orderings=(
+        Ordering(UNICDR, MF, 'UniCDR improves on one domain alone', 'Cao et al., WSDM 2023'),
+        Ordering(PLUS, UNICDR, 'UniCDR+ improves on UniCDR', 'arXiv 2409.04540, abstract'),
+    ),
+)

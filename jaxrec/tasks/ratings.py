@@ -1,0 +1,236 @@
+"""Ratings of users who are cold in one domain and known in another; lower errors are better.
+
+Biases, and factors of a biased factorisation, are fitted to the training ratings before training
+begins, and are constants of it: see `data.ratings`. A model of this task has
+`ratings(batch, carried) -> [B]`; `begin(constants)`, if it has one, gives what a pass shares.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxrec import datasets, problem
+from jaxrec.config import field
+from jaxrec.data import ratings as data
+from jaxrec.data.rows import Columns, Rows
+from jaxrec.devices.mesh import replicated
+from jaxrec.devices.tuning import serving_rows
+from jaxrec.errors import UserError
+from jaxrec.evaluation import cold_start, point_metrics
+
+
+@dataclasses.dataclass
+class Config(problem.Task):
+    """Users of both domains are split; target ratings of those who are tested are never learnt."""
+
+    source: str = ''  # domain in which everybody is known
+    target: str = ''  # domain in which cold users have no rating
+    cold_share: float = field(0.2, above=0, below=1)  # of the users of both, tested
+    valid_share: float = field(0.05, above=0, below=1)  # of them, cold too, for validation
+    split_seed: int = field(0, least=0)  # which users these are
+    alone: float = field(0.0, least=0, below=1)  # training users whose source ratings are left out
+    # the control: training users swap their source ratings, so that there is nothing to transfer
+    shuffled: bool = False
+    factors: int = field(10, least=1)  # of the factorisations
+    liked: int = field(20, least=1)  # newest source items rated above 3 that a model sees
+    lowest: float = field(1.0, effect='measure')  # predictions are clipped in evaluations
+    highest: float = field(5.0, effect='measure')
+    batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
+
+    def check(self, experiment: Any) -> None:
+        if not self.source or not self.target:
+            raise UserError('task.source and task.target must name the two domains')
+        if self.cold_share + self.valid_share >= 1:
+            raise UserError('task.cold_share and task.valid_share must add up to < 1')
+        if not self.lowest < self.highest:
+            raise UserError(f'task.lowest={self.lowest} must be below task.highest={self.highest}')
+        if not experiment.model.inputs().users:
+            raise UserError('task.ratings is of users by number, which this model does not know')
+
+    def metrics(self) -> dict[str, problem.Metric]:
+        """MAE and RMSE; of single ratings MAE and the squared error MSE have values."""
+        low = problem.Metric(higher=False)
+        return {'RMSE': problem.Metric(higher=False, single=False), 'MAE': low, 'MSE': low}
+
+    def columns(self) -> Columns:
+        """What there is to read of a log of ratings."""
+        return Columns(labels=(data.LABEL,), quantities=True, domain=True)
+
+    def protocol_fields(self) -> dict[str, Any]:
+        """Who is cold, and how errors are measured."""
+        found = {
+            'name': 'cold-start ratings',
+            'domains': [self.source, self.target],
+            'cold_share': self.cold_share,
+            'valid_share': self.valid_share,
+            'split_seed': self.split_seed,
+            'clipped': [self.lowest, self.highest],
+            'data_split': 'users of both domains',
+        }
+        return found | self.told_precision()
+
+    def open(
+        self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
+    ) -> 'Ratings':
+        """Reads the ratings, holds the cold users' out, and factorises what is left."""
+        rows, meta = datasets.load(experiment.data, say, kind=Rows, columns=self.columns())
+        split = data.cold_start(
+            rows,
+            self.source,
+            self.target,
+            cold_share=self.cold_share,
+            valid_share=self.valid_share,
+            alone=self.alone,
+            shuffled=self.shuffled,
+            seed=self.split_seed,
+        )
+        bases = cold_start.Bases(split, self.factors)
+        batches = data.RatingBatches(
+            split.train.take(np.flatnonzero(np.isin(split.train.users, bases.taught()))),
+            rows=experiment.train.batch_rows,
+            seed=experiment.train.seed,
+            process=process,
+        )
+        counts = ', '.join(f'{len(getattr(split, n)):,} {n}' for n in ('train', 'valid', 'test'))
+        return Ratings(
+            about=f'{rows.name}: {len(split.source):,} ratings of {self.source}; of {self.target} '
+            f'{counts}; {len(bases.taught()):,} users teach the way from one to the other',
+            data_hash=meta['data_hash'],
+            data_path=meta['path'],
+            source=rows,
+            sizes={
+                'user': rows.num_users,
+                'item': rows.num_items,
+                'factor': self.factors,
+            },
+            periods=[lambda: problem.Period(batches)],
+            evaluations={
+                name: functools.partial(ColdRatings, self, bases, getattr(split, name))
+                for name in ('valid', 'test')
+            },
+            constants=constants_of(bases, self.liked),
+        )
+
+
+def constants_of(bases: cold_start.Bases, liked: int) -> dict[str, Any]:
+    """What models of cold users read besides a batch, float32 but for numbers.
+
+    Returns:
+      'base': 'items' [num_items + 1] mean + b_i and 'users' [U] k b_u; 'vectors': factors 'items'
+      [num_items + 1, d] of both domains and 'users' [U, d] of the source; 'scale': 1 / deviation of
+      the factors of 'users', 'source' and target 'items'; 'liked': int32 [U, liked], see
+      `data.ratings.liked`; 'support': 'users', 'items', 'ratings' [n] of the training ratings of
+      users of both, in an order of chance that the split alone decides.
+    """
+    split, source, target = bases.data, bases.source, bases.target
+    items = np.where((split.domain == 2)[:, None], target.items, source.items)
+    both = np.flatnonzero(np.isin(split.train.users, bases.taught()))
+    if not len(both):
+        raise UserError('no training user has ratings in both domains: there is nothing to learn')
+    support = split.train.take(np.random.default_rng(0).permutation(both))
+    parts = {
+        'users': source.users[np.unique(split.source.users)],
+        'source': source.items[np.unique(split.source.items)],
+        'items': target.items[np.unique(split.train.items)],
+    }
+    single = lambda x: np.asarray(x, np.float32)  # noqa: E731
+    return {
+        'base': {
+            'items': single(target.mean + target.item_bias),
+            'users': single(bases.slope * source.user_bias),
+        },
+        'vectors': {'items': single(items), 'users': single(source.users)},
+        'scale': {name: single(1 / max(x.std(), 1e-6)) for name, x in parts.items()},
+        'liked': data.liked(split.source, split.num_users, liked),
+        'support': {
+            'users': np.asarray(support.users, np.int32),
+            'items': np.asarray(support.items, np.int32),
+            'ratings': single(support.values),
+        },
+    }
+
+
+class Ratings(problem.Problem):
+    """Ratings of pairs of a user and an item."""
+
+    verbs = ('ratings',)
+
+    def begin(self, model: problem.Model, constants: dict[str, jax.Array]) -> Any:
+        """What the model makes of the constants, or they themselves."""
+        return model.begin(constants) if hasattr(model, 'begin') else constants
+
+    def predict(
+        self, model: problem.Model, carried: Any, batch: problem.Batch, full: bool
+    ) -> dict[str, jax.Array]:
+        """ratings: float32 [B]."""
+        del full
+        return {'ratings': replicated(model.ratings(batch, carried))}
+
+
+class ColdRatings(problem.Evaluation):
+    """Ratings of cold users, each by itself.
+
+    Args:
+      config: the task's.
+      bases: of the training ratings, for `references`.
+      cold: what is predicted.
+    """
+
+    def __init__(self, config: Config, bases: cold_start.Bases, cold: data.Triples):
+        self._config, self._bases, self._cold = config, bases, cold
+        self.examples, self.protocol = len(cold), config.protocol_fields()
+
+    def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
+        """All of one shape, see `data.ratings.rating_batch`; ratings are hidden: 0."""
+        rows = serving_rows(min(self._config.batch_rows, self.examples))['batch_users']
+        hidden = dataclasses.replace(self._cold, values=np.zeros(self.examples, np.float32))
+        for start in range(0, self.examples, rows):
+            places = np.arange(start, min(start + rows, self.examples))
+            yield places, data.rating_batch(hidden.take(places), rows)
+
+    def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
+        """From the predicted ratings, part by part."""
+        found = np.full(self.examples, np.nan, np.float32)
+        for places, columns in parts:
+            found[places] = columns['ratings'][: len(places)]
+        return self._measured(found)
+
+    def references(self) -> dict[str, problem.Measured]:
+        """What needs no training, see `cold_start.predictions`."""
+        found = cold_start.predictions(self._bases, self._cold)
+        return {name: self._measured(values) for name, values in found.items()}
+
+    def _measured(self, found):
+        values = self._cold.values
+        if not np.isfinite(found).all():
+            raise UserError('the model gives ratings that are not finite numbers')
+        found = np.clip(found.astype(np.float64), self._config.lowest, self._config.highest)
+        error = np.abs(found - values)
+        rated = np.bincount(self._bases.data.source.users, minlength=self._bases.data.num_users)
+        count = rated[self._cold.users]
+        edges = {'source ratings below 20': count < 20, '20 and more': count >= 20}
+        groups = {
+            name: {
+                'examples': int(some.sum()),
+                'MAE': point_metrics.mae(found[some], values[some]),
+                'RMSE': point_metrics.rmse(found[some], values[some]),
+                'MSE': float((error[some] ** 2).mean()),
+            }
+            for name, some in edges.items()
+            if some.any()
+        }
+        return problem.Measured(
+            metrics={
+                'RMSE': point_metrics.rmse(found, values),
+                'MAE': point_metrics.mae(found, values),
+                'MSE': float((error**2).mean()),
+            },
+            unit='row',
+            values={'MAE': error, 'MSE': error**2},
+            groups={'users with': groups},
+            details={'cold users': len(np.unique(self._cold.users))},
+        )

@@ -1,0 +1,481 @@
+"""UniCDR: reductions, its critic and aggregators, batches of two domains, and what is measured."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import jit, made
+
+from jaxrec import datasets, evaluate
+from jaxrec.config import Data, Feature, Mesh, Train
+from jaxrec.data.pairs import DomainPairBatches
+from jaxrec.datasets import pair_domains
+from jaxrec.devices.mesh import put_batch, put_whole
+from jaxrec.errors import UserError
+from jaxrec.evaluation import baselines
+from jaxrec.experiment import Experiment, applied, check
+from jaxrec.models import unicdr
+from jaxrec.serving.recommender import Recommender
+from jaxrec.tasks import next_item
+from jaxrec.training.loop import fit
+from jaxrec.training.restore import load_trained
+
+USERS, DIM = 30, 4
+SIZES = {'a': 12, 'b': 15}
+
+
+def quiet(line):
+    del line
+
+
+def write(folder, seed=0):
+    """Two folders as DisenCDR has them: six train items and one test item a user and domain."""
+    rng = np.random.default_rng(seed)
+    for name, other in (('a', 'b'), ('b', 'a')):
+        path = folder / f'{name}_{other}'
+        path.mkdir(parents=True)
+        train, test = [], []
+        for user in range(USERS):
+            items = rng.permutation(SIZES[name])[:7]
+            train += [f'{user}\t{item}\t1' for item in items[:6]]
+            test += [f'{user}\t{items[6]}\t1']
+        (path / 'train.txt').write_text('\n'.join(train))
+        (path / 'test.txt').write_text('\n'.join(test) + '\n')
+    return folder / 'a_b'
+
+
+def write_cold(folder):
+    """Two folders as CDRIB has them: users 0..9 common, 0..5 known in both, 6, 7 cold in b."""
+    rng = np.random.default_rng(1)
+    cold = {'a': (8, 9), 'b': (6, 7)}
+    for name, other in (('a', 'b'), ('b', 'a')):
+        path = folder / f'{name}_{other}'
+        path.mkdir(parents=True)
+        users = [u for u in range(20) if u not in cold[name]]
+        train = [f'{u}\t{i}' for u in users for i in rng.permutation(SIZES[name])[:5]]
+        (path / 'train.txt').write_text('\n'.join(train))
+        held = {u: rng.permutation(SIZES[name])[:6].tolist() for u in cold[name]}
+        for part, some in (('valid', slice(0, 3)), ('test', slice(3, 6))):
+            rows = [f'{u}\t{i}' for u, items in held.items() for i in items[some]]
+            (path / f'{part}.txt').write_text('\n'.join(rows))
+        (path / f'{name}_{other}_data_info.txt').write_text(
+            'common user num 10\nafter filter_data1 info : 20 1\nafter filter_data2 info : 20 1\n'
+        )
+    return folder / 'a_b'
+
+
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    return write(tmp_path_factory.mktemp('pairs'))
+
+
+def experiment(source, folder, model=None, dataset='disencdr', **changes):
+    given = Experiment(
+        model=model or unicdr.Config(dim=DIM, context=3, max_len=20, dropout=0.0),
+        task=next_item.Config(
+            split='given',
+            valid_share=0.2,
+            targets='each',
+            windows='pairs',
+            unseen_negatives=2,
+            protocol='uniform',
+            negatives=4,
+            in_domain=True,
+            cutoffs=(1, 3),
+        ),
+        data=Data(dataset=dataset, source=str(source), data_dir=str(folder)),
+        train=Train(batch_rows=16, epochs=2),
+        mesh=Mesh(1, 1),
+    )
+    return applied(given, changes)
+
+
+@pytest.fixture(scope='module')
+def problem(source, tmp_path_factory):
+    one = experiment(source, tmp_path_factory.mktemp('data'))
+    return one.task.open(one, say=quiet)
+
+
+def built(problem, **model):
+    """(constants, batch, graphdef, parameters)."""
+    config = unicdr.Config(**{'dim': DIM, 'context': 3, 'dropout': 0.0, **model})
+    graphdef, params = made(lambda: config.make(problem.sizes, rngs=nnx.Rngs(0)))
+    batch = jax.tree.map(jnp.asarray, problem.periods[0]().batches(0))
+    constants = jax.tree.map(jnp.asarray, problem.constants)
+    return constants, batch, graphdef, jax.tree.map(jnp.asarray, params)
+
+
+def lost(graphdef, params, batch, constants):
+    def loss(params, batch):
+        model = nnx.merge(graphdef, params)
+        return model.loss(batch, constants, {}, jax.random.key(0))
+
+    return jit(jax.value_and_grad(loss, has_aux=True))(params, batch)
+
+
+def softplus(x):
+    return np.log1p(np.exp(x))
+
+
+def test_one_domain_by_itself_is_matrix_factorisation(problem):
+    """Check 3.5.1: a = 1, no critic, no shared vector: BCE of P^k[u] . q_i, and its gradient."""
+    constants, batch, graphdef, params = built(problem, own=1.0, critic=0.0, shared=False)
+    (value, _), gradient = lost(graphdef, params, batch, constants)
+
+    def plain(tables, items):
+        total = 0.0
+        for n, table in enumerate(tables, 1):
+            mine = np.flatnonzero(np.asarray(batch['domain']) == n)
+            user = table[batch['users'][mine]]
+            score = (user * items[batch['targets'][mine]]).sum(-1)
+            wrong = jnp.einsum('bd,bkd->bk', user, items[batch['negatives'][mine]])
+            values = jax.nn.softplus(-score) + jax.nn.softplus(wrong).mean(-1)
+            total = total + values.mean()
+        return total
+
+    wanted, theirs = jax.value_and_grad(plain, (0, 1))(
+        list(params['users'].values()), params['items']
+    )
+    np.testing.assert_allclose(value, wanted, rtol=1e-5)
+    np.testing.assert_allclose(gradient['items'], theirs[1], atol=1e-6)
+    for n in (0, 1):
+        np.testing.assert_allclose(gradient['users'][n], theirs[0][n], atol=1e-6)
+
+
+def test_scores(problem, mesh):
+    """Check 3.5.1: (P^k[u] + P^s[u]) . q_i at a = 1."""
+    constants, _, graphdef, params = built(problem, own=1.0)
+    mesh(1, 1)
+    model = nnx.merge(graphdef, params)
+    places, batch = next(problem.evaluations['test']().batches())
+    batch = {n: jnp.asarray(batch[n]) for n in ('items', 'users', 'segments')}
+    catalogue = model.catalogue(constants)
+    found = jit(model.queries)(batch, catalogue)[:, 0] @ catalogue['items'].T
+    domain = np.asarray(constants['domains'])
+    for row in range(len(places)):
+        user = batch['users'][row]
+        for item in range(1, problem.sizes['item'] + 1):
+            vector = params['users'][domain[item] - 1][user] + params['users_shared'][user]
+            wanted = vector @ params['items'][item]
+            np.testing.assert_allclose(found[row, item], wanted, atol=1e-4)
+
+
+def aggregator(**model):
+    """An aggregator as a compiled function of (p, vectors, which are real), and its parameters."""
+    config = unicdr.Config(dim=DIM, dropout=0.0, **model)
+    graphdef, params = made(lambda: unicdr.Aggregator(config, rngs=nnx.Rngs(0)))
+    params = jax.tree.map(jnp.asarray, params)
+    return jit(lambda *args: nnx.merge(graphdef, params)(*args)), params
+
+
+@pytest.mark.parametrize('kind', unicdr.AGGREGATORS)
+def test_of_no_items_the_own_vector_is_left(kind):
+    """Check 3.5.3: a p exactly."""
+    run, _ = aggregator(aggregator=kind, own=0.25)
+    found = run(2 * jnp.ones((2, DIM)), jnp.ones((2, 3, DIM)), jnp.zeros((2, 3), bool))
+    np.testing.assert_array_equal(found, np.full((2, DIM), 0.5, np.float32))
+
+
+def test_aggregators_know_no_order_and_no_padding():
+    """Check 3.5.3: weights on real items add up to 1, which those of the authors do not."""
+    rng = np.random.default_rng(0)
+    p, items = rng.normal(size=(2, DIM)), rng.normal(size=(2, 5, DIM))
+    real = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1]], bool)
+    for kind in ('mean', 'attention'):
+        run, params = aggregator(aggregator=kind, own=0.5)
+        found, order = run(p, items, real), rng.permutation(5)
+        np.testing.assert_allclose(run(p, items[:, order], real[:, order]), found, atol=1e-5)
+        wide = np.pad(items, ((0, 0), (0, 4), (0, 0)), constant_values=7.0)
+        more = run(p, wide, np.pad(real, ((0, 0), (0, 4))))
+        np.testing.assert_allclose(more, found, atol=1e-5)
+        for row in range(2):
+            mine = items[row, real[row]]
+            weights = np.full(len(mine), 1 / len(mine))
+            if kind == 'attention':
+                hidden = np.tanh(mine @ params['weigh'] + params['bias']) @ p[row]
+                weights = np.exp(hidden) / np.exp(hidden).sum()
+            wanted = 0.5 * p[row] + 0.5 * (weights @ mine) @ params['out']
+            np.testing.assert_allclose(found[row], wanted, atol=1e-4)
+
+
+def test_the_sequence_aggregator_knows_the_order():
+    rng = np.random.default_rng(0)
+    p, items = rng.normal(size=(1, DIM)), rng.normal(size=(1, 3, DIM))
+    run, _ = aggregator(aggregator='sequence')
+    real = np.ones((1, 3), bool)
+    found = run(p, items, real)
+    padded = run(p, np.pad(items, ((0, 0), (2, 3), (0, 0))), np.pad(real, ((0, 0), (2, 3))))
+    np.testing.assert_allclose(padded, found, atol=1e-4)
+    assert np.abs(run(p, items[:, [1, 0, 2]], real) - found).max() > 1e-3
+
+
+def test_the_critic(problem):
+    """Check 3.5.2: 2 log 2 a domain at D = 0, nobody to compare with in a single row: 0."""
+    constants, batch, graphdef, params = built(problem)
+    zero = {**params, 'critics': jax.tree.map(jnp.zeros_like, params['critics'])}
+    (_, (terms, _)), _ = lost(graphdef, zero, batch, constants)
+    np.testing.assert_allclose(terms['critic'], 4 * np.log(2), rtol=1e-6)
+    few = {name: column[:2] for name, column in batch.items()}
+    (_, (terms, _)), _ = lost(graphdef, params, few, constants)
+    assert terms['critic'] == 0
+    model, rng = nnx.merge(graphdef, params), np.random.default_rng(0)
+    u, shared = rng.normal(size=(2, 8, DIM)).astype(np.float32)
+    of = [np.tile(x, 4).astype(np.float32) for x in ([1, 0], [0, 1])]
+    key = jax.random.key(3)
+    move = 2 * int(jax.random.randint(key, (), 1, 4))
+    wanted = 0.0
+    for n in (0, 1):
+        critic = np.asarray(params['critics'][n])
+        for row in range(n, 8, 2):
+            other = u[(row + move) % 8]
+            true, wrong = (x @ critic @ shared[row] for x in (u[row], other))
+            wanted += (softplus(-true) + softplus(wrong)) / 4
+    np.testing.assert_allclose(model.criticised(u, shared, of, key), wanted, rtol=1e-4)
+
+
+def test_soft_contrast():
+    rng = np.random.default_rng(0)
+    u, shared = rng.normal(size=(2, 6, DIM)).astype(np.float32)
+    weights = np.array([1, 0, 1, 1, 0, 1], np.float32)
+    near, like = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, shared))
+    kept, total = np.flatnonzero(weights), 0.0
+    for row in kept:
+        labels, logits = (np.exp(x[row] @ like[kept].T / 0.5) for x in (like, near))
+        total -= (labels / labels.sum() * np.log(logits / logits.sum())).sum() / len(kept)
+    found = unicdr.soft_contrast(u, shared, weights, 0.5)
+    np.testing.assert_allclose(found, total, rtol=1e-4)
+
+
+def test_what_is_of_all_others_does_not_see_the_own_domain(problem):
+    """Check 3.5.4: u^s of a pair stays when the user's items of the pair's domain change."""
+    constants, batch, graphdef, params = built(problem, aggregator='attention')
+    model, domains = nnx.merge(graphdef, params), constants['domains']
+    run = jit(lambda batch: model.users_of(batch, model.vectors(constants), domains))
+    found = run(batch)
+    own = domains[batch['items']] == batch['domain'][:, None]
+    first = jnp.where(batch['domain'][:, None] == 1, 1, problem.sizes['item'])
+    changed = run({**batch, 'items': jnp.where(own, first, batch['items'])})
+    np.testing.assert_array_equal(found[1], changed[1])
+    assert np.abs(found[0] - changed[0]).max() > 1e-3
+
+
+def test_propagation_is_of_each_domain(problem):
+    """R^T R of the items of a domain over the roots of both degrees, against dense matrices."""
+    constants, _, graphdef, params = built(problem, layers=1)
+    found = jit(lambda: nnx.merge(graphdef, params).vectors(constants))()
+    histories, ends = problem.source, problem.split.train_ends
+    r = np.zeros((problem.sizes['user'], problem.sizes['item'] + 1))
+    for user in range(len(r)):
+        r[user, histories.items[histories.offsets[user] : ends[user]]] = 1
+    scaled = r / np.sqrt(np.maximum(r.sum(1, keepdims=True), 1) * np.maximum(r.sum(0), 1))
+    domain, x = np.asarray(constants['domains'])[: r.shape[1]], np.asarray(params['items'])
+    for n in (1, 2):
+        mine = scaled[:, domain == n]
+        own = x[: r.shape[1]][domain == n]
+        wanted = (own + mine.T @ mine @ own) / 2
+        np.testing.assert_allclose(found[: r.shape[1]][domain == n], wanted, atol=1e-4)
+
+
+def test_every_addition_is_a_switch(problem):
+    """Check 3.5.5: off they change nothing, bit for bit; on each of them does."""
+    constants, batch, graphdef, params = built(problem)
+    base = lost(graphdef, params, batch, constants)[0][0]
+    off = {'layers': 0, 'soft': 0.0, 'features': (), 'aggregator': 'mean'}
+    _, _, same, theirs = built(problem, **off)
+    assert lost(same, theirs, batch, constants)[0][0] == base
+    codes = {'kind': jnp.arange(problem.sizes['item'] + 1) % 3 + 1}
+    known = {**constants, 'items': {'codes': codes, 'known': None}}
+    for change in (
+        {'layers': 1},
+        {'soft': 1.0},
+        {'features': (Feature('kind', size=3),)},
+        {'aggregator': 'sequence'},
+    ):
+        _, _, other, theirs = built(problem, **change)
+        theirs |= {n: x for n, x in params.items() if not n.startswith('agg')}
+        given = {**constants, 'items': known['items']} if 'features' in change else constants
+        assert lost(other, theirs, batch, given)[0][0] != base
+
+
+def test_batches(problem):
+    """Every pair once; of the other rows' domain the negatives, and no pair's item beside it."""
+    histories, of = problem.source, problem._domains.of_items
+    ends = problem.split.train_ends
+    batches = problem.batches()
+    owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
+    train = np.arange(len(owner)) < ends[owner]
+    pairs = set(zip(owner[train].tolist(), histories.items[train].tolist(), strict=True))
+    seen = {1: [], 2: []}
+    for step in range(batches.steps_per_epoch):
+        batch = batches(step)
+        assert batch['domain'].tolist() == [1, 2] * 8
+        for row in range(16):
+            user, item, d = (int(batch[n][row]) for n in ('users', 'targets', 'domain'))
+            assert of[item] == d and (user, item) in pairs
+            seen[d].append((user, item))
+            assert all(of[i] == d and (user, i) not in pairs for i in batch['negatives'][row])
+            for domain, some in ((1, slice(0, 3)), (2, slice(3, 6))):
+                context = batch['items'][row, some]
+                context = context[context > 0].tolist()
+                others = [i for u, i in pairs if u == user and of[i] == domain and i != item]
+                assert len(context) == min(3, -(-9 * len(others) // 10))
+                assert set(context) <= set(others) and len(set(context)) == len(context)
+    for d, found in seen.items():
+        mine = [p for p in pairs if of[p[1]] == d]
+        assert set(found[: len(mine)]) == set(mine)
+    again = batches(3)
+    for process in range(2):
+        half = DomainPairBatches(
+            histories, ends, of, rows=16, seed=0, negatives=2, context=3, process=(process, 2)
+        )(3)
+        for name, column in half.items():
+            np.testing.assert_array_equal(column, again[name][8 * process : 8 * process + 8])
+    with pytest.raises(UserError, match='multiple of 2'):
+        DomainPairBatches(histories, ends, of, rows=7, seed=0, negatives=2, context=3)
+
+
+@pytest.mark.parametrize('protocol', ['uniform', 'full'])
+def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol, mesh):
+    """Counts of a model and of neighbours, against loops; no candidate is an item of the user."""
+    mesh(1, 1)
+    one = experiment(source, tmp_path, **{'task.protocol': protocol})
+    problem = one.task.open(one, say=quiet)
+    histories, of = problem.source, problem._domains.of_items
+    ranking = problem.evaluations['test']()
+    assert len(ranking.items) == 2 * USERS == sum(len(p) for p, _ in ranking.batches())
+    train, given = {}, {}
+    for user in range(USERS):
+        start, end = histories.offsets[user], problem.split.train_ends[user]
+        train[user] = set(histories.items[start:end].tolist())
+        given[user] = histories.items[start : problem.split.test.inputs[user]].tolist()
+    counts = np.zeros((len(of), len(of)))
+    for items in given.values():
+        for i in items:
+            counts[i, [j for j in items if j != i]] += 1
+    degree = np.maximum(np.bincount(np.concatenate(list(given.values())), minlength=len(of)), 1)
+    found = baselines.counts(ranking, ('items_other', 'items_own', 'popularity'))
+    for target in range(len(ranking.items)):
+        user, item = ranking.targets.users[ranking.owner[target]], ranking.items[target]
+        if protocol == 'uniform':
+            against = ranking.candidates(np.array([target]))[0]
+            own = histories.items[histories.offsets[user] : histories.offsets[user + 1]]
+            assert not set(against) & set(own.tolist()) and (of[against] == of[item]).all()
+        else:
+            against = [i for i in np.flatnonzero(of == of[item]) if i not in given[user]]
+            against = np.array([i for i in against if i != item])
+        for name, mine in (('items_other', False), ('items_own', True)):
+            items = [i for i in given[user] if (of[i] == of[item]) == mine]
+            scores = counts[items].sum(0) / np.sqrt(degree)
+            greater = (scores[against] > scores[item] + 1e-9).sum()
+            ties = (np.abs(scores[against] - scores[item]) < 1e-9).sum()
+            assert abs(found[name][0][target] - greater) <= 1  # sums of another order
+            total = found[name][0][target] + found[name][1][target]
+            assert abs(total - greater - ties) <= 1
+    measured = ranking.references()['popularity']
+    assert measured.unit == 'row' and len(measured.values['HR@3']) == 2 * USERS
+    assert measured.metrics['HR@3'] == pytest.approx(measured.values['HR@3'].mean())
+    assert set(measured.groups['domain']) == {'a', 'b'}
+
+
+def test_a_cold_user_has_nothing_in_the_domain(tmp_path, mesh):
+    """Shared users have one number, others are people of their own; no validation event is seen."""
+    mesh(1, 1)
+    source = write_cold(tmp_path / 'cold')
+    one = experiment(
+        source, tmp_path, dataset='cdrib', **{'task.valid_seen': False, 'task.negatives': 2}
+    )
+    problem = one.task.open(one, say=quiet)
+    histories, of = problem.source, problem._domains.of_items
+    assert histories.num_users == 30  # 10 of both, 10 of each
+    ranking = problem.evaluations['test']()
+    assert len(ranking.items) == 12
+    rows = 0
+    for _, batch in ranking.batches():
+        for row in np.flatnonzero(batch['targets'][:, 0]):
+            there = batch['items'][row][batch['items'][row] > 0]
+            assert len(there) == 5 and (of[there] != of[batch['targets'][row, 0]]).all()
+            rows += 1
+    assert rows == 12
+    groups = ranking.references()['popularity'].groups['history of']
+    assert list(groups) == ['the other alone']
+    seen = dataclasses.replace(one.task, valid_seen=True)
+    problem = seen.open(applied(one, {'task.valid_seen': True}), say=quiet)
+    assert (
+        'both domains'
+        in problem.evaluations['test']().references()['popularity'].groups['history of']
+    )
+
+
+def test_mistakes(source, tmp_path):
+    """Traps: validation that is the test, pairs learnt and tested, ids of nobody, and settings."""
+
+    def read(function, path):
+        with pytest.raises(UserError) as e:
+            function(str(path), quiet)
+        assert '\n' not in str(e.value)
+        return str(e.value)
+
+    assert 'FOLDER/A_B' in read(pair_domains.read_disencdr, tmp_path)
+    bad = write(tmp_path / 'bad')
+    train = bad / 'train.txt'
+    (bad / 'test.txt').write_text(train.read_text().splitlines()[0] + '\n')
+    assert 'learnt and tested' in read(pair_domains.read_disencdr, bad)
+    train.write_text('1\tx\t1\n')
+    assert 'line 1 is not' in read(pair_domains.read_disencdr, bad)
+    cold = write_cold(tmp_path / 'cold')
+    (cold / 'valid.txt').write_text((cold / 'test.txt').read_text())
+    assert 'valid.txt is test.txt' in read(pair_domains.read_cdrib, cold)
+    cold = write_cold(tmp_path / 'warm')
+    (cold / 'test.txt').write_text('0\t11\n')
+    assert 'not cold' in read(pair_domains.read_cdrib, cold)
+    cold = write_cold(tmp_path / 'unknown')
+    for file in cold.parent.glob('*/*info.txt'):
+        file.write_text('common user num 10\n')
+    assert 'same person' in read(pair_domains.read_cdrib, cold)
+    for change, says in (
+        ({'task.in_domain': False}, 'one domain at a time'),
+        ({'task.targets': 'all', 'task.protocol': 'full'}, 'ranks one target'),
+        ({'task.protocol': 'sasrec-2018'}, 'may draw items'),
+        ({'task.split': 'leave-one-out'}, 'in no order'),
+        ({'model.shared': False}, 'nothing to compare'),
+    ):
+        with pytest.raises(UserError, match=says):
+            check(applied(experiment(source, tmp_path), change))
+
+
+def test_a_run(source, tmp_path):
+    """It trains, goes on, is measured again alike, and lists items of one domain."""
+    one = experiment(source, tmp_path / 'data')
+    summary = fit(one, tmp_path / 'run')
+    measured = evaluate(tmp_path / 'run', 'valid')
+    assert measured.metrics[summary['metric']] == summary['best']
+    asked = iter([False, True])
+    assert fit(one, tmp_path / 'two', stop=lambda: next(asked))['stopped'] == 'signal'
+    assert {**fit(one, tmp_path / 'two'), 'workdir': ''} == {**summary, 'workdir': ''}
+    trained = load_trained(tmp_path / 'run')
+    histories, _ = datasets.load(one.data, quiet)
+    allow = histories.item_features['domain'] == b'b'
+    lists = Recommender(trained, 3, allow=allow)(np.arange(5))[1]
+    assert (allow[lists - 1]).all()
+
+
+def test_meshes_agree(source, tmp_path, mesh):
+    """The loss of a batch, with everything on that looks at other rows."""
+    found = []
+    for shape in ((1, 1), (2, 2)):
+        mesh(*shape)
+        one = experiment(source, tmp_path)
+        problem = one.task.open(one, say=quiet)  # the graph is in pieces, one a device or more
+        _, _, graphdef, params = built(problem, layers=1, soft=0.1, aggregator='attention')
+        constants, batch = put_whole(problem.constants), problem.batches()(0)
+
+        def loss(params, batch, graphdef=graphdef, constants=constants):
+            model = nnx.merge(graphdef, params)
+            return model.loss(batch, constants, {}, jax.random.key(0))[0]
+
+        placed = jax.tree.map(lambda x: jax.device_put(x, jax.P()), params)
+        found.append(float(jit(loss)(placed, put_batch(batch))))
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
