@@ -324,6 +324,8 @@ class Inputs:
       items: whether it makes item vectors of items' features, which steps then read as constants.
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
+      support: most overlapped users whose training histories are a constant too.
+      shuffled: whether their events of one domain are another user's, see `data.overlap`.
     """
 
     max_len: int = 0
@@ -338,6 +340,8 @@ class Inputs:
     items: bool = False
     prefixes: bool = False
     domains: bool = False
+    support: int = 0
+    shuffled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
