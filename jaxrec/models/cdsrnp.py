@@ -126,7 +126,7 @@ class CDSRNP(Model):
             'items': jnp.concatenate([table * (domain == n) for n in DOMAINS], axis=1),
             'table': table,
             'domains': constants['domains'],
-            'support': support,
+            'support': {name: support[name] for name in ('own', 'users')},
         }
         if self.process is not None:
             mean, _ = self.process.distribution(*self._summed(support, support['weights']))
