@@ -75,7 +75,7 @@ def test_what_cannot_be_refuses():
     of_items = np.minimum(domains.find(histories).of_items, 1)
     with pytest.raises(UserError, match='0 users have training events of both domains'):
         overlap.overlapped(histories, histories.offsets[1:], of_items, WIDTH, 9)
-    with pytest.raises(UserError, match='hides one of two domains, and a log has 3'):
+    with pytest.raises(UserError, match='are of two domains, and a log has 3'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])), overlap=0.5)
 
 
@@ -90,3 +90,41 @@ def test_the_task_trains_and_tests_what_is_left():
     alone = kinds['history of']["the target's alone"]['examples']
     before = whole.evaluations['test']().result(*[np.zeros(len(whole.split.test), int)] * 2).groups
     assert alone > before['history of']["the target's alone"]['examples']
+
+
+def test_the_control_keeps_targets_and_what_stands_before_them_of_their_domain():
+    histories = log()
+    of_items, split = domains.find(histories).of_items, leave_one_out(histories)
+    got = overlap.with_other_histories(histories, split, of_items)
+    np.testing.assert_array_equal(of_items[got.items], of_items[histories.items])
+    for targets in (split.valid, split.test):
+        np.testing.assert_array_equal(got.items[targets.ends], histories.items[targets.ends])
+    donors, changed = [], 0
+    for user in range(histories.num_users):
+        old, new = histories.history(user), got.history(user)
+        if len(old) < 3:
+            continue
+        stays = of_items[old] == of_items[old[-1]]
+        np.testing.assert_array_equal(new[stays], old[stays])
+        free = ~stays
+        free[-2:] = False
+        changed += (old != new).any()
+        if free.any():
+            donors.append((of_items[old[free]][0], old[free].tolist(), new[free].tolist()))
+    assert changed > 10
+    for n, old, new in donors:  # of one other user, the newest, again where there are fewer
+        others = [theirs for m, theirs, _ in donors if m == n and theirs is not old]
+        again = [(theirs * len(new))[-len(new) :] for theirs in others]
+        assert new in again
+        assert (
+            min(abs(len(x) - len(old)) for x, y in zip(others, again, strict=True) if y == new)
+            <= 19
+        )
+
+
+def test_the_task_takes_the_control():
+    problem = problem_of(log(), in_domain=True, shuffled=True)
+    assert (problem.source.items != log().items).any()
+    assert problem.source.name.endswith('shuffled')
+    plain, told = next_item.Config(), next_item.Config(shuffled=True)
+    assert told.protocol_fields() == plain.protocol_fields()  # the same targets and candidates

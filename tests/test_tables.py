@@ -522,7 +522,17 @@ def test_code_hash_does_not_see_words(package):
 
 OLD = {new: old for old, new in config.RENAMED.items() if ',' not in new and '(' not in new}
 # of the task; there was one task
-NEW_FIELDS = ('targets', 'prefix_share', 'periods', 'type', 'precision', 'domain', 'in_domain', 'overlap')
+NEW_FIELDS = (
+    'targets',
+    'prefix_share',
+    'periods',
+    'type',
+    'precision',
+    'domain',
+    'in_domain',
+    'overlap',
+    'shuffled',
+)
 NEW_OF_IN_BATCH = (
     'similarity',
     'temperature',

@@ -1,4 +1,7 @@
-"""A catalogue: the items of the data as lists need them, without events but those of a graph."""
+"""A catalogue: the items of the data as lists need them.
+
+Without events but those of a graph, and of users whom a model compares others with.
+"""
 
 import dataclasses
 import pathlib

@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batch
+from jaxrec.data.ragged import ranges
+from jaxrec.data.splits import Split
 from jaxrec.errors import UserError
 
 
@@ -60,15 +62,56 @@ def with_others(rows: np.ndarray, of_items: np.ndarray) -> np.ndarray:
       rows: int32 [N, W] items, right-aligned, 0 = padding; each with an item of the second domain.
       of_items: int32 [num_items + 1], the domain of each item.
     """
-    places = np.flatnonzero(of_items[rows].reshape(-1) == 2)[::-1]  # newest first, of the last row
-    values, row = rows.reshape(-1)[places], places // rows.shape[1]
-    counts = np.bincount(row, minlength=len(rows))
-    starts = np.cumsum(counts[::-1])[::-1] - counts  # of each row in `values`
-    other = (row - 1) % len(rows)
-    nth = np.arange(len(row)) - starts[row]
-    found = rows.copy().reshape(-1)
-    found[places] = values[starts[other] + nth % counts[other]]
-    return found.reshape(rows.shape)
+    turned = rows[:, ::-1].copy()  # newest first
+    places = of_items[turned] == 2
+    turned[places] = _of_the_one_before(turned[places], places.sum(1))
+    return turned[:, ::-1]
+
+
+def with_other_histories(
+    histories: Histories, split: Split, of_items: np.ndarray, seed: int = 0
+) -> Histories:
+    """The control of what is learnt across domains: the same log, domains of different people.
+
+    Of each user the domain of the last event stays. What is in the other one, targets of the split
+    aside, is replaced by such events of another user who has about as many, newest for newest. So
+    targets and their candidates are the same, and so is what stands before them of their own
+    domain.
+
+    Args:
+      histories: the events.
+      split: of them.
+      of_items: int32 [num_items + 1], 1 or 2, the domain of each item.
+      seed: of the order of users with equally many.
+    """
+    domain, lengths = of_items[histories.items], np.diff(histories.offsets)
+    last = domain[np.maximum(histories.offsets[1:] - 1, 0)]
+    owner = np.repeat(np.arange(histories.num_users), lengths)
+    free = domain != last[owner]
+    for targets in (split.valid, split.test):
+        free[ranges(targets.ends, targets.stops - targets.ends)] = False
+    items, counts = histories.items.copy(), np.bincount(owner[free], minlength=len(lengths))
+    rank = np.random.default_rng(seed).permutation(len(lengths))
+    for n in (1, 2):
+        users = np.flatnonzero((last == 3 - n) & (counts > 0))
+        users = users[np.lexsort((rank[users], counts[users]))]
+        place = np.zeros(len(lengths), np.int64)
+        place[users] = np.arange(len(users))
+        events = np.flatnonzero(free & (domain == n))[::-1]  # newest first
+        events = events[np.argsort(place[owner[events]], kind='stable')]
+        items[events] = _of_the_one_before(histories.items[events], counts[users])
+    return dataclasses.replace(histories, items=items, name=f'{histories.name}, domains shuffled')
+
+
+def _of_the_one_before(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Values [sum of counts] in groups, those of each replaced by those of the group before it.
+
+    Where that one has fewer, its values come again; none is empty.
+    """
+    group = np.repeat(np.arange(len(counts)), counts)
+    starts, before = np.cumsum(counts) - counts, group - 1  # -1: the last
+    nth = np.arange(len(values)) - starts[group]
+    return values[starts[before] + nth % counts[before]]
 
 
 def hidden(histories: Histories, of_items: np.ndarray, share: float, seed: int = 0) -> Histories:

@@ -74,6 +74,9 @@ class Config(Task):
     in_domain: bool = field(False, effect='measure')
     # of two domains: the share of the users of both who keep both; of the others one is hidden
     overlap: float = field(1.0, above=0, most=1)
+    # the control of two domains: what users have in the other domain than their test target's is
+    # another user's, in training and evaluation
+    shuffled: bool = False
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
@@ -166,8 +169,12 @@ class Config(Task):
                 f'task.protocol={self.protocol!r} may draw items that the user has in validation '
                 "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
             )
-        if self.overlap < 1 and self.periods > 1:
-            raise UserError('task.overlap is of a log that is split once: set it to 1')
+        if (self.overlap < 1 or self.shuffled) and (
+            self.periods > 1 or self.split in splits.PARTED
+        ):
+            raise UserError(
+                'task.overlap and task.shuffled are of a log that is split once, in its order'
+            )
         if self.domain and (self.periods > 1 or self.windows == 'pairs'):
             raise UserError(
                 'task.domain takes one domain of a log that is split once, in its order'
@@ -341,16 +348,17 @@ class NextItem(Retrieval):
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
         task, notes, domains = experiment.task, (), domains_lib.find(histories)
-        if domains is None and (task.domain or task.in_domain or task.overlap < 1):
+        two = task.overlap < 1 or task.shuffled
+        if domains is None and (task.domain or task.in_domain or two):
             raise UserError(
                 f'{histories.name or "the data"} names no domains of items, which task.domain, '
-                'task.in_domain and task.overlap go by: of your own log name the column with '
+                'in_domain, overlap and shuffled go by: of your own log name the column with '
                 'data.domain_col'
             )
-        if task.overlap < 1 and len(domains.names) != 2:
+        if two and len(domains.names) != 2:
             raise UserError(
-                f'task.overlap={task.overlap} hides one of two domains, and {histories.name} has '
-                f'{len(domains.names)}: leave it at 1'
+                f'task.overlap and task.shuffled are of two domains, and {histories.name} has '
+                f'{len(domains.names)}: leave them out'
             )
         if task.periods > 1:
             starts = splits.period_starts(histories, task.periods)
@@ -375,6 +383,9 @@ class NextItem(Retrieval):
                 targets=task.targets,
                 prefix_share=task.prefix_share,
             )
+            if task.shuffled:
+                histories = overlap.with_other_histories(histories, self.split, domains.of_items)
+                domains = domains_lib.find(histories)
             if domains is not None:
                 notes += (domains.note(histories, self.split.test),)
             if task.domain:
