@@ -7,9 +7,10 @@ python -m jaxrec.evaluate --workdir=runs/c2dsr --task.protocol=uniform --task.ne
 
 FOLDER holds afk_50_preprocessed.txt and map_item_50.txt. Without --config.data.source they are
 downloaded. `--config=experiments/c2dsr_food_kitchen.py:merged` is the merged encoder alone, SASRec
-with a softmax among the items of the target's domain: what C2DSR has to beat.
+with a softmax among the items of the target's domain: what C2DSR has to beat. `:own` is SASRec on
+the events of each domain.
 
-Only tried for a few steps: no numbers yet.
+NUMBERS
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -19,8 +20,13 @@ from jaxrec.tasks import next_item
 
 
 def get_config(arg: str = '') -> Experiment:
-    """The experiment; `arg` is 'merged', or empty."""
-    alone = {'own': False, 'graph': 0, 'mix': 1.0, 'pad': False} if arg == 'merged' else {}
+    """The experiment; `arg` is 'merged', 'own', or empty."""
+    bare = {'graph': 0, 'mix': 1.0, 'pad': False, 'once': True}
+    alone = {
+        'merged': {'own': False, **bare},
+        'own': {'merged': False, 'masked': True, **bare},
+        '': {},
+    }[arg]
     return Experiment(
         model=c2dsr.Config(dim=256, max_len=15, **alone),
         task=next_item.Config(in_domain=True),

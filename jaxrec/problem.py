@@ -174,8 +174,8 @@ class Problem:
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
       catalogue: of the data what serving needs besides the model, of events only those that are a
-        graph to propagate over, with `save(folder)`; a run keeps it, so that it is served without
-        its data (`Task.open_catalogue`). None where nothing is served.
+        graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is
+        served without its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
       keeps: whether a run keeps what was predicted before each period, `Measured.kept`, in which
         'places' are those of the examples.
@@ -338,6 +338,8 @@ class Inputs:
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
       context: of pairs in two domains, most items of either that come with a pair.
+      support: most overlapped users whose training histories are a constant too.
+      shuffled: whether their events of one domain are another user's, see `data.overlap`.
     """
 
     max_len: int = 0
@@ -353,6 +355,8 @@ class Inputs:
     prefixes: bool = False
     domains: bool = False
     context: int = 0
+    support: int = 0
+    shuffled: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

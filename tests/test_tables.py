@@ -531,6 +531,8 @@ NEW_FIELDS = (
     'domain',
     'in_domain',
     'valid_seen',
+    'overlap',
+    'shuffled',
 )
 NEW_OF_IN_BATCH = (
     'similarity',

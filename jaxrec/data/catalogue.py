@@ -1,4 +1,7 @@
-"""A catalogue: the items of the data as lists need them, without events but those of a graph."""
+"""A catalogue: the items of the data as lists need them.
+
+Without events but those of a graph, and of users whom a model compares others with.
+"""
 
 import dataclasses
 import pathlib
@@ -62,6 +65,8 @@ class Catalogue(Items):
         `codes`; None for others.
       follow, follow_own: int64 [3, E] of `domains.followers`, by the merged log and in each domain,
         of models that know domains; None for others.
+      support, support_users: of `overlap.overlapped`, histories that a model compares others with;
+        None where it has none.
     """
 
     KIND: ClassVar[str] = 'catalogue'
@@ -77,6 +82,8 @@ class Catalogue(Items):
     known: np.ndarray | None = None
     follow: np.ndarray | None = None
     follow_own: np.ndarray | None = None
+    support: np.ndarray | None = None
+    support_users: np.ndarray | None = None
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
@@ -135,6 +142,8 @@ class Catalogue(Items):
             'known': self.known,
             'follow': self.follow,
             'follow_own': self.follow_own,
+            'support': self.support,
+            'support_users': self.support_users,
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
         columns |= {_FEATURE + name: column for name, column in sorted(self.features.items())}

@@ -39,6 +39,7 @@ class TrainBatches(Batches):
       similar: int32 [num_items + 1], the item most like each (`positives.similar_items`).
       rewards: of events.
       extras: what else a batch has of its users.
+      numbered: whether batches say whose the events are; there are no extras then.
       process: (index, count) of this process; it gets its slice of the rows.
     """
 
@@ -56,13 +57,14 @@ class TrainBatches(Batches):
         similar: np.ndarray | None = None,
         rewards: Rewarder | None = None,
         extras: Users | None = None,
+        numbered: bool = False,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._histories, self._max_len, self._seed = histories, max_len, seed
         self._codes, self._similar, self._rewards = codes, similar, rewards
-        self._extras, self._process = extras, process
+        self._extras, self._numbered, self._process = extras, numbered, process
         self._ahead = windows != 'prefixes'  # whether there are targets
         self._starts, self._lengths, self._users = _windows(
             histories.offsets, train_ends, max_len, windows
@@ -101,6 +103,7 @@ class TrainBatches(Batches):
           float32 [.., L], 1 on real targets. If asked for: negatives int32 [.., L, k]; features
           {column: codes int32 [.., L] or [.., L, T]}; similar int32 [.., L]; rewards float32
           [.., L] of the targets and feedback int32 [.., L] on the items (`rewards.Rewarder`).
+          Where `numbered`, users: int32 [.., L] from 0.
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
         row_order, window_of_slot = self._order(epoch)
@@ -139,6 +142,8 @@ class TrainBatches(Batches):
         if self._rewards is not None:
             batch['rewards'] = scatter(shape, place, self._rewards(source + 1), np.float32)
             batch['feedback'] = scatter(shape, place, self._rewards.feedback(source))
+        if self._numbered:
+            batch['users'] = scatter(shape, place, np.repeat(self._users[windows], lengths))
         if self._negatives is not None:
             generator = rng.host(self._seed, rng.NEGATIVES, step)
             drawn = self._negatives(generator, np.repeat(self._users[windows], lengths))

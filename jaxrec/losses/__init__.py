@@ -18,7 +18,7 @@ from jaxrec.losses.contrastive import (
 from jaxrec.losses.nodes import info_nce_among
 from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
-from jaxrec.losses.softmax import softmax
+from jaxrec.losses.softmax import in_domain, softmax
 
 __all__ = [
     'alignment',
@@ -26,6 +26,7 @@ __all__ = [
     'bpr',
     'gbce',
     'in_batch_softmax',
+    'in_domain',
     'info_nce',
     'info_nce_among',
     'info_nce_queue',

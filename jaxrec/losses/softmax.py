@@ -15,6 +15,7 @@ from jaxrec.devices.mesh import lookup, on_mesh
 from jaxrec.devices.tuning import tuning
 from jaxrec.losses.pointwise import at_least_float32
 
+_FAR = -1e4  # on logits of the other domain: exp gives 0
 _SAFE_LOGIT = 40.0  # e^40 times any number of items is far from overflow
 
 
@@ -58,6 +59,32 @@ def softmax(
     total = _log_partition_sum(queries, table, weights, num_items, chunk)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
+
+
+def in_domain(
+    queries: jax.Array,
+    table: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    *,
+    domain: jax.Array,
+    of_rows: jax.Array,
+    num_items: int,
+) -> jax.Array:
+    """`softmax` among the items of the target's domain, of two.
+
+    Args:
+      queries, table, targets, weights, num_items: see `softmax`.
+      domain: int32 [B, L], 1 or 2, of the targets.
+      of_rows: int32 [rows, 1], of the table's rows, placed like these; 0 = candidates of both.
+
+    Returns:
+      Scalar, see `softmax`.
+    """
+    far = [_FAR * (domain == n)[..., None].astype(queries.dtype) for n in (2, 1)]
+    marks = [(of_rows == n).astype(table.dtype) for n in (1, 2)]
+    queries, table = (jnp.concatenate(x, axis=-1) for x in ([queries, *far], [table, *marks]))
+    return softmax(queries, table, targets, weights, num_items=num_items)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -33,7 +33,6 @@ from jaxrec.nn.propagate import propagate
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 _STREAMS = ('tokens', 'encode', 'corrupt', 'false')  # of a step's key
-_FAR = -1e4  # on logits of the other domain: exp gives 0
 
 
 @dataclasses.dataclass
@@ -198,7 +197,7 @@ class C2DSR(Model):
         tokens = self.tokens(constants, keys['tokens'])
         hidden = self.encode(items, segments, domain, tokens, keys['encode'])
         merged, *own = hidden
-        terms, table = {}, self._classes(constants['domains'])
+        terms, table = {}, self._table(constants['domains'])
         if config.merged:
             args = merged, merged, targets, wanted, batch['weights']
             terms['merged'] = self._softmax(table, *args)
@@ -273,19 +272,18 @@ class C2DSR(Model):
             columns = [jax.reshard(x, P('model', None)) for x in columns]
         return heads, *columns
 
-    def _classes(self, domains):
-        """[rows, 2 D + 3] of `_softmax`."""
-        heads, bias, domain, none = self._table(domains)
-        marks = [(domain == n).astype(heads.dtype) for n in (1, 2)]
-        return jnp.concatenate([heads * ~none, heads * none, bias, *marks], axis=1)
-
     def _softmax(self, table, hidden, of_none, targets, domain, weights):
         """Mean cross-entropy of targets among the items of their domain, and no item."""
-        one = jnp.ones_like(hidden[..., :1])
-        far = [_FAR * (domain == n)[..., None].astype(hidden.dtype) for n in (2, 1)]
-        queries = jnp.concatenate([hidden, of_none, one, *far], axis=-1)
-        classes = self.num_items + self.config.pad
-        return losses.softmax(queries, table, targets, weights, num_items=classes)
+        heads, bias, of_rows, none = table
+        return losses.in_domain(
+            jnp.concatenate([hidden, of_none, jnp.ones_like(hidden[..., :1])], axis=-1),
+            jnp.concatenate([heads * ~none, heads * none, bias], axis=1),
+            targets,
+            weights,
+            domain=domain,
+            of_rows=of_rows,
+            num_items=self.num_items + self.config.pad,
+        )
 
 
 def next_of_domain(segments, domain, targets, wanted) -> tuple[jax.Array, jax.Array]:

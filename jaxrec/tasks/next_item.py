@@ -19,7 +19,7 @@ import numpy as np
 from jaxrec import datasets
 from jaxrec.config import field
 from jaxrec.data import domains as domains_lib
-from jaxrec.data import positives, splits
+from jaxrec.data import overlap, positives, splits
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
@@ -75,6 +75,11 @@ class Config(Task):
     # the merged log is; rank every target among the items of its own domain
     domain: str = ''
     in_domain: bool = field(False, effect='measure')
+    # of two domains: the share of the users of both who keep both; of the others one is hidden
+    overlap: float = field(1.0, above=0, most=1)
+    # the control of two domains: what users have in the other domain than their test target's is
+    # another user's, in training and evaluation
+    shuffled: bool = False
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
@@ -108,6 +113,8 @@ class Config(Task):
             found['domain'] = self.domain
         if not self.valid_seen:
             found['valid_seen'] = False
+        if self.overlap < 1:
+            found['overlap'] = self.overlap
         if self.split == 'users':
             found['prefix_share'] = self.prefix_share
         return found
@@ -171,6 +178,12 @@ class Config(Task):
             raise UserError('this model scores items of one domain at a time: set task.in_domain')
         if not self.valid_seen and self.split not in splits.PARTED:
             raise UserError("task.valid_seen is for task.split='random' and 'given'")
+        if (self.overlap < 1 or self.shuffled) and (
+            self.periods > 1 or self.split in splits.PARTED
+        ):
+            raise UserError(
+                'task.overlap and task.shuffled are of a log that is split once, in its order'
+            )
         if self.domain and (self.periods > 1 or self.windows == 'pairs'):
             raise UserError(
                 'task.domain takes one domain of a log that is split once, in its order'
@@ -269,7 +282,8 @@ def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
     models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
     followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
-    where those of each begin there and end.
+    where those of each begin there and end. Of models that ask for them 'support', rows of
+    overlapped users: 'users' and 'items' of `overlap.overlapped`.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -280,6 +294,9 @@ def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
         found['by_domain'] = np.argsort(numbers, kind='stable').astype(np.int32)
         found['starts'] = np.searchsorted(np.sort(numbers), np.arange(1, 4)).astype(np.int32)
+    if catalogue.support is not None:
+        columns = catalogue.support_users, catalogue.support
+        found['support'] = dict(zip(('users', 'items'), map(np.asarray, columns), strict=True))
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
@@ -345,6 +362,7 @@ class NextItem(Retrieval):
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
         task, notes = experiment.task, ()
+        two = task.overlap < 1 or task.shuffled
         parted = task.split in splits.PARTED and task.periods == 1 and not split
         if parted:
             shares = task.valid_share, task.test_share
@@ -352,10 +370,16 @@ class NextItem(Retrieval):
             how = {'targets': task.targets, 'valid_seen': task.valid_seen}
             split = splits.split(histories, task.split, *shares, **how)
         domains = domains_lib.find(histories, split if parted else None)
-        if domains is None and (task.domain or task.in_domain):
+        if domains is None and (task.domain or task.in_domain or two):
             raise UserError(
-                f'{histories.name or "the data"} names no domains of items, which task.domain and '
-                'task.in_domain go by: of your own log name the column with data.domain_col'
+                f'{histories.name or "the data"} names no domains of items, which task.domain, '
+                'in_domain, overlap and shuffled go by: of your own log name the column with '
+                'data.domain_col'
+            )
+        if two and len(domains.names) != 2:
+            raise UserError(
+                f'task.overlap and task.shuffled are of two domains, and {histories.name} has '
+                f'{len(domains.names)}: leave them out'
             )
         if task.periods > 1:
             starts = splits.period_starts(histories, task.periods)
@@ -366,6 +390,9 @@ class NextItem(Retrieval):
             self.split, evaluations = _everything(histories), {}
             train_ends = starts[1]
         else:
+            if task.overlap < 1:
+                histories = overlap.hidden(histories, domains.of_items, task.overlap)
+                domains = domains_lib.find(histories)
             self.split = split or splits.split(
                 histories,
                 task.split,
@@ -374,6 +401,9 @@ class NextItem(Retrieval):
                 targets=task.targets,
                 prefix_share=task.prefix_share,
             )
+            if task.shuffled:
+                histories = overlap.with_other_histories(histories, self.split, domains.of_items)
+                domains = domains_lib.find(histories)
             if domains is not None:
                 notes += (domains.note(histories, self.split.test),)
             if task.domain:
@@ -479,16 +509,23 @@ class NextItem(Retrieval):
 
     def _followers(self, histories, train_ends):
         """What a catalogue holds of models that know two domains."""
-        if not self._experiment.model.inputs().domains:
+        inputs = self._experiment.model.inputs()
+        if not inputs.domains:
             return {}
         if self._domains is None or len(self._domains.names) != 2 or self._task.domain:
             there = self._task.domain or ', '.join(self._domains.names if self._domains else ())
             raise UserError(f'this model learns two domains together; here is {there or "none"}')
         of_items = self._domains.of_items
-        return {
+        found = {
             'follow': domains_lib.followers(histories, train_ends),
             'follow_own': domains_lib.followers(histories, train_ends, of_items),
         }
+        if inputs.support:
+            width, most = inputs.max_len + 1, inputs.support
+            rest = of_items, width, most, inputs.shuffled
+            names = 'support_users', 'support'
+            found |= dict(zip(names, overlap.overlapped(histories, train_ends, *rest), strict=True))
+        return found
 
     def _references(self) -> tuple[str, ...] | None:
         """Of pairs also what is solved for; nothing that goes by an order which there is not."""
@@ -548,6 +585,7 @@ class NextItem(Retrieval):
             train_ends,
             windows=task.windows,
             unseen_negatives=task.unseen_negatives,
+            numbered=self._experiment.model.inputs().users,
             **common,
         )
 

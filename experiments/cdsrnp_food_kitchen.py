@@ -1,0 +1,35 @@
+"""CDSRNP, our reading of it, on Amazon Food and Kitchen; ranks in the target's domain.
+
+python -m jaxrec.train --config=experiments/cdsrnp_food_kitchen.py --workdir=runs/cdsrnp \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/cdsrnp
+python -m jaxrec.evaluate --workdir=runs/cdsrnp --task.protocol=uniform --task.negatives=999
+
+FOLDER holds ABXI's files afk_50_preprocessed.txt and map_item_50.txt. Without
+--config.data.source they are downloaded. All users there have both domains; what the model is for
+are users of one: `--config.task.overlap=0.25` leaves both domains to a quarter of them and hides
+one from the others. `--config=experiments/cdsrnp_food_kitchen.py:llmcdsr` is the log of LLMCDSR,
+where most users have one domain and those who are held out have both. The report tells users apart
+by what they have a history of.
+
+The control is `--config.model.shuffled=True`: a gain that stays when the support's users have other
+users' events in one domain is no transfer. Ablations: model.latent=0, model.bridge=False.
+NUMBERS
+"""
+
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import cdsrnp
+from jaxrec.tasks import next_item
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'llmcdsr', or empty."""
+    other = arg == 'llmcdsr'
+    return Experiment(
+        model=cdsrnp.Config(dim=64, max_len=32, dropout=0.4),
+        task=next_item.Config(in_domain=True, split='given-users' if other else 'leave-one-out'),
+        data=Data(dataset='food-kitchen-llmcdsr' if other else 'food-kitchen'),
+        optim=Optim(learning_rate=1e-3, b1=0.9, b2=0.98),
+        train=Train(batch_rows=32, epochs=60, patience=5),
+    )

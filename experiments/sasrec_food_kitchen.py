@@ -1,0 +1,30 @@
+"""SASRec on Amazon Food and Kitchen as one log, ranks in the target's domain.
+
+python -m jaxrec.train --config=experiments/sasrec_food_kitchen.py --workdir=runs/food_kitchen \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/food_kitchen
+
+FOLDER holds afk_50_preprocessed.txt and map_item_50.txt. Without --config.data.source they are
+downloaded. With `--config.task.in_domain=False --config.task.domain=food` it learns and ranks one
+domain alone, split as the whole log is.
+
+The softmax is over both domains, the ranks within one: what models of two domains have to beat.
+NUMBERS
+"""
+
+from jaxrec.config import Data, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import sasrec
+from jaxrec.tasks import next_item
+
+
+def get_config() -> Experiment:
+    return Experiment(
+        model=sasrec.Config(
+            variant='pre_ln', dim=64, blocks=1, max_len=32, dropout=0.4, embedding_dropout=0.4
+        ),
+        task=next_item.Config(in_domain=True),
+        data=Data(dataset='food-kitchen'),
+        optim=Optim(learning_rate=1e-3, b1=0.9, b2=0.98),
+        train=Train(batch_rows=32, epochs=60, patience=5),
+    )

@@ -1,0 +1,451 @@
+"""CDSRNP: its neural process, reductions to SASRec, and what support users lend to whom."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from models import jit, made, make
+from test_domains import log
+
+from jaxrec import losses
+from jaxrec.config import Data, Train
+from jaxrec.data import domains
+from jaxrec.devices.mesh import put_batch, put_whole
+from jaxrec.errors import UserError
+from jaxrec.experiment import Experiment, check
+from jaxrec.models import cdsrnp, sasrec
+from jaxrec.tasks import next_item
+
+ITEMS, LENGTH, DIM = 50, 8, 6
+ROWS = 8
+SMALL = {
+    'dim': DIM,
+    'max_len': LENGTH,
+    'latent': 4,
+    'support': 5,
+    'served': 7,
+    'dropout': 0.0,
+}
+
+
+def problem_of(histories, **model):
+    experiment = Experiment(
+        model=cdsrnp.Config(**{**SMALL, **model}),
+        task=next_item.Config(in_domain=True, cutoffs=(1, 10)),
+        data=Data(),
+        train=Train(batch_rows=ROWS),
+    )
+    check(experiment)
+    return next_item.NextItem(experiment, histories, {'data_hash': '', 'path': ''})
+
+
+def built():
+    """(constants, parameters, batch of training rows)."""
+    problem = problem_of(log())
+    batch = jax.tree.map(jnp.asarray, problem.batches()(0))
+    constants = jax.tree.map(jnp.asarray, problem.constants)
+    _, params = make(cdsrnp.Config(**SMALL), ITEMS)
+    return constants, jax.tree.map(jnp.asarray, params), batch
+
+
+def closed(params):
+    """Parameters whose gates are shut: a sigmoid of exactly 0."""
+    gates = jax.tree.map(jnp.zeros_like, params['gates'])
+    for gate in gates.values() if isinstance(gates, dict) else gates:
+        gate['bias'] = gate['bias'] - 1e4
+    return {**params, 'gates': gates}
+
+
+def rows_of(items, users=None):
+    """Histories [ROWS, LENGTH] of users that are in no support, unless said."""
+    items = np.asarray(items, np.int32)
+    items = np.concatenate([items, np.ones((ROWS - len(items), LENGTH), np.int32)])
+    places = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), items.shape)
+    named = np.full(ROWS, 999, np.int32)
+    named[: len(users or ())] = users or ()
+    found = {'items': items, 'segments': (items > 0).astype(np.int32), 'positions': places}
+    return jax.tree.map(jnp.asarray, {**found, 'users': named})
+
+
+@functools.cache
+def program(verb):
+    """A function of a model, compiled once for all tests."""
+    graphdef, _ = make(cdsrnp.Config(**SMALL), ITEMS)
+    return jit(lambda params, *args: verb(nnx.merge(graphdef, params), *args))
+
+
+def lists(*args):
+    """Scores [B, rows] after histories, and what they came of."""
+    return program(_lists)(*args)
+
+
+def _lists(model, constants, batch):
+    catalogue = model.catalogue(constants)
+    queries = model.queries(batch, catalogue)[:, 0]
+    read = model._read(batch, batch['users'][:, None], catalogue)
+    support = model._support(constants, jnp.arange(SMALL['served']))
+    z, _ = model.process.distribution(*model._summed(support, support['weights']))
+    return {
+        'queries': queries,
+        'scores': queries @ catalogue['items'].T,
+        'read': read,
+        'support': catalogue['support'],
+        'lent': model._borrowed(read, catalogue['support']),
+        'all': model._vectors(read, catalogue['support'], catalogue['film']),
+        'z': z,
+    }
+
+
+@functools.cache
+def learning():
+    graphdef, _ = make(cdsrnp.Config(**SMALL), ITEMS)
+
+    def loss(params, constants, batch, steps):
+        model = nnx.merge(graphdef, params)
+        return model.loss(batch, constants, {'steps': steps}, jax.random.key(0))
+
+    return jit(jax.value_and_grad(loss, has_aux=True))
+
+
+def learnt(*args):
+    """((loss, (terms, carry)), gradient)."""
+    return learning()(*args)
+
+
+# ---- the neural process
+
+
+def gaussian(seed, width=4):
+    return tuple(np.random.default_rng(seed).normal(size=(2, width)))
+
+
+def test_divergence():
+    """Check 2.4.1: against the formula of two Gaussians one by one; never below 0; 0 at itself."""
+    q, p = gaussian(0), gaussian(1)
+    want = 0
+    for m, v, a, b in zip(*q, *p, strict=True):
+        want += np.log(np.exp(b / 2) / np.exp(v / 2))
+        want += (np.exp(v) + (m - a) ** 2) / (2 * np.exp(b)) - 0.5
+    np.testing.assert_allclose(cdsrnp.divergence(q, p), want / 4, rtol=1e-5)
+    found = [cdsrnp.divergence(gaussian(n), gaussian(n + 50)) for n in range(50)]
+    assert min(found) > 0
+    assert float(cdsrnp.divergence(q, q)) == 0
+
+
+def _summed(model, constants, chosen, weights):
+    support = model._support(constants, chosen)
+    return model._summed(support, support['weights'] * weights)
+
+
+def _inferred(model, total, count):
+    return model.process.distribution(total, count)
+
+
+def test_no_query_or_the_support_itself_leaves_the_prior():
+    """Check 2.4.1: KL is exactly 0 there; the order of the support is nothing."""
+    constants, params, _ = built()
+
+    summed = functools.partial(program(_summed), params, constants)
+    inferred = functools.partial(program(_inferred), params)
+    first = jnp.arange(5)
+    total, count = summed(first, 1.0)
+    prior = inferred(total, count)
+    for others in (summed(first, 0.0), (total, count)):
+        posterior = inferred(total + others[0], count + others[1])
+        assert float(cdsrnp.divergence(posterior, prior)) == 0
+    turned = inferred(*summed(jnp.array([3, 0, 4, 1, 2]), 1.0))
+    for a, b in zip(prior, turned, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+    more = summed(first + 5, 1.0)
+    posterior = inferred(total + more[0], count + more[1])
+    assert float(cdsrnp.divergence(posterior, prior)) > 0
+
+
+def test_the_weight_of_the_divergence_rises():
+    constants, params, batch = built()
+    for steps, weight in ((0, 0), (500, 0.05), (1000, 0.1), (9999, 0.1)):
+        (value, (terms, new)), _ = learnt(params, constants, batch, steps)
+        assert terms['kl'] > 0 and new['steps'] == steps + 1
+        np.testing.assert_allclose(value, terms['softmax'] + weight * terms['kl'], rtol=1e-5)
+
+
+# ---- reductions
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_a_closed_gate_is_sasrec_on_a_domain(n):
+    """Check 2.4.2: bit for bit, loss and gradients, on users of one domain."""
+    constants, params, _ = built()
+    params = closed(params)
+    mine = np.flatnonzero(np.asarray(constants['domains']) == n)
+    items = np.random.default_rng(n).choice(mine, (ROWS, LENGTH + 1)).astype(np.int32)
+    batch = rows_of(items[:, :-1])
+    extra = {'targets': jnp.asarray(items[:, 1:]), 'weights': jnp.ones((ROWS, LENGTH))}
+    extra['users'] = jnp.full((ROWS, LENGTH), 999)
+
+    config = sasrec.Config(
+        variant='2018',
+        dim=DIM,
+        blocks=1,
+        max_len=LENGTH,
+        dropout=0.0,
+        embedding_dropout=0.0,
+    )
+    other, theirs = made(lambda: config.make({'item': ITEMS}, rngs=nnx.Rngs(0)))
+    copied = {k: params['encoders'][n][k] for k in ('positions', 'blocks', 'norm')}
+    theirs = {**jax.tree.map(jnp.asarray, theirs), **copied, 'table': params['table']}
+
+    def of_sasrec(params):
+        model = nnx.merge(other, params)
+        for norm in (model.norm, *(m for b in model.blocks for m in (b.norm_query, b.norm_ffn))):
+            norm.epsilon = 1e-6
+        hidden = model.encode(batch, params['table'])
+        value = losses.in_domain(
+            hidden,
+            params['table'],
+            extra['targets'],
+            extra['weights'],
+            domain=jnp.full((ROWS, LENGTH), n),
+            of_rows=constants['domains'][:, None],
+            num_items=ITEMS,
+        )
+        return value, hidden
+
+    (got, _), d_got = learnt(params, constants, {**batch, **extra}, 0)
+    (want, states), d_want = jit(jax.value_and_grad(of_sasrec, has_aux=True))(theirs)
+    assert got == want
+    np.testing.assert_array_equal(d_got['table'], d_want['table'])
+    for name in copied:
+        jax.tree.map(np.testing.assert_array_equal, d_got['encoders'][n][name], d_want[name])
+        assert any(np.any(x) for x in jax.tree.leaves(d_want[name])), name
+    rest = {**d_got, 'encoders': [d_got['encoders'][m] for m in (0, 3 - n)], 'table': 0}
+    assert not any(np.any(x) for x in jax.tree.leaves(rest))
+
+    # and it is the softmax over a catalogue of that domain alone
+    logits = np.asarray(states, np.float64) @ np.asarray(params['table'], np.float64)[mine].T
+    place = np.searchsorted(mine, items[:, 1:])
+    chosen = np.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
+    slow = (np.log(np.exp(logits).sum(-1)) - chosen).mean()
+    np.testing.assert_allclose(got, slow, rtol=1e-5)
+
+    scores = lists(params, constants, batch)['scores']
+    np.testing.assert_allclose(scores[:, mine], logits[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_closed_gate_reads_a_domain_as_if_the_other_were_not_there():
+    constants, params, _ = built()
+    of_items, params = np.asarray(constants['domains']), closed(params)
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH))
+    got = lists(params, constants, rows_of(items))['scores']
+    for n in (1, 2):
+        alone = np.zeros_like(items)
+        for row, events in enumerate(items):
+            mine = events[of_items[events] == n]
+            alone[row, LENGTH - len(mine) :] = mine
+        want = lists(params, constants, rows_of(alone))['scores']
+        here = of_items == n
+        np.testing.assert_allclose(got[:4, here], want[:4, here], rtol=1e-4, atol=1e-5)
+
+
+# ---- against loops
+
+
+def softmax(x):
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
+def test_vectors_against_loops():
+    """Bridge, interests, z and gate of single users, one at a time, in float64."""
+    constants, params, _ = built()
+    of_items = np.asarray(constants['domains'])
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH))
+    items[0], items[1, :3] = np.flatnonzero(of_items == 1)[:LENGTH], 0
+    users = [99, 98, int(constants['support']['users'][2]), 97]
+    found = lists(params, constants, rows_of(items, users))
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+    hidden = [np.asarray(found['read'][n], np.float64) for n in ('merged', 'events')]
+    support = [np.asarray(x, np.float64)[:, 0] for x in found['support']['own']]
+    names, z = np.asarray(found['support']['users']), np.asarray(found['z'], np.float64)
+    assert len(names) == SMALL['served']
+    scale, shift = (z @ w['process'][n] for n in ('scale', 'shift'))
+    for row in range(4):
+        states, m = hidden[1][row], hidden[0][row, -1]
+        own, lent = {}, {}
+        for n in (1, 2):
+            places = np.flatnonzero(of_items[items[row]] == n)
+            own[n] = states[places[-1]] if len(places) else w['missing'][n - 1]
+            if len(places):
+                kept = np.flatnonzero(names != users[row])
+                logits = support[n - 1][kept] @ (own[n] @ w['bridges'][n - 1])
+                lent[3 - n] = softmax(logits / DIM**0.5) @ support[2 - n][kept]
+        assert (2 in lent) and (1 in lent) == (row > 0)
+        keys = [*states[items[row] > 0], *lent.values()]
+        for n in (1, 2):
+            query = m @ w['interests'][n - 1]
+            weights = softmax(np.array([query @ key for key in keys]) / DIM**0.5)
+            s = m + sum(a * key for a, key in zip(weights, keys, strict=True))
+            gate = w['gates'][n - 1]
+            logit = np.concatenate([m, own[n], s]) @ gate['kernel'] + gate['bias']
+            opened = 1 / (1 + np.exp(-logit))
+            want = own[n] + opened * ((1 + scale) * s + shift - own[n])
+            mine = found['queries'][row, (n - 1) * DIM : n * DIM]
+            np.testing.assert_allclose(mine, want, rtol=2e-4, atol=2e-5)
+
+
+def test_a_support_of_one_lends_its_state():
+    """Check 2.4.2, K = 1: of the one stranger who is left."""
+    constants, params, _ = built()
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH))
+    rows = {name: x[:1].repeat(7, axis=0) for name, x in constants['support'].items()}
+    found = lists(params, {**constants, 'support': rows}, rows_of(items))
+    for (state, there), own in zip(found['lent'], found['support']['own'], strict=True):
+        shown = np.asarray(there)[:4]
+        assert shown.any()
+        want = np.broadcast_to(own[0, 0], state.shape)[:4]
+        np.testing.assert_allclose(np.asarray(state)[:4][shown], want[shown], rtol=1e-5)
+    user = int(rows['users'][0])
+    found = lists(params, {**constants, 'support': rows}, rows_of(items, [user] * ROWS))
+    assert np.isfinite(found['scores']).all()
+    assert not any(np.any(x) for x in jax.tree.leaves(found['lent']))
+
+
+def test_users_borrow_nothing_of_themselves():
+    """Check 2.4.3: events of Y of a user in the support change nothing of what X alone predicts."""
+    constants, params, _ = built()
+    params['process'] = {**params['process'], 'scale': 0 * params['process']['scale']}
+    params['process']['shift'] = 0 * params['process']['shift']  # z is of everybody
+    of_items = np.asarray(constants['domains'])
+    rows, users = (np.asarray(constants['support'][n]).copy() for n in ('items', 'users'))
+    mine = rows[0, :-1][of_items[rows[0, :-1]] == 1]
+    alone = np.concatenate([np.zeros(LENGTH - len(mine), int), mine])[None]
+    other, second = rows.copy(), np.flatnonzero(of_items == 2)
+    changed = of_items[rows[0]] == 2
+    other[0, changed] = second[np.searchsorted(second, rows[0, changed]) - 1]
+    assert (other != rows).any()
+
+    def predicted(items, user):
+        support = {'items': jnp.asarray(items), 'users': jnp.asarray(users)}
+        given = {**constants, 'support': support}
+        return np.asarray(lists(params, given, rows_of(alone, [user]))['scores'])[0]
+
+    itself, stranger = int(users[0]), 999
+    np.testing.assert_array_equal(predicted(rows, itself), predicted(other, itself))
+    assert np.abs(predicted(rows, stranger) - predicted(other, stranger)).max() > 1e-4
+
+
+def test_lists_know_no_label_and_are_the_same_again():
+    """Check 2.4.4."""
+    constants, params, _ = built()
+    histories = rows_of(np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH)))
+    again = jax.tree.map(jnp.asarray, problem_of(log()).constants)
+    labels = {'targets': histories['items'], 'weights': histories['items']}
+    for batch, given in ((histories, again), ({**histories, **labels}, constants)):
+        got = lists(params, given, batch)['scores']
+        want = lists(params, constants, histories)['scores']
+        np.testing.assert_array_equal(got, want)
+
+
+def test_a_run_keeps_its_support(tmp_path):
+    problem = problem_of(log())
+    problem.catalogue.save(tmp_path / 'catalogue')
+    kept = next_item.Config().open_catalogue(tmp_path / 'catalogue').constants
+    for name, column in problem.constants['support'].items():
+        np.testing.assert_array_equal(kept['support'][name], column)
+
+
+# ---- rows of training
+
+
+def test_rows_say_whose_they_are():
+    histories = log()
+    problem = problem_of(histories)
+    seen = 0
+    for step in range(problem.batches().steps_per_epoch):
+        batch = problem.batches()(step)
+        for row, place in zip(*np.nonzero(batch['segments']), strict=True):
+            user = int(batch['users'][row, place])
+            pair = [int(batch[n][row, place]) for n in ('items', 'targets')]
+            events = histories.history(user).tolist()
+            assert pair in [list(x) for x in itertools.pairwise(events)]
+            seen += 1
+    assert seen == problem.batches().targets_per_epoch
+
+
+def test_later_events_change_nothing():
+    """Vectors after an event, whatever comes behind it; z as it is."""
+    constants, params, _ = built()
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (3, LENGTH))
+    other = items.copy()
+    other[:, -1] = other[:, -1] % ITEMS + 1
+    found = [lists(params, constants, rows_of(x))['all'] for x in (items, other)]
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_array_equal(one[:, :-1], two[:, :-1])
+        assert np.abs(one[:3, -1] - two[:3, -1]).max() > 1e-4
+
+
+@pytest.mark.parametrize('n', [1, 2])
+def test_a_batch_without_a_domain_is_finite(n):
+    constants, params, batch = built()
+    mine = np.flatnonzero(np.asarray(constants['domains']) == n)
+    alone = {name: mine[np.asarray(batch[name]) % len(mine)] for name in ('items', 'targets')}
+    real = np.asarray(batch['segments']) > 0
+    alone = {name: jnp.asarray(np.where(real, x, 0).astype(np.int32)) for name, x in alone.items()}
+
+    (loss, _), gradient = learnt(params, constants, {**batch, **alone}, 1000)
+    assert np.isfinite(loss) and all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
+    nothing = rows_of(np.zeros((2, LENGTH), int))
+    assert np.isfinite(lists(params, constants, nothing)['scores']).all()
+
+
+def test_shuffled_is_another_support_and_nothing_else():
+    plain, shuffled = problem_of(log()).constants, problem_of(log(), shuffled=True).constants
+    of_items = domains.find(log()).of_items
+    a, b = plain['support']['items'], shuffled['support']['items']
+    np.testing.assert_array_equal(of_items[a], of_items[b])
+    np.testing.assert_array_equal(a[of_items[a] == 1], b[of_items[a] == 1])
+    assert (a != b).any()
+    for name in set(plain) - {'support'}:
+        jax.tree.map(np.testing.assert_array_equal, plain[name], shuffled[name])
+
+
+@pytest.mark.slow
+def test_the_same_on_any_mesh(mesh):
+    """Loss and its gradient on one device and on four."""
+    found = []
+    for shape in ((1, 1), (2, 2)):
+        mesh(*shape)
+        problem = problem_of(log())
+        graphdef, params = make(problem._experiment.model, ITEMS)
+        batch, constants = put_batch(problem.batches()(0)), put_whole(problem.constants)
+        place = {'table': jax.P('model', None)}
+        placed = {
+            name: jax.device_put(
+                x, jax.NamedSharding(jax.sharding.get_mesh(), place.get(name, jax.P()))
+            )
+            for name, x in params.items()
+        }
+
+        def loss(params, batch, constants, graphdef=graphdef):
+            model = nnx.merge(graphdef, params)
+            carry = {'steps': jnp.int32(1000)}
+            return model.loss(batch, constants, carry, jax.random.key(0))[0]
+
+        found.append(jax.device_get(jit(jax.value_and_grad(loss))(placed, batch, constants)))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-5), *(f[1] for f in found)
+    )
+
+
+def test_what_does_not_go_together():
+    with pytest.raises(UserError, match='the most there can be'):
+        cdsrnp.Config(pool=100).check()
+    with pytest.raises(UserError, match='not a multiple of model.heads'):
+        cdsrnp.Config(dim=10, heads=4).check()
+    with pytest.raises(UserError, match='learns two domains together'):
+        problem_of(log(names=np.array([b'a', b'b', b'c'])))
