@@ -2,6 +2,7 @@
 
 import jax
 
+from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Pass
 from jaxrec.problem import Evaluation, Measured
@@ -21,7 +22,9 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
     with jax.set_mesh(trained.mesh):
         evaluation = known[which]()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
+        say(f'{which}: predicting {evaluation.examples:,} examples')
         measured = predict(trained.params, evaluation, full=True)
+        say('measuring what has nothing to learn')
         return evaluation, measured, evaluation.references()
 
 
