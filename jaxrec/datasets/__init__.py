@@ -56,6 +56,10 @@ KNOWN |= {  # graphs
     'citeseer': ('planetoid', 'CITESEER', 'Citeseer, the same'),
     'pubmed': ('planetoid', 'PUBMED', 'Pubmed, the same'),
 }
+KNOWN |= {  # many small graphs, each of a class
+    'imdb-binary': ('tu_text', 'IMDB_BINARY', 'IMDB-BINARY: who played with whom, by genre'),
+    'proteins': ('tu_text', 'PROTEINS', 'PROTEINS: enzymes and others'),
+}
 SYNTHETIC = 'synthetic'
 BLOCK_MODEL = 'block-model'
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features', 'domain_col')
