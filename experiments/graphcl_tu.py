@@ -6,8 +6,8 @@ python -m jaxrec.evaluate --workdir=runs/graphcl
 
 FOLDER holds IMDBBINARY.txt and PROTEINS.txt. `--config=experiments/graphcl_tu.py:NAME,SEED` with
 graphcl, infonce (the positive counts in the denominator), mix-inputs, mix-hidden, mix-outputs
-(ID-MixGCL beside that), mix-alone (the second view is the graph itself) and untrained. Published for
-GraphCL: IMDB-B .711, PROTEINS .744. Not trained to the end yet.
+(ID-MixGCL beside that), mix-alone (the second view is the graph itself) and untrained. Published
+for GraphCL: IMDB-B .711, PROTEINS .744. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train

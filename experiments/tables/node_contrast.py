@@ -15,8 +15,8 @@ MIXGCL, GRACE = 'experiments/mixgcl_cora.py', 'experiments/grace_cora.py'
 
 TABLE = Table(
     title='Nodes of Cora told apart without labels, public split',
-    caption='Logistic regression on the vectors, 140 labelled nodes; the step with the best validation '
-    'accuracy is tested.',
+    caption='Logistic regression on the vectors, 140 labelled nodes; the step with the best '
+    'validation accuracy is tested.',
     columns=(Column('Cora', ('accuracy',)),),
     rows=(
         Row('untrained GCN', MIXGCL, {'train.epochs': 1, 'optim.learning_rate': 1e-30}),

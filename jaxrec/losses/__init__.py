@@ -15,7 +15,7 @@ from jaxrec.losses.contrastive import (
     uniformity,
     unit,
 )
-from jaxrec.losses.nodes import info_nce_among, info_nce_of_shares
+from jaxrec.losses.nodes import info_nce_among, info_nce_of_shares, shares_of
 from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
 from jaxrec.losses.softmax import softmax
@@ -33,6 +33,7 @@ __all__ = [
     'negative_cosine',
     'sampled_softmax',
     'scores',
+    'shares_of',
     'sinkhorn',
     'softmax',
     'spread',

@@ -85,3 +85,21 @@ def info_nce_of_shares(
     none = jnp.finfo(scores.dtype).min / 2  # finite: a query may have no other key
     rest = jax.nn.logsumexp(jnp.where(shown, scores, none), axis=-1)
     return rest - (identities * scores).sum(-1)
+
+
+def shares_of(owner: jax.Array, other: jax.Array, count: int) -> jax.Array:
+    """float32 [count, count]: of each owner's members, the share that belongs to each other one.
+
+    Args:
+      owner, other: int32 [n], whom a member is counted for and whom it is of, below `count`; an
+        owner of -1 has none.
+      count: of both.
+
+    Returns:
+      Rows that sum to 1; an owner without members is its own.
+    """
+    cell = jnp.where(owner >= 0, owner * count + other, count * count)
+    met = jax.ops.segment_sum(jnp.ones(len(cell)), cell, count * count + 1)[:-1]
+    met = met.reshape(count, count)
+    members = met.sum(1, keepdims=True)
+    return jnp.where(members > 0, met / jnp.maximum(members, 1), jnp.eye(count))

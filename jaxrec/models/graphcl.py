@@ -22,7 +22,7 @@ from jaxrec import problem, rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated
 from jaxrec.errors import UserError
-from jaxrec.losses import info_nce_of_shares, weighted_mean
+from jaxrec.losses import info_nce_of_shares, shares_of, weighted_mean
 from jaxrec.nn import batch_norm, propagate
 from jaxrec.nn.batch_norm import BatchNorm
 from jaxrec.nn.dropout import hashed
@@ -210,14 +210,9 @@ def identities(owner: jax.Array, partners: jax.Array, shares: jax.Array) -> jax.
     Returns:
       Rows that sum to 1; of a graph without nodes e_b.
     """
-    count = len(shares)
-    real = (owner >= 0).astype(jnp.float32)
-    cell = jnp.where(owner >= 0, owner * count + owner[partners], count * count)
-    met = jax.ops.segment_sum(real, cell, count * count + 1)[:-1].reshape(count, count)
-    nodes = met.sum(1, keepdims=True)
-    own = jnp.eye(count)
-    others = jnp.where(nodes > 0, met / jnp.maximum(nodes, 1), own)
-    return shares[:, None] * own + (1 - shares[:, None]) * others
+    count, shares = len(shares), shares[:, None]
+    others = shares_of(owner, owner[partners], count)
+    return shares * jnp.eye(count) + (1 - shares) * others
 
 
 def changed(view: dict, config: Config, key: jax.Array, graphs: int) -> dict:
