@@ -5,9 +5,10 @@ python -m jaxrec.train --config=experiments/lightgcn_gowalla.py --workdir=runs/g
 python -m jaxrec.evaluate --workdir=runs/gowalla
 
 FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
-lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax. It stops on a tenth of each user's training items;
-`--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
-them for the N epochs that were found. Not trained to the end yet.
+lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax. It stops on a tenth
+of each user's training items; `--config.task.valid_share=0 --config.train.patience=0
+--config.train.epochs=N` then learns all of them for the N epochs that were found. Not trained to
+the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train

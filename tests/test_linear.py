@@ -57,7 +57,7 @@ def test_against_dense_formulas(filter_seen, monkeypatch, capsys):
     found = [baselines.counts(task, linear.NAMES)]
     assert not capsys.readouterr().out
     monkeypatch.setattr(linear, '_SCORES', 100)
-    monkeypatch.setattr(linear, '_QUIET', 0)
+    monkeypatch.setattr(linear, 'QUIET', 0)
     found.append(baselines.counts(task, linear.NAMES))
     monkeypatch.setattr(linear, 'DENSE_ITEMS', 59)
     assert list(baselines.counts(task, linear.NAMES)) == ['low_pass']

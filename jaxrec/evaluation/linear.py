@@ -17,12 +17,12 @@ import scipy.sparse.linalg
 from jaxrec.cli import say
 from jaxrec.data.ragged import ranges
 from jaxrec.devices.top_k import UNREACHABLE
+from jaxrec.evaluation.run import QUIET
 
 NAMES = ('ease', 'low_pass', 'gf_cf', 'item_cosine')
 DENSE_ITEMS = 1 << 13  # more make a dense matrix of items too large
 _RIDGE, _RANK, _SHARE = 500.0, 64, 0.3
 _SCORES = 1 << 24  # held at once
-_QUIET = 10.0  # seconds without a line of how far it is
 
 Scores = Callable[[scipy.sparse.csr_array], np.ndarray]  # R of some users -> float64 [users, items]
 
@@ -179,7 +179,7 @@ def ranked(
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
     at_once = max(_SCORES // given.shape[1], 1)
     for start in range(0, given.shape[0], at_once):
-        if time.monotonic() - told > _QUIET:
+        if time.monotonic() - told > QUIET:
             say(f'{name}: {start:,} of {given.shape[0]:,} examples')
             told = time.monotonic()
         rows = given[start : start + at_once]

@@ -23,7 +23,7 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         evaluation = known[which]()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
         say(f'{which}: predicting {evaluation.examples:,} examples')
-        measured = predict(trained.params, evaluation, full=True)
+        measured = predict(trained.params, evaluation, full=True, say=say)
         say('measuring what has nothing to learn')
         return evaluation, measured, evaluation.references()
 
