@@ -376,15 +376,16 @@ def test_svm_and_folds():
     np.testing.assert_array_equal(one[0], other[0])  # labels of the test rows are not read
 
 
-def test_a_run(tmp_path):
-    """Trains, evaluates and tells what needs no model; shuffling the file changes no vector."""
+def test_a_run(tmp_path, monkeypatch):
+    """Trains, evaluates, and tells what needs no model."""
+    monkeypatch.setattr(task_lib, 'STRENGTHS', (0.1, 1.0))
     GRAPHS.save(tmp_path / 'data' / 'columns')
     experiment = Experiment(
         task=task_lib.Config(folds=3),
         model=graphcl.Config(dim=4, layers=2),
         data=Data(log=str(tmp_path / 'data')),
         optim=Optim(learning_rate=0.01),
-        train=Train(batch_rows=8, epochs=2),
+        train=Train(batch_rows=8, epochs=1),
     )
     fit(experiment, tmp_path / 'run')
     measured = evaluate(tmp_path / 'run')
