@@ -87,14 +87,17 @@ class Run:
                 break
             some = order[start : start + rows]
             negatives = self.rng.integers(0, self.sizes[1], len(some))
-            while len(bad := np.flatnonzero(np.isin(self.keys(users[some], negatives), self.seen))):
+            while len(bad := np.flatnonzero(self.known(users[some], negatives))):
                 negatives[bad] = self.rng.integers(0, self.sizes[1], len(bad))
             self.step(*(torch.from_numpy(x) for x in (users[some], items[some], negatives)), views)
             done += len(some)
         return done
 
-    def keys(self, users, items):
-        return users * self.sizes[1] + items
+    def known(self, users, items):
+        """Which of these pairs are trained on."""
+        keys = users * self.sizes[1] + items
+        at = np.minimum(np.searchsorted(self.seen, keys), len(self.seen) - 1)
+        return self.seen[at] == keys
 
     def step(self, users, items, negatives, views):
         """One batch."""

@@ -45,17 +45,19 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
             )
         names = {'low_pass'} & set(names)
     low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
-    scorers = {}
-    if 'ease' in names:
-        scorers['ease'] = ease_scores(known)
-    if 'low_pass' in names:
-        scorers['low_pass'] = low_pass
-    if 'gf_cf' in names:
+
+    def scorer(name):
+        if name == 'ease':
+            return ease_scores(known)
+        if name == 'item_cosine':
+            return cosine_scores(known)
+        if name == 'low_pass':
+            return low_pass
         hop = hop_scores(known)
-        scorers['gf_cf'] = lambda rows: hop(rows) + _SHARE * low_pass(rows)
-    if 'item_cosine' in names:
-        scorers['item_cosine'] = cosine_scores(known)
-    return {name: ranked(scorer, task, given, name=name) for name, scorer in scorers.items()}
+        return lambda rows: hop(rows) + _SHARE * low_pass(rows)
+
+    # one after the other: each may hold a matrix of items
+    return {n: ranked(scorer(n), task, given, name=n) for n in NAMES if n in names}
 
 
 def ease_scores(known: scipy.sparse.csr_array, ridge: float = _RIDGE) -> Scores:

@@ -260,7 +260,7 @@ class SplitsEvaluation(problem.Evaluation):
 
     Each split is probed by multinomial logistic regression (GRACE: one class against the rest) on
     vectors of length 1, C chosen by five folds of its train nodes. 'valid' is the accuracy over
-    these folds, which no test node has a part in.
+    these folds, of the first split alone, which none of its test nodes has a part in.
 
     Args:
       task: the task's settings.
@@ -297,7 +297,7 @@ class SplitsEvaluation(problem.Evaluation):
         valid, chosen = [], []
         vectors = np.asarray(vectors, np.float64)
         vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-        for seed in range(self._task.splits):
+        for seed in range(self._task.splits if self._part == 'test' else 1):
             generator = np.random.default_rng(seed)
             order = generator.permutation(self.examples)
             train, test = np.split(order, [round(self._task.train_share * self.examples)])
