@@ -5,9 +5,10 @@ python -m jaxrec.train --config=experiments/lightgcn_gowalla.py --workdir=runs/g
 python -m jaxrec.evaluate --workdir=runs/gowalla
 
 FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
-lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau. It stops on a tenth of each user's training items;
-`--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
-them for the N epochs that were found. Not trained to the end yet.
+lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax. It stops on a tenth
+of each user's training items; `--config.task.valid_share=0 --config.train.patience=0
+--config.train.epochs=N` then learns all of them for the N epochs that were found. Not trained to
+the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -15,6 +16,7 @@ from jaxrec.experiment import Experiment
 from jaxrec.models.lightgcn import Config, Views
 from jaxrec.tasks import next_item
 
+SOFTMAX = {'loss': 'softmax', 'temperature': 0.1, 'cosine': True, 'decay': 0.0}
 MODELS = {
     'lightgcn': Config(),
     'mf': Config(layers=0),
@@ -23,6 +25,8 @@ MODELS = {
     'xsimgcl': Config(
         own_layer=False, views=Views('one_pass', weight=0.2, temperature=0.15, noise=0.2, layer=1)
     ),
+    'mf-softmax': Config(layers=0, **SOFTMAX),
+    'lightgcn-softmax': Config(**SOFTMAX),
     'directau': Config(layers=0, loss='direct_au', uniformity=5.0, decay=0.0),
 }
 

@@ -7,7 +7,8 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
-sgl-fm, directau, directau-lightgcn; a seed may follow, `NAME,SEED`. Not trained to the end yet.
+sgl-fm, directau, directau-lightgcn, and those that learn by the softmax over the batch, mf-softmax,
+lightgcn-softmax, xsimgcl-softmax; a seed may follow, `NAME,SEED`. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -21,6 +22,7 @@ def sgl(kind: str) -> Config:
     return Config(views=Views(kind, weight=0.1, temperature=0.2, rate=0.1, among='all'))
 
 
+SOFTMAX = {'loss': 'softmax', 'temperature': 0.15, 'cosine': True, 'decay': 0.0}
 MODELS = {
     'mf': Config(layers=0),
     'lightgcn': Config(),
@@ -31,6 +33,14 @@ MODELS = {
     'simgcl': Config(own_layer=False, views=Views('noise', weight=0.1, temperature=0.2, noise=0.1)),
     'xsimgcl': Config(
         own_layer=False, views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.2, layer=1)
+    ),
+    'mf-softmax': Config(layers=0, **SOFTMAX),
+    'lightgcn-softmax': Config(layers=2, **SOFTMAX),
+    'xsimgcl-softmax': Config(
+        layers=2,
+        own_layer=False,
+        views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.1, layer=1),
+        **SOFTMAX,
     ),
     'directau': Config(layers=0, loss='direct_au', uniformity=2.0, decay=0.0),
     'directau-lightgcn': Config(loss='direct_au', uniformity=2.0, decay=0.0),

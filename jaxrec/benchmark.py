@@ -3,6 +3,8 @@ r"""Measures speed and memory, alone or in turns with another library on the sam
 python -m jaxrec.benchmark --suite=train --config=experiments/quickstart.py [--json]
 python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
     --config.model.dim=64 --peer=rectools --peer_python=OTHER_VENV/bin/python
+python -m jaxrec.benchmark --suite=train --config=experiments/lightgcn_gowalla.py:simgcl \
+    --peer=torch-graph --peer_python=OTHER_VENV/bin/python
 
 --suite=train      the training step: targets/s, share of the matrix-product rate
 --suite=eval       users/s of ranking all users of the test split, with their top-10 lists
@@ -51,7 +53,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         'users_per_batch',
         None,
-        'Suite train: as many rows as hold about so many users (128 with --peer); 0 = '
+        'Suite train: as many rows as hold about so many users (128 with --peer=rectools); 0 = '
         'train.batch_rows.',
     )
     flags.DEFINE_multi_string(
@@ -149,7 +151,7 @@ def _run(settings: dict) -> dict:
     if FLAGS.suite == 'train':
         users = FLAGS.users_per_batch
         if users is None:
-            users = peer_lib.BATCH_USERS if FLAGS.peer else 0
+            users = peer_lib.BATCH_USERS if FLAGS.peer == 'rectools' else 0
         measured = training.measure_training(
             FLAGS.config,
             steps=FLAGS.steps,
@@ -189,7 +191,10 @@ def _against(changed: dict) -> Experiment:
 def _peer(experiment, problem) -> peer_lib.Peer:
     """Starts the peer on the data of the suite."""
     histories, split = problem.source, problem.split
-    if FLAGS.suite == 'train':
+    if FLAGS.peer == 'torch-graph':
+        spec = peer_lib.graph_spec(experiment, FLAGS.peer_batches)
+        columns = peer_lib.train_columns(histories, split)
+    elif FLAGS.suite == 'train':
         spec = peer_lib.train_spec(experiment, FLAGS.peer_batches)
         columns = peer_lib.train_columns(histories, split)
     else:

@@ -335,6 +335,7 @@ class Inputs:
       pairs: whether it learns pairs of users and items, by themselves and as a graph.
       users: whether it knows the users of the data by number.
       items: whether it makes item vectors of items' features, which steps then read as constants.
+      information: whether it also wants how much the features of items say of each other.
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
       context: of pairs in two domains, most items of either that come with a pair.
@@ -352,6 +353,7 @@ class Inputs:
     pairs: bool = False
     users: bool = False
     items: bool = False
+    information: bool = False
     prefixes: bool = False
     domains: bool = False
     context: int = 0

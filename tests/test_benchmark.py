@@ -14,7 +14,7 @@ from jaxrec.benchmarks import flops, measure, peer, report, training
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
-from jaxrec.models import comirec, sasrec
+from jaxrec.models import comirec, lightgcn, sasrec
 from jaxrec.tasks import next_item
 
 KEYS = {
@@ -212,6 +212,7 @@ def test_peer_flags():
         ('torchrec', sys.executable, 'train'),
         ('rectools', sys.executable, 'loss'),
         ('rectools', None, 'eval'),
+        ('torch-graph', sys.executable, 'eval'),
         (None, sys.executable, 'train'),
     ):
         with pytest.raises(UserError, match='--peer'):
@@ -266,6 +267,17 @@ def test_peer_gets_the_same_model_and_data():
         peer.train_spec(Experiment(model=model, task=next_item.Config(windows='all')), 5)
     with pytest.raises(UserError, match='no counterpart of jaxrec.models.comirec'):
         peer.eval_spec(Experiment(model=comirec.Config()))
+    pairs = next_item.Config(windows='pairs', unseen_negatives=1)
+    views = lightgcn.Views('noise', noise=0.3)
+    graph = Experiment(model=lightgcn.Config(dim=8, views=views), task=pairs)
+    spec = peer.graph_spec(graph, 2)
+    assert (spec['dim'], spec['kind'], spec['noise'], spec['batches']) == (8, 'noise', 0.3, 2)
+    for model in (
+        lightgcn.Config(loss='direct_au'),
+        lightgcn.Config(views=lightgcn.Views('edge_drop', among='all')),
+    ):
+        with pytest.raises(UserError, match='the peer'):
+            peer.graph_spec(Experiment(model=model, task=pairs), 0)
 
 
 def test_report_shows_every_turn():

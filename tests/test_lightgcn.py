@@ -122,6 +122,21 @@ def test_bpr_and_decay(layers):
     assert loss == pytest.approx(terms['bpr'] + terms['decay'], rel=1e-6)
 
 
+def test_softmax():
+    """Cosines with the batch's items, less log of how often each is expected among them."""
+    model, t = make(layers=2, loss='softmax', temperature=0.2, decay=0.0), 0.2
+    final = slow_unit(np.mean(slow_layers(model, 2), axis=0))
+    degrees = np.bincount(pairs()[1], minlength=ROWS.items)
+    share = np.maximum(degrees / degrees.sum(), 1e-12)
+    users, targets = BATCH['users'][:REAL], BATCH['targets'][:REAL]
+    each = []
+    for u, i in zip(users, targets, strict=True):
+        others = [i, *(j for j in targets if j != i)]  # the item twice in the batch: no negative
+        logits = [final[u] @ final[64 + j] / t - np.log(REAL * share[j]) for j in others]
+        each.append(np.log(np.exp(logits).sum()) - logits[0])
+    assert value(model)[1]['softmax'] == pytest.approx(np.mean(each), rel=1e-5)
+
+
 def test_gradient_against_differences():
     """Through propagation, whose backward pass is its own."""
     model = make(layers=2, decay=0.1)
@@ -329,6 +344,7 @@ FAMILY = {
     'sgl': {'views': Views('node_drop', among='all')},
     'simgcl': {'views': Views('noise'), 'own_layer': False},
     'direct_au': {'loss': 'direct_au'},
+    'softmax': {'loss': 'softmax'},
 }
 
 
@@ -346,7 +362,9 @@ def test_cold_nodes_have_finite_values_and_gradients(name):
     assert np.isfinite(found) and all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize(('name', 'shape'), [('simgcl', (2, 1)), ('sgl', (4, 2))])
+@pytest.mark.parametrize(
+    ('name', 'shape'), [('simgcl', (2, 1)), ('sgl', (4, 2)), ('softmax', (2, 2))]
+)
 def test_the_same_on_every_mesh(mesh, shape, name):
     """Loss, gradient and ranking vectors."""
     model = make(layers=2, **FAMILY[name])
@@ -407,7 +425,7 @@ def test_ranking_by_cosine():
         ({'views': Views('one_pass', layer=4)}, 'model.views.layer=4 is more than'),
         ({'views': Views('swap')}, 'model.views.kind=.* is not one of none, node_drop'),
         ({'views': Views('edge_drop', rate=1.0)}, r'model.views.rate=1.0 is not in \[0, 1\)'),
-        ({'loss': 'softmax'}, 'model.loss=.* is not one of bpr, direct_au'),
+        ({'loss': 'hinge'}, 'model.loss=.* is not one of bpr, direct_au, softmax'),
     ],
 )
 def test_mistakes(settings, message):

@@ -43,19 +43,27 @@ def slow_scores(r):
     v = np.linalg.svd(n)[2][: min(64, min(r.shape) - 1)]
     there = r.sum(0) > 0
     low = ((r * np.where(there, 1 / items, 0)) @ v.T @ v) * np.where(there, items, 0)
-    return {'ease': r @ b, 'low_pass': low, 'gf_cf': r @ (n.T @ n) + 0.3 * low}
+    c = np.array([[a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-300) for b in r.T] for a in r.T])
+    np.fill_diagonal(c, 0)
+    hop = r @ (n.T @ n)
+    return {'ease': r @ b, 'low_pass': low, 'gf_cf': hop + 0.3 * low, 'item_cosine': r @ c}
 
 
 @pytest.mark.parametrize('filter_seen', [True, False])
-def test_against_dense_formulas(filter_seen, monkeypatch):
-    """All users at once, or a user or two; of many items no matrix is made."""
+def test_against_dense_formulas(filter_seen, monkeypatch, capsys):
+    """All users at once, or a user or two; of many items no matrix is made, and a line says so."""
     task = ranking(filter_seen)
     r = dense(task)
     found = [baselines.counts(task, linear.NAMES)]
+    assert not capsys.readouterr().out
     monkeypatch.setattr(linear, '_SCORES', 100)
+    monkeypatch.setattr(linear, 'QUIET', 0)
     found.append(baselines.counts(task, linear.NAMES))
     monkeypatch.setattr(linear, 'DENSE_ITEMS', 59)
     assert list(baselines.counts(task, linear.NAMES)) == ['low_pass']
+    lines = capsys.readouterr().out
+    assert 'ease: 1 of 37 examples' in lines
+    assert 'no ease, gf_cf, item_cosine: their matrix of 60 items squared' in lines
     assert list(found[0]) == list(linear.NAMES)
     for name, scores in slow_scores(r).items():
         want = []

@@ -13,6 +13,7 @@ from jaxrec.datasets import block_model
 from jaxrec.errors import UserError
 from jaxrec.experiment import check_fields
 from jaxrec.models import mixgcl
+from jaxrec.nn import propagate
 from jaxrec.tasks import nodes
 
 N = 80
@@ -86,6 +87,44 @@ def test_soft_info_nce_without_mixing_is_plain():
     ends = [value(partners, jnp.full(20, share)) for share in (0.0, 1.0)]
     middle = value(partners, jnp.full(20, 0.3))
     np.testing.assert_allclose(middle, 0.7 * ends[0] + 0.3 * ends[1], rtol=1e-5)
+
+
+def test_grace_has_negatives_within_the_view():
+    """-log e^uv/t / (sum_j e^u v_j/t + sum over j but the node of e^u u_j/t), node by node."""
+    u, v, rows, t = vectors(1), vectors(2), np.array([3, 19, 0], np.int32), 0.4
+    got = mixgcl.soft_info_nce(u, v, rows, None, None, temperature=t, within=u)
+    a, b = (np.asarray(x, np.float64) for x in (u, v))
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    for i, value in zip(rows, got, strict=True):
+        total = np.exp(b @ a[i] / t).sum() + np.exp(np.delete(a, i, 0) @ a[i] / t).sum()
+        assert float(value) == pytest.approx(np.log(total) - a[i] @ b[i] / t, rel=1e-5)
+
+
+def test_rates_by_centrality():
+    """GCA's of every edge and column, in float64; a node's few edges go more often."""
+    adjacency, features = CONSTANTS['adjacency'], CONSTANTS['features']
+    degrees = np.bincount(GRAPH.edges.reshape(-1), minlength=N).astype(np.float64)
+    u, v = GRAPH.edges
+    weight = np.log((degrees[u] + degrees[v]) / 2)
+    want = np.minimum(0.3 * (weight.max() - weight) / (weight.max() - weight.mean()), 0.7)
+    got = np.asarray(propagate.edge_rates(adjacency, N, 0.3))
+    found = {(r, c): x for r, c, x in zip(*map(np.asarray, adjacency[:2]), got, strict=True)}
+    for a, b, rate in zip(u, v, want, strict=True):
+        assert found[a, b] == found[b, a] == pytest.approx(rate, abs=1e-5)
+    total = degrees @ (GRAPH.features.toarray() > 0)
+    there, weight = total > 0, np.log(np.maximum(total, 1))
+    mean = weight[there].mean()
+    want = np.minimum(0.3 * (weight.max() - weight) / (weight.max() - mean), 0.7)
+    got = propagate.column_rates(features, adjacency, N, 60, 0.3)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+    dense = propagate.column_rates(jnp.asarray(GRAPH.features.toarray()), adjacency, N, 60, 0.3)
+    np.testing.assert_allclose(dense, got, atol=1e-6)
+    # what is drawn at such rates: an edge in both directions or in none
+    kept = propagate.drop_edges(adjacency, N, propagate.edge_rates(adjacency, N, 0.3), KEY)
+    values = {(r, c): x for r, c, x in zip(*map(np.asarray, kept), strict=True)}
+    assert all((values[a, b] > 0) == (values[b, a] > 0) for a, b in values)
+    share = np.mean([values[a, b] == 0 for a, b in zip(u, v, strict=True)])
+    assert 0.2 < share < 0.4
 
 
 def slow_project(model, x):
@@ -247,6 +286,7 @@ def test_the_same_on_any_mesh(mesh, shape):
         ({'alpha': -1.0}, 'model.alpha'),
         ({'mix_at': 3}, 'model.mix_at=3'),
         ({'temperature': 0.0}, 'model.temperature=0.0'),
+        ({'within': True}, 'model.within .* set model.alpha=0'),
     ],
 )
 def test_mistakes(settings, message):

@@ -40,7 +40,8 @@ def experiment(tmp_path, model=None, dataset=GENERATED, **train):
 @pytest.mark.parametrize(
     ('task', 'changes', 'message'),
     [
-        ({'split': 'random'}, {}, 'task.split=.* not one of public'),
+        ({'split': 'folds'}, {}, 'task.split=.* not one of public, random'),
+        ({'split': 'random'}, {}, "task.split='random' judges vectors learnt without labels"),
         ({'probe': 'svm'}, {}, 'task.probe=.* scores, linear'),
         ({'nodes': 'some'}, {}, 'task.nodes=.* labelled, all'),
         ({}, {'model': mixgcl.Config()}, 'needs a model that has `scores`'),
@@ -326,3 +327,35 @@ def test_gcn_on_cora(tmp_path):
     assert rounded == {'majority': 0.319, 'raw features': 0.603, 'smoothed features': 0.805}
     scores = [trained(problem, gcn.Config(), 0.01, 200, seed) for seed in range(5)]
     assert np.mean(scores) >= 0.81
+
+
+def test_random_splits(tmp_path, monkeypatch):
+    """Every split is probed by itself; a node has its mean over the splits that test it."""
+    monkeypatch.setattr(nodes, 'STRENGTHS', (1.0, 8.0))
+    task = nodes.Config(split='random', probe='linear', nodes='all', splits=2, train_share=0.2)
+    given = dataclasses.replace(experiment(tmp_path, mixgcl.Config(dim=4, head=4)), task=task)
+    check(given)
+    opened = task.open(given, quiet)
+    evaluation, valid = (opened.evaluations[name]() for name in ('test', 'valid'))
+    graph = opened.source
+    vectors = graph.features.toarray()
+    (batch,) = [places for places, _ in evaluation.batches()]
+    measured = evaluation.measure([(batch, {'vector': vectors})])
+    x = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    right = []
+    for seed, c in enumerate(measured.details['probe']['c']):
+        order = np.random.default_rng(seed).permutation(300)
+        train, test = order[:60], order[60:]
+        w = probe.logistic_regression(x[train], graph.labels[train], 3, c)
+        right.append(((x[test] @ w[:-1] + w[-1]).argmax(1) == graph.labels[test]).mean())
+    assert measured.metrics['accuracy'] == pytest.approx(np.mean(right), abs=0.01)
+    values, weights = measured.values['accuracy'], measured.weights['accuracy']
+    assert measured.metrics['accuracy'] == np.average(values, weights=weights)
+    assert weights.sum() == 2 * 240
+    found = valid.measure([(batch, {'vector': vectors})])
+    assert found.metrics['accuracy'] == np.mean(found.values['accuracy'])
+    assert set(evaluation.references()) == {'raw features', 'smoothed features'}
+    assert evaluation.protocol != nodes.Config(probe='linear').protocol_fields()
+    few = dataclasses.replace(task, train_share=0.01)
+    with pytest.raises(UserError, match='300 labelled nodes, of which task.train_share=0.01'):
+        few.open(dataclasses.replace(given, task=few), quiet).evaluations['test']()

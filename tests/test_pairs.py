@@ -14,6 +14,7 @@ from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data import splits
 from jaxrec.data.pairs import PairBatches, training_pairs
 from jaxrec.errors import UserError
+from jaxrec.evaluation import linear
 from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import lightgcn, sasrec
 from jaxrec.serving.recommender import Recommender
@@ -169,7 +170,7 @@ def test_recall_and_ndcg_over_sets(run):
         assert len(measured.values['Recall@20']) == 40
     assert summary['best'] > 0.5  # 30 items are left in a user's own group: chance is .4
     found = evaluate.evaluate(trained, 'test')[2]
-    assert set(found) == {'popularity', 'ease', 'low_pass', 'gf_cf'}
+    assert set(found) == {'popularity', *linear.NAMES}
     assert found['ease'].metrics['Recall@20'] > found['popularity'].metrics['Recall@20']
 
 

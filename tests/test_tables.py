@@ -238,6 +238,7 @@ def test_every_table_file_loads(path, mesh):
         'user': 30,
         'node': 50,
         'feature': 20,
+        'tag': 2,
         'class': 3,
         'table': 90,
         'label': 8,

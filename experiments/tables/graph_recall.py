@@ -55,6 +55,9 @@ TABLE = Table(
         row(XSIMGCL, 'xsimgcl'),
         row('DirectAU', 'directau'),
         on_ml_1m('DirectAU LightGCN', 'directau-lightgcn'),
+        row('MF softmax', 'mf-softmax'),
+        row('LightGCN softmax', 'lightgcn-softmax'),
+        on_ml_1m('XSimGCL softmax', 'xsimgcl-softmax'),
     ),
     baseline=LIGHTGCN,
     published=(

@@ -16,7 +16,7 @@ from jaxrec.data.splits import Split
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
 
-PEERS = {'rectools': 'rectools_peer.py'}
+PEERS = {'rectools': 'rectools_peer.py', 'torch-graph': 'graph_peer.py'}
 BATCH_USERS = 128  # of the peer, which gives every user one row
 K = 10  # length of the lists of suite eval
 
@@ -110,8 +110,9 @@ def check(name: str | None, python: str | None, suite: str) -> None:
         return
     if name not in PEERS:
         raise UserError(f'unknown --peer={name}: use one of {", ".join(PEERS)}')
-    if suite not in ('train', 'eval'):
-        raise UserError(f'--peer goes with --suite=train or eval, not {suite}')
+    suites = ('train',) if name == 'torch-graph' else ('train', 'eval')
+    if suite not in suites:
+        raise UserError(f'--peer={name} goes with --suite={" or ".join(suites)}, not {suite}')
     if not python:
         raise UserError(f'--peer={name} needs --peer_python=PATH, a Python that has it installed')
     if shutil.which(python) is None:
@@ -129,6 +130,31 @@ def train_spec(experiment: Experiment, batches: int) -> dict:
         'model': _model(experiment),
         'batches': batches,
         'accelerator': _accelerator(),
+    }
+
+
+def graph_spec(experiment: Experiment, batches: int) -> dict:
+    """Spec of the peer of models of pairs; `batches` as in `train_spec`."""
+    model = experiment.model
+    if experiment.task.windows != 'pairs' or getattr(model, 'loss', '') != 'bpr':
+        raise UserError("the peer learns pairs by BPR: task.windows='pairs', model.loss='bpr'")
+    views = model.views
+    kinds = ('none', 'edge_drop', 'noise', 'one_pass')
+    if views.kind not in kinds or (views.kind != 'none' and views.among != 'batch'):
+        raise UserError(
+            f'the peer has no views of kind {views.kind} among {views.among}: it has '
+            f"{', '.join(kinds)} among='batch'"
+        )
+    return {
+        'suite': 'train',
+        'device': {'cpu': 'cpu', 'gpu': 'cuda'}[_accelerator()],
+        'rows': experiment.train.batch_rows,
+        'lr': experiment.optim.learning_rate,
+        'batches': batches,
+        **{name: getattr(model, name) for name in ('dim', 'layers', 'own_layer', 'decay')},
+        'deviation': model.deviation,
+        **{name: getattr(views, name) for name in ('kind', 'weight', 'temperature', 'rate')},
+        **{name: getattr(views, name) for name in ('noise', 'layer')},
     }
 
 

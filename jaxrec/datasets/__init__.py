@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable
 
 from jaxrec import config as config_lib
+from jaxrec.data.graph import Graph
 from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Columns
 from jaxrec.datasets import store
@@ -64,6 +65,10 @@ KNOWN |= {  # graphs
     'citeseer': ('planetoid', 'CITESEER', 'Citeseer, the same'),
     'pubmed': ('planetoid', 'PUBMED', 'Pubmed, the same'),
 }
+KNOWN |= {  # many small graphs, each of a class
+    'imdb-binary': ('tu_text', 'IMDB_BINARY', 'IMDB-BINARY: who played with whom, by genre'),
+    'proteins': ('tu_text', 'PROTEINS', 'PROTEINS: enzymes and others'),
+}
 SYNTHETIC = 'synthetic'
 GENERATED = {  # name -> file here with `parse` and `generate`, and a summary; not histories
     'block-model': ('block_model', 'a generated graph; nodes, classes, seed .. can be set'),
@@ -101,7 +106,7 @@ def load(
       UserError: something the user can put right, in one line.
     """
     try:
-        data, meta = _load(config, say, columns)
+        data, meta = _load(config, say, columns, kind)
         if not isinstance(data, kind):
             named = config.log or config.dataset
             raise UserError(f'{named} holds {data.KIND}, and this wants {kind.KIND}')
@@ -111,7 +116,7 @@ def load(
 
 
 def _load(
-    config: config_lib.Data, say: Callable, columns: Columns | None
+    config: config_lib.Data, say: Callable, columns: Columns | None, kind: type
 ) -> tuple[store.Stored, dict]:
     if config.min_user < 0 or config.min_item < 0:
         raise UserError('--min_user and --min_item must not be negative')
@@ -121,7 +126,12 @@ def _load(
         prepared = _open_prepared(config)
         if prepared:
             return prepared
-        recipe = _log(config, say) if columns is None else _rows_log(config, say, columns)
+        if kind is Graph:
+            recipe = _graph_log(config, say)
+        elif columns is None:
+            recipe = _log(config, say)
+        else:
+            recipe = _rows_log(config, say, columns)
         return store.find_or_build(recipe, config.data_dir, say)
     for option in _set(config, OF_A_LOG):
         raise UserError(f'--{option} describes your own file: it goes with --log')
@@ -204,6 +214,23 @@ def _rows_log(config: config_lib.Data, say: Callable, columns: Columns) -> store
 
     folder = log_file.key(config, f'{content} {columns}')
     return store.Recipe(f'log/{folder}/{store.VERSION}', read)
+
+
+def _graph_log(config: config_lib.Data, say: Callable) -> store.Recipe:
+    from jaxrec.datasets import graph_files
+
+    for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
+        raise UserError(f'--{option} is not for a graph: leave it out')
+    folder = pathlib.Path(config.log).expanduser()
+    content = graph_files.content_hash(folder)
+
+    def read(scratch: pathlib.Path) -> store.Source:
+        del scratch
+        say(f'reading {folder}')
+        graph = graph_files.read(folder)
+        return store.Source(graph, f'Graph {graph.name}.', store.log_source(config.log), content)
+
+    return store.Recipe(f'graph/{content[:16]}/{store.VERSION}', read)
 
 
 def _synthetic(config: config_lib.Data) -> store.Recipe:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 
 from jaxrec import files
 from jaxrec.data.graph import Graph
+from jaxrec.data.graphs import Graphs
 from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Rows
 from jaxrec.data.stored import FORMAT, read_meta
@@ -28,8 +29,8 @@ OF_BEAM = 'beam-'  # begins the folder of a log that Beam has read
 NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text
 
 
-Stored = Histories | Rows | Graph
-KINDS = {kind.KIND: kind for kind in (Histories, Rows, Graph)}  # by the kind in meta.json
+Stored = Histories | Rows | Graph | Graphs
+KINDS = {kind.KIND: kind for kind in (Histories, Rows, Graph, Graphs)}  # by the kind in meta.json
 
 
 @dataclasses.dataclass

@@ -5,6 +5,8 @@ fitted on all that comes before the targets, validation events of a test include
 that stops on them has learnt.
 """
 
+import itertools
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,10 +14,12 @@ import numpy as np
 import scipy.sparse
 import scipy.sparse.linalg
 
+from jaxrec.cli import say
 from jaxrec.data.ragged import ranges
 from jaxrec.devices.top_k import UNREACHABLE
+from jaxrec.evaluation.run import QUIET
 
-NAMES = ('ease', 'low_pass', 'gf_cf')
+NAMES = ('ease', 'low_pass', 'gf_cf', 'item_cosine')
 DENSE_ITEMS = 1 << 13  # more make a dense matrix of items too large
 _RIDGE, _RANK, _SHARE = 500.0, 64, 0.3
 _SCORES = 1 << 24  # held at once
@@ -28,21 +32,32 @@ def counts(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.
 
     Args:
       task: a `ranking.Ranking` among the whole catalogue.
-      names: of NAMES, those that are wanted; ease and gf_cf only up to DENSE_ITEMS items.
+      names: of NAMES, those that are wanted; of more than DENSE_ITEMS items only low_pass, which
+        holds no matrix of items, and a line tells so.
     """
     known, given = before(task)
     if known.shape[1] > DENSE_ITEMS:
+        left_out = [name for name in names if name != 'low_pass']
+        if left_out:
+            say(
+                f'no {", ".join(left_out)}: their matrix of {known.shape[1]:,} items squared is '
+                f'too large, the most is {DENSE_ITEMS:,}'
+            )
         names = {'low_pass'} & set(names)
     low_pass = smooth_scores(known) if {'low_pass', 'gf_cf'} & set(names) else None
-    scorers = {}
-    if 'ease' in names:
-        scorers['ease'] = ease_scores(known)
-    if 'low_pass' in names:
-        scorers['low_pass'] = low_pass
-    if 'gf_cf' in names:
+
+    def scorer(name):
+        if name == 'ease':
+            return ease_scores(known)
+        if name == 'item_cosine':
+            return cosine_scores(known)
+        if name == 'low_pass':
+            return low_pass
         hop = hop_scores(known)
-        scorers['gf_cf'] = lambda rows: hop(rows) + _SHARE * low_pass(rows)
-    return {name: ranked(scorer, task, given) for name, scorer in scorers.items()}
+        return lambda rows: hop(rows) + _SHARE * low_pass(rows)
+
+    # one after the other: each may hold a matrix of items
+    return {n: ranked(scorer(n), task, given, name=n) for n in NAMES if n in names}
 
 
 def ease_scores(known: scipy.sparse.csr_array, ridge: float = _RIDGE) -> Scores:
@@ -77,6 +92,14 @@ def hop_scores(known: scipy.sparse.csr_array) -> Scores:
     return lambda rows: rows @ between
 
 
+def cosine_scores(known: scipy.sparse.csr_array) -> Scores:
+    """Item neighbourhoods: R C with C the cosines between items' users, 0 on the diagonal."""
+    root = _inverse(np.sqrt(np.asarray(known.sum(0), np.float64)))
+    between = (known.T @ known).toarray() * root[:, None] * root
+    np.fill_diagonal(between, 0)
+    return lambda rows: rows @ between
+
+
 def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Counts of item neighbourhoods, of targets that are ranked in their domains.
 
@@ -101,7 +124,7 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
 
     histories = {'items_own': part(own), 'items_other': part(~own), 'items_both': given}
     scorer = lambda rows: (rows @ between).toarray() / root  # noqa: E731
-    return {name: ranked(scorer, task, histories[name], given) for name in names}
+    return {name: ranked(scorer, task, histories[name], given, name) for name in names}
 
 
 def _normalised(known):
@@ -144,19 +167,25 @@ def ranked(
     task: Any,
     given: scipy.sparse.csr_array,
     seen: scipy.sparse.csr_array | None = None,
+    name: str = '',
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Counts of all targets, a few users' scores at a time.
+    """Counts of all targets, a few users' scores at a time; where it takes long, with a line.
 
     Args:
       scorer: of rows like those of `given`.
       task: a `ranking.Ranking`.
       given: [examples, items] what scores go by; or [targets, items], of every target its own.
       seen: what the seen filter takes out; None = `given`.
+      name: of the scorer, for the line.
     """
+    told = time.monotonic()
     greater, ties = (np.zeros(len(task.items), np.int64) for _ in range(2))
     owner = task.owner if given.shape[0] == task.examples else np.arange(len(task.items))
     at_once = max(_SCORES // given.shape[1], 1)
     for start in range(0, given.shape[0], at_once):
+        if time.monotonic() - told > QUIET:
+            say(f'{name}: {start:,} of {given.shape[0]:,} examples')
+            told = time.monotonic()
         rows = given[start : start + at_once]
         scores = np.asarray(scorer(rows))
         if task.filter_seen:
@@ -166,14 +195,16 @@ def ranked(
         if task.how.candidates != 'all':
             drawn = task.candidates(np.arange(ends[0], ends[-1]))
         for row, mine in zip(scores, map(slice, ends[:-1], ends[1:]), strict=True):
-            own, others = row[task.items[mine] - 1][:, None], row
+            own, others = row[task.items[mine] - 1], row
             if drawn is not None:
                 candidates = drawn[mine.start - ends[0] : mine.stop - ends[0]]
                 others = np.where(candidates > 0, row[candidates - 1], -np.inf)
             elif task.in_domain:
                 here = task.domains.of_items[1:] == task.target_domains[mine, None]
                 others = np.where(here, row, -np.inf)
-            greater[mine] = (others > own).sum(1)
-            ties[mine] = (others == own).sum(1) - (drawn is None)
+            each = others if others.ndim == 2 else itertools.repeat(others, len(own))
+            for n, (x, y) in enumerate(zip(each, own, strict=True), mine.start):  # rows, not a
+                greater[n] = np.count_nonzero(x > y)  # matrix: their sums would take thrice as long
+                ties[n] = np.count_nonzero(x == y) - (drawn is None)
     hidden = task.unreachable
     return np.where(hidden, UNREACHABLE, greater), np.where(hidden, 0, ties)

@@ -2,6 +2,7 @@
 
 import collections
 import functools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxrec.devices.mesh import place_whole
 from jaxrec.devices.programs import deterministic
 from jaxrec.problem import PRECISION, Columns, Evaluation, Measured, Part, Problem
 
+QUIET = 10.0  # seconds of an evaluation without a line of how far it is
 _IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
 
@@ -33,17 +35,26 @@ class Pass:
             for full in (False, True)
         }
 
-    def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
+    def __call__(
+        self,
+        params: dict,
+        evaluation: Evaluation,
+        *,
+        full: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> Measured:
         """Predicts and measures; runs under the mesh that the parameters are on.
 
         Args:
           params: of the model.
           evaluation: of the problem.
           full: everything a report shows.
+          say: called with a line every `QUIET` seconds; None = it is not told how far it is.
         """
         precision = evaluation.protocol.get('precision', PRECISION)
         with jax.default_matmul_precision(precision):
-            return evaluation.measure(self._parts(params, evaluation, full))
+            parts = self._parts(params, evaluation, full)
+            return evaluation.measure(_told(parts, say) if say else parts)
 
     def _parts(self, params: dict, evaluation: Evaluation, full: bool) -> Iterator[Part]:
         carried, waiting = self._begin(params, self._constants), collections.deque()
@@ -53,6 +64,16 @@ class Pass:
                 yield _read(*waiting.popleft())
         while waiting:
             yield _read(*waiting.popleft())
+
+
+def _told(parts: Iterator[Part], say: Callable[[str], None]) -> Iterator[Part]:
+    rows, told = 0, time.monotonic()
+    for places, columns in parts:
+        rows += len(places)
+        if time.monotonic() - told > QUIET:
+            say(f'{rows:,} rows predicted')
+            told = time.monotonic()
+        yield places, columns
 
 
 def prediction(graphdef: nnx.GraphDef, problem: Problem, full: bool) -> Callable:

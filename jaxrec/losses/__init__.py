@@ -15,7 +15,7 @@ from jaxrec.losses.contrastive import (
     uniformity,
     unit,
 )
-from jaxrec.losses.nodes import info_nce_among
+from jaxrec.losses.nodes import info_nce_among, info_nce_of_shares, shares_of
 from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
 from jaxrec.losses.softmax import in_domain, softmax
@@ -29,10 +29,12 @@ __all__ = [
     'in_domain',
     'info_nce',
     'info_nce_among',
+    'info_nce_of_shares',
     'info_nce_queue',
     'negative_cosine',
     'sampled_softmax',
     'scores',
+    'shares_of',
     'sinkhorn',
     'softmax',
     'spread',

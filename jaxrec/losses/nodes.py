@@ -51,3 +51,55 @@ def _groups(rows: int, keys: int) -> int:
     while each % 2 == 0 and each * keys > tuning().logits:
         each, groups = each // 2, groups * 2
     return groups
+
+
+def info_nce_of_shares(
+    queries: jax.Array,
+    keys: jax.Array,
+    identities: jax.Array,
+    counted: jax.Array,
+    *,
+    temperature: float,
+    positive: bool = True,
+) -> jax.Array:
+    """InfoNCE whose queries are several keys at once, by shares (i-Mix, Lee et al. 2021, eq. 3).
+
+    -sum_j y_ij log softmax_j(cos(q_i, k_j) / t) over the keys that count.
+
+    Args:
+      queries: [B, D].
+      keys: [N, D].
+      identities: y, [B, N], rows that sum to 1.
+      counted: bool [N].
+      temperature: t, above 0.
+      positive: False leaves the key at a query's own place out of the denominator (GraphCL).
+
+    Returns:
+      [B], one value per query.
+    """
+    scores = jnp.einsum('bd,nd->bn', unit(queries), unit(keys), preferred_element_type=jnp.float32)
+    scores = scores / temperature
+    shown = counted[None]
+    if not positive:
+        shown = shown & (jnp.arange(len(queries))[:, None] != jnp.arange(len(keys)))
+    none = jnp.finfo(scores.dtype).min / 2  # finite: a query may have no other key
+    rest = jax.nn.logsumexp(jnp.where(shown, scores, none), axis=-1)
+    return rest - (identities * scores).sum(-1)
+
+
+def shares_of(owner: jax.Array, other: jax.Array, count: int) -> jax.Array:
+    """float32 [count, count]: of each owner's members, the share that belongs to each other one.
+
+    Args:
+      owner, other: int32 [n], whom a member is counted for and whom it is of, below `count`; an
+        owner of -1 has none.
+      count: of both.
+
+    Returns:
+      Rows that sum to 1; an owner without members is its own.
+    """
+    cell = jnp.where(owner >= 0, owner * count + other, count * count)
+    met = jax.ops.segment_sum(jnp.ones(len(cell)), cell, count * count + 1)[:-1]
+    met = met.reshape(count, count)
+    members = met.sum(1, keepdims=True)
+    return jnp.where(members > 0, met / jnp.maximum(members, 1), jnp.eye(count))

@@ -7,6 +7,8 @@
     SimGCL      views of kind noise, own_layer=False (Yu et al., SIGIR 2022)
     XSimGCL     views of kind one_pass, own_layer=False (Yu et al., TKDE 2024)
     DirectAU    loss='direct_au', with any number of layers (Wang et al., KDD 2022)
+    softmax     loss='softmax': the items of the batch are each other's negatives, corrected for how
+                often they come (Yi et al., RecSys 2019; for graphs Wu et al., SSM, TOIS 2024)
 
 Where their codes differ in what does not make the model, one form is taken: losses are means over
 the batch (SGL's sums share a factor, which Adam does not see), `decay` is of half the squared
@@ -66,12 +68,13 @@ class Config(ModelConfig):
     dim: int = field(64, least=1)
     layers: int = field(3, least=0)  # of propagation; 0 = matrix factorisation
     own_layer: bool = True  # whether a node's own vector counts in the mean of its layers
-    loss: str = field('bpr', choices=('bpr', 'direct_au'))
+    loss: str = field('bpr', choices=('bpr', 'direct_au', 'softmax'))
+    temperature: float = field(0.1, above=0, traced=True)  # softmax: of the cosines
     uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
     decay: float = field(1e-4, least=0, traced=True)  # of half the squared length of own vectors
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
     views: Views = dataclasses.field(default_factory=Views)
-    cosine: bool = False  # rank by cosine, not by dot product
+    cosine: bool = False  # rank by cosine, not by dot product (with 'softmax' as it was learnt)
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""
@@ -213,6 +216,9 @@ class LightGCN(Model):
             value = weighted_mean(losses.bpr(*scores), weights)
             own.append(lookup(self.items[...], batch['negatives']))
             terms = {'bpr': value}
+        elif config.loss == 'softmax':
+            value = weighted_mean(self._softmax(user, item, batch, constants), weights)
+            terms = {'softmax': value}
         else:
             near = weighted_mean(losses.alignment(user, item), weights)
             far = (losses.uniformity(user, weights) + losses.uniformity(item, weights)) / 2
@@ -231,6 +237,20 @@ class LightGCN(Model):
             contrast = self.contrast(first, second, batch)
             value, terms = value + config.views.weight * contrast, {**terms, 'contrast': contrast}
         return value, (terms, carry)
+
+    def _softmax(self, user, item, batch, constants):
+        """[B], each target among the batch's others; an item's share is that of its edges."""
+        targets, degrees = replicated(batch['targets']), constants['degrees'].items
+        log_q = jnp.log(jnp.maximum(degrees / degrees.sum(), 1e-12))
+        user, item, count = unit(user), unit(item), replicated(batch['weights']).sum()
+        log_draws = lookup(log_q[:, None], batch['targets'])[:, 0] + jnp.log(count)
+        return losses.in_batch_softmax(
+            (user * item).sum(-1) / self.config.temperature,
+            losses.scores(user[:, None], replicated(item)) / self.config.temperature,
+            (targets > 0) & (targets != batch['targets'][:, None]),
+            log_q_positive=log_draws,
+            log_q_negatives=replicated(log_draws),
+        )
 
     def contrast(self, first: Nodes, second: Nodes, batch: dict) -> jax.Array:
         """InfoNCE of the batch's users and of its items, from the first view to the second."""

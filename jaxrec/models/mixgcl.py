@@ -1,4 +1,10 @@
-"""ID-MixGCL: identity mixup for graph contrastive learning (arXiv:2304.10045).
+"""ID-MixGCL: identity mixup for graph contrastive learning (arXiv:2304.10045), and its kin.
+
+    ID-MixGCL            the defaults
+    plain InfoNCE        alpha=0
+    GRACE                alpha=0, within=True (Zhu et al. 2020, arXiv:2006.04131)
+    GCA                  alpha=0, within=True, central=True (Zhu et al., WWW 2021)
+    an untrained encoder train.epochs=1 with optim.learning_rate=1e-30
 
 The paper's idea: an augmentation changes what a node is, so the label of the contrastive task has
 to change with it. Its equations could not be checked against a code of the authors; the form here
@@ -40,6 +46,9 @@ class Config(problem.ModelConfig):
     alpha: float = field(1.0, least=0)  # shares are drawn from Beta(alpha, alpha); 0 = no mixing
     mix_at: int = field(0, least=0, most=2)  # 0: features, 1: hidden layer, 2: encoder's output
     temperature: float = field(0.4, above=0)
+    within: bool = False  # the other nodes of the own view are negatives too
+    # edges and features of nodes with few edges are dropped more often, see `propagate.edge_rates`
+    central: bool = False
 
     verbs: ClassVar[tuple[str, ...]] = ('embed',)  # what `tasks.nodes` may ask for
 
@@ -49,6 +58,8 @@ class Config(problem.ModelConfig):
             rates = getattr(self, name)
             if len(rates) != 2 or not all(0 <= rate < 1 for rate in rates):
                 raise UserError(f'model.{name}={rates} is not two rates in [0, 1)')
+        if self.within and self.alpha:
+            raise UserError('model.within compares nodes that are not mixed: set model.alpha=0')
 
     def whole_batch(self) -> str:
         """A node is looked for among all others."""
@@ -115,6 +126,7 @@ class MixGCL(problem.Model):
                     batch['partners'][v] if self.config.alpha else None,
                     batch['shares'][v] if self.config.alpha else None,
                     temperature=self.config.temperature,
+                    within=plain[v] if self.config.within else None,
                 ),
                 batch['weights'],
             )
@@ -129,12 +141,10 @@ class MixGCL(problem.Model):
         config, keys = self.config, jax.random.split(key, 4)
         plain, mixed = [], []
         for v in range(2):
-            adjacency = propagate.drop_edges(
-                constants['adjacency'], self.encoder.nodes, config.edge_drop[v], keys[v]
-            )
-            features = propagate.drop_columns(
-                constants['features'], config.feature_drop[v], keys[2 + v]
-            )
+            adjacency, features = constants['adjacency'], constants['features']
+            rates = self._rates(adjacency, features, v)
+            adjacency = propagate.drop_edges(adjacency, self.encoder.nodes, rates[0], keys[v])
+            features = propagate.drop_columns(features, rates[1], keys[2 + v])
             plain.append(self.project(self.encoder(adjacency, features)))
             if not config.alpha:
                 mixed.append(plain[v])
@@ -144,6 +154,17 @@ class MixGCL(problem.Model):
             vectors = self.encoder(adjacency, features, change=change, at=config.mix_at)
             mixed.append(self.project(vectors))
         return plain, mixed
+
+    def _rates(self, adjacency, features, v):
+        """Of edges and of columns, in view v."""
+        edges, columns = self.config.edge_drop[v], self.config.feature_drop[v]
+        if not self.config.central:
+            return edges, columns
+        nodes, width = self.encoder.nodes, self.encoder.kernels[0].shape[0]
+        return (
+            propagate.edge_rates(adjacency, nodes, edges),
+            propagate.column_rates(features, adjacency, nodes, width, columns),
+        )
 
     def project(self, vectors: jax.Array) -> jax.Array:
         """The head: W_2 elu(W_1 z)."""
@@ -165,11 +186,13 @@ def soft_info_nce(
     shares: jax.Array | None,
     *,
     temperature: float,
+    within: jax.Array | None = None,
 ) -> jax.Array:
     """InfoNCE with soft identities (i-Mix, Lee et al. 2021, eq. 3).
 
     -sum_j y_ij log softmax_j(cos(q_i, k_j) / t) over all rows j, where y_i is shares[i] on row i
-    and 1 - shares[i] on row partners[i]. On a mesh the scores are split over 'data'.
+    and 1 - shares[i] on row partners[i]. On a mesh the scores are split over 'data'. With `within`
+    the softmax is also over its rows but i (GRACE, eq. 1).
 
     Args:
       queries, keys: [N, D], whole on every device.
@@ -177,6 +200,7 @@ def soft_info_nce(
       partners: int32 [N]; None if nothing is mixed.
       shares: float32 [N]; None if nothing is mixed.
       temperature: t, above 0.
+      within: [N, D], vectors of the own view; None = these are no negatives.
 
     Returns:
       float32 [B], the value of every node of the batch.
@@ -187,7 +211,12 @@ def soft_info_nce(
     if partners is not None:
         partner, share = _picked(partners, nodes), _picked(shares, nodes)
         wanted = share * wanted + (1 - share) * (queries * lookup(keys, partner)).sum(-1)
-    return jax.nn.logsumexp(scores / temperature, axis=-1) - wanted / temperature
+    scores = scores / temperature
+    if within is not None:
+        own = jnp.einsum('bd,nd->bn', queries, unit(within), preferred_element_type=jnp.float32)
+        itself = nodes[:, None] == jnp.arange(len(within))
+        scores = jnp.concatenate([scores, jnp.where(itself, -jnp.inf, own / temperature)], axis=-1)
+    return jax.nn.logsumexp(scores, axis=-1) - wanted / temperature
 
 
 def _picked(x: jax.Array, nodes: jax.Array) -> jax.Array:

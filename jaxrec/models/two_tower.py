@@ -3,6 +3,9 @@
 The user tower reads the user's id, a history and the attributes of its events; the item tower the
 item's id and attributes. Both end in unit vectors. An id is left out by chance in training, so that
 users and items without one, unknown or never seen in training, are served from the rest.
+
+With `item_views` the item tower also learns from items themselves: two views of an item's features
+are to have one vector (Google's self-supervised learning for item towers, Yao et al., CIKM 2021).
 """
 
 import dataclasses
@@ -23,11 +26,13 @@ from jaxrec.nn import embeddings
 from jaxrec.nn.dropout import Key, dropout, hashed
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import linear_layer
-from jaxrec.objectives import in_batch
+from jaxrec.objectives import in_batch, item_views
 from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.item_views import ItemViews
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 _STREAMS = ('user', 'item', 'history', 'dropout', 'negatives')  # of a step's key
+_OF_VIEWS = ('items', 'masks', 'first', 'second')  # of a key apart from it
 _AT_ONCE = 1 << 13  # items of a piece of the catalogue
 
 
@@ -55,6 +60,8 @@ class Config(ModelConfig):
     temperature: float = field(0.05, above=0)  # of the cosines; where it is learnt, at the start
     learnt_temperature: bool = False
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
+    # a term of the item tower: two maskings of an item have one vector (Yao et al., CIKM 2021)
+    item_views: ItemViews = dataclasses.field(default_factory=ItemViews)
     init: str = field('xavier_normal', choices=embeddings.INITS)
 
     def check(self) -> None:
@@ -65,6 +72,8 @@ class Config(ModelConfig):
             raise UserError(f'model.widths={self.widths} must be at least 1 each')
         if not (self.item_id or self.features):
             raise UserError('model.item_id=False needs model.features: else all items are alike')
+        if self.item_views.weight and not self.features:
+            raise UserError('model.item_views masks features of items: name some in model.features')
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'TwoTower':
         """Builds the model for users 0..sizes['user'] - 1 and items 1..sizes['item']."""
@@ -73,7 +82,12 @@ class Config(ModelConfig):
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
         return Inputs(
-            self.max_len, self.features, cuts=self.max_len, users=self.user_id, items=True
+            self.max_len,
+            self.features,
+            cuts=self.max_len,
+            users=self.user_id,
+            items=True,
+            information=self.item_views.weight > 0,
         )
 
     def whole_batch(self) -> str:
@@ -131,6 +145,7 @@ class TwoTower(Model):
                 init=config.init,
             )
             self.items, self.sequence = None, sasrec.SASRec(settings, self.num_items, rngs=rngs)
+        self.contrasting = config.item_views.weight > 0  # the weight may be traced later
         start = jnp.asarray(-jnp.log(config.temperature), jnp.float32)
         self.scale = nnx.Param(start) if config.learnt_temperature else None
 
@@ -138,23 +153,55 @@ class TwoTower(Model):
         """[rows, dim] of item ids; row 0 and rows above num_items are padding."""
         return self.items[...] if self.sequence is None else self.sequence.item_table()
 
-    def item_vectors(self, items: jax.Array, constants: dict, key: Key = None) -> jax.Array:
+    def item_vectors(
+        self, items: jax.Array, constants: dict, key: Key = None, view: tuple | None = None
+    ) -> jax.Array:
         """[n, dim] of items int32 [n], whole on every device.
 
         Args:
           items: numbers.
-          constants: 'items', see `next_item.items_of`: which are known, and codes by column.
+          constants: 'items', see `next_item.constants_of`: which are known, and codes by column.
           key: of dropout and of ids that are left out; None at inference.
+          view: (bool [columns of `codes`, by name], bool), what is masked of a view, whose values
+            are also left out by chance; None = nothing is, and ids are left out.
         """
         known, codes = constants['items']['known'], constants['items']['codes']
         parts = []
         if self.config.item_id:
-            there = known[items] & self._kept(items, key)
+            there = known[items] & (self._kept(items, key) if view is None else ~view[1])
             parts.append(lookup(self.item_table(), items) * there[:, None])
         if self.attributes is not None:  # an item has no attributes of events
             own = {c: codes[c][items] if c in codes else items * 0 for c in self.attributes.columns}
+            if view is not None:
+                own |= self._masked({c: own[c] for c in codes}, view[0], key)
             parts += self.attributes.vectors(own)
         return self.item_tower(jnp.concatenate(parts, -1)[None], key)[0]
+
+    def _masked(self, codes, hidden, key):
+        """The codes by column as a view has them."""
+        found = {}
+        for n, name in enumerate(sorted(codes)):
+            column = codes[name]
+            if column.ndim == 2:
+                rate = self.config.item_views.value_dropout
+                column = item_views.left_out(column, rate, jax.random.fold_in(key, n))
+            found[name] = jnp.where(hidden[n], 0, column)
+        return found
+
+    def _views(self, constants, key):
+        """The term of `item_views`, of items drawn from the whole catalogue."""
+        config, keys = self.config.item_views, rng.keys(key, *_OF_VIEWS)
+        items = item_views.draw(config.items, self.num_items, keys['items'])
+        columns = len(constants['items']['codes'])
+        information = constants['items'].get('information')
+        hidden, of_id = item_views.masked(
+            config.masks, columns, self.config.item_id, information, keys['masks']
+        )
+        views = [
+            self.item_vectors(items, constants, keys[name], (hidden[n], of_id[n]))
+            for n, name in enumerate(('first', 'second'))
+        ]
+        return item_views.term(*views, config.temperature)
 
     def catalogue(self, constants: dict) -> dict[str, jax.Array]:
         """{'items': [rows, dim]} of all items, a piece at a time."""
@@ -235,6 +282,10 @@ class TwoTower(Model):
         )
         if self.scale is not None:
             terms = {**terms, 'temperature': 1 / scale}
+        if self.contrasting:
+            alike = self._views(constants, jax.random.fold_in(key, 1))
+            value = value + self.config.item_views.weight * alike
+            terms = {**terms, 'item_views': alike}
         return value, (terms, new)
 
     def carry(self) -> dict:

@@ -67,19 +67,20 @@ def drop_entries(x: Sparse | jax.Array, rate: float | jax.Array, key: Key) -> Sp
     return dropout(x, rate, key)
 
 
-def drop_columns(x: Sparse | jax.Array, rate: float, key: Key) -> Sparse | jax.Array:
+def drop_columns(x: Sparse | jax.Array, rate: float | jax.Array, key: Key) -> Sparse | jax.Array:
     """Zeroes whole columns of features, each with probability `rate`, and scales nothing.
 
-    As GRACE masks features (Zhu et al. 2020, section 3.2.2).
+    As GRACE masks features (Zhu et al. 2020, section 3.2.2); `rate` may be one of each column.
     """
-    if key is None or rate == 0:
+    if key is None or (isinstance(rate, int | float) and rate == 0):
         return x
     if isinstance(x, Sparse):
+        rate = rate if isinstance(rate, int | float) else rate[x.columns]
         return x._replace(values=jnp.where(kept(rate, key, x.columns), x.values, 0))
     return jnp.where(kept(rate, key, jnp.arange(x.shape[1])), x, 0)
 
 
-def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
+def drop_edges(adjacency: Sparse, nodes: int, rate: float | jax.Array, key: Key) -> Sparse:
     """Takes edges from a graph with probability `rate`, and normalises what is left.
 
     An edge goes in both directions or in none, a loop stays, and the values become
@@ -88,10 +89,10 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
     Args:
       adjacency: symmetric [N, N] with all loops; its values are not looked at.
       nodes: N.
-      rate: in [0, 1).
+      rate: in [0, 1), or of each entry, [E], the same of both directions.
       key: None leaves the adjacency as it is.
     """
-    if key is None or rate == 0:
+    if key is None or (isinstance(rate, int | float) and rate == 0):
         return adjacency
     rows, columns, _ = adjacency
     low, high = jnp.minimum(rows, columns), jnp.maximum(rows, columns)
@@ -102,7 +103,57 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float, key: Key) -> Sparse:
     return Sparse(rows, columns, left * scale[rows] * scale[columns])
 
 
-def kept(rate: float, key: jax.Array, index: jax.Array) -> jax.Array:
-    """bool like `index`: False with probability `rate`, the same for the same index."""
-    limit = jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+def edge_rates(adjacency: Sparse, nodes: int, rate: float) -> jax.Array:
+    """Rates [E] for `drop_edges` with mean `rate`: edges between nodes of few edges go more often.
+
+    GCA (Zhu et al., WWW 2021, eq. 3 to 5) with degree centrality: of an edge w = log((d_u + d_v) /
+    2), and its rate is min(rate (max w - w) / (max w - mean w), GCA_MOST). Loops do not count.
+    """
+    rows, columns, _ = adjacency
+    between = (rows != columns).astype(jnp.float32)
+    degrees = jax.ops.segment_sum(between, rows, nodes, indices_are_sorted=True)
+    weight = jnp.log(jnp.maximum((degrees[rows] + degrees[columns]) / 2, 1))
+    return _by_weight(weight, between, rate)
+
+
+def column_rates(
+    x: Sparse | jax.Array, adjacency: Sparse, nodes: int, columns: int, rate: float
+) -> jax.Array:
+    """Rates [columns] for `drop_columns`: features of nodes with few edges go more often.
+
+    GCA (eq. 6 to 8): of a column w = log of the summed degrees of the nodes that have the feature.
+    Columns that no node has count for nothing.
+    """
+    between = (adjacency.rows != adjacency.columns).astype(jnp.float32)
+    degrees = jax.ops.segment_sum(between, adjacency.rows, nodes, indices_are_sorted=True)
+    if isinstance(x, Sparse):
+        there = (x.values != 0).astype(jnp.float32)
+        total = jnp.zeros(columns).at[x.columns].add(there * degrees[x.rows])
+    else:
+        total = degrees @ (x != 0).astype(jnp.float32)
+    return _by_weight(jnp.log(jnp.maximum(total, 1)), (total > 0).astype(jnp.float32), rate)
+
+
+GCA_MOST = 0.7  # the highest rate
+
+
+def _by_weight(weight, counted, rate):
+    """min(rate (max - w) / (max - mean), GCA_MOST), max and mean over what is counted."""
+    high = jnp.where(counted > 0, weight, -jnp.inf).max()
+    mean = (weight * counted).sum() / jnp.maximum(counted.sum(), 1)
+    return jnp.minimum(rate * (high - weight) / jnp.maximum(high - mean, 1e-9), GCA_MOST)
+
+
+def kept(rate: float | jax.Array, key: jax.Array, index: jax.Array) -> jax.Array:
+    """bool like `index`: False with probability `rate`, the same for the same index.
+
+    Args:
+      rate: below 1, or of each index, like `index`.
+      key: of the draw.
+      index: whole numbers.
+    """
+    if isinstance(rate, int | float):
+        limit = jnp.uint32(min(int(rate * 2**32), 2**32 - 1))
+    else:
+        limit = (jnp.maximum(rate, 0) * 2.0**32).astype(jnp.uint32)
     return hashed(key, index.astype(jnp.uint32)) >= limit

@@ -13,6 +13,7 @@ this is
   ConSERT (Yan et al. 2021)   first='shuffle', second='cutoff', or other pairs of views
   CoSeRec (Liu et al. 2021)   substitute and insert > 0, short=12
   SimCLR (Chen et al. 2020)   head=True, similarity='cosine', temperature=.1 to .5
+  i-Mix (Lee et al. 2021)     objective='mixed', first='mixed', second='dropout', temperature=.1
   MoCo (He et al. 2020)       momentum and queue > 0, with any of these views
   the others                  objective='decoupled', 'swav', 'simsiam', 'byol' (with momentum) or
                               'direct_au', with any of these views; see `view_objectives`
@@ -80,6 +81,7 @@ class Contrast:
     code_temperature: float = field(0.05, above=0, traced=True)  # swav: epsilon of its codes
     code_steps: int = field(3, least=1)  # swav: of the iteration that evens them out
     uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
+    mixing: float = field(1.0, above=0)  # mixed: a share is drawn from Beta(mixing, mixing)
 
     @property
     def rates(self) -> dict[str, float]:
@@ -101,6 +103,13 @@ class Contrast:
         """Raises UserError for values that do not go together."""
         if 'augment' in (self.first, self.second) and not self.rates:
             raise UserError("the view 'augment' needs an operation: set model.contrast.crop > 0")
+        if 'mixed' in (self.objective, self.first, self.second) and (
+            (self.objective, self.first) != ('mixed', 'mixed') or self.second == 'mixed'
+        ):
+            raise UserError(
+                "the view 'mixed' is the first of model.contrast.objective='mixed': set both, and "
+                "another view as model.contrast.second, e.g. 'dropout'"
+            )
         objective = OBJECTIVES[self.objective]
         if objective.momentum == 'must' and not self.momentum:
             raise UserError(
@@ -213,12 +222,14 @@ def _one(model, nth, batch, carry, key):
 
     state = {name: x for name, x in carry.items() if name != 'momentum'}
 
+    rows = views(settings, batch, keys['views'], model.config.dim)
+    identities = rows[0].pop('identities', None)
+
     def judged(rows):
         first, second, targets = _encoded(settings, seen, model, average, rows, encode_keys)
         named = (replicated(batch[name]) for name in ('users', 'user_targets'))
-        return term(settings, Vectors(first, second, *named, targets), own, state)
+        return term(settings, Vectors(first, second, *named, targets, identities), own, state)
 
-    rows = views(settings, batch, keys['views'], model.config.dim)
     if 'adversarial' in (settings.first, settings.second):
         rows = attacked(rows, lambda rows: judged(rows)[0], settings.adversarial)
     value, more, state = judged(rows)

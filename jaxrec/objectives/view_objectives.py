@@ -10,6 +10,7 @@ the next state:
   simsiam     a predictor, and no gradient through what it predicts (Chen & He 2021)
   byol        the same with an average of the model as the target (Grill et al. 2020)
   direct_au   alignment and uniformity themselves (Wang et al. 2022)
+  mixed       users mixed with each other find both (i-Mix, Lee et al. 2021); see `views.mixed`
 
 `OBJECTIVES` has them by name, `make` their parameters, `start` their first state.
 """
@@ -38,6 +39,7 @@ class Vectors:
         `second` is its own.
       targets: the same two of the momentum encoder; None where the objective asks for none.
       users, items: int32 [N] the users and the item each goes on to, 0 = none.
+      identities: float32 [N, N] of a first view that is mixed: what it has of each user.
     """
 
     first: jax.Array
@@ -45,6 +47,7 @@ class Vectors:
     users: jax.Array
     items: jax.Array
     targets: tuple[jax.Array, jax.Array] | None = None
+    identities: jax.Array | None = None
 
     @property
     def weights(self) -> jax.Array:
@@ -158,6 +161,26 @@ def direct_au(settings: Any, vectors: Vectors, own: dict, state: dict) -> Result
     return values + settings.uniformity * (apart[0] + apart[1]) / 2, {}, state
 
 
+def mixed(settings: Any, vectors: Vectors, own: dict, state: dict) -> Result:
+    """InfoNCE by cosine from the mixed view to the other one, whose users are wanted by shares.
+
+    Args:
+      settings: temperature.
+      vectors: of both views, and the identities of the first.
+      own: no parameters.
+      state: nothing.
+    """
+    del own
+    values = losses.info_nce_of_shares(
+        vectors.first,
+        vectors.second,
+        vectors.identities,
+        vectors.users > 0,
+        temperature=settings.temperature,
+    )
+    return values, {}, state
+
+
 def predicted(own: dict, x: jax.Array, weights: jax.Array) -> jax.Array:
     """[N, D]: linear, batch normalisation, ReLU, linear (SimSiam, section 3; BYOL).
 
@@ -217,6 +240,7 @@ OBJECTIVES = {
     'simsiam': Objective(simsiam, _predictor),
     'byol': Objective(byol, _predictor, momentum='must'),
     'direct_au': Objective(direct_au),
+    'mixed': Objective(mixed),
 }
 
 

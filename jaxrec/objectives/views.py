@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec import losses, rng
+from jaxrec.devices.mesh import on_mesh, placed, replicated
+from jaxrec.nn.dropout import hashed
 from jaxrec.objectives import augment
-from jaxrec.objectives.segments import Rows, Segments, ends, of_segments
+from jaxrec.objectives.segments import Rows, Segments, ends, of_segments, uniform
 
 VIEWS = ('augment', 'dropout', 'cutoff', 'token_cutoff', 'shuffle', 'adversarial', 'same_target')
+VIEWS += ('mixed',)
 _PLACES = ('items', 'segments', 'positions')
 
 
@@ -23,7 +26,7 @@ def views(settings: Any, batch: dict, key: jax.Array, dim: int) -> tuple[Rows, R
       batch: packed rows; `positive` for same_target, `similar` for substitute and insert.
       key: jax.random key.
       dim: D, of the vectors that cutoffs cut and an adversary shifts: `cutoff` bool and `shift`
-        float32, both [B, L, D]; see `attacked`.
+        float32, both [B, L, D]; see `attacked`. A view 'mixed' also has `identities`, see `mixed`.
     """
     wanted = (settings.first, settings.second)
     rows = read_rows(batch)
@@ -46,6 +49,8 @@ def views(settings: Any, batch: dict, key: jax.Array, dim: int) -> tuple[Rows, R
         elif name == 'token_cutoff':
             cut = augment.draw_events(segments, view_key, settings.token_cutoff, dim)
             made.append({**rows, 'cutoff': cut})
+        elif name == 'mixed':
+            made.append(mixed(rows, view_key, settings.mixing, len(batch['users'])))
         elif name == 'shuffle':
             made.append(augment.shuffle(rows, view_key))
         elif name == 'adversarial':
@@ -55,6 +60,50 @@ def views(settings: Any, batch: dict, key: jax.Array, dim: int) -> tuple[Rows, R
         else:
             made.append(rows)
     return made[0], made[1]
+
+
+def mixed(rows: Rows, key: jax.Array, alpha: float, users: int) -> Rows:
+    """Each user's events mixed with another's, and whose they are then.
+
+    i-Mix (Lee et al., ICLR 2021) for sequences, in our form: there is nothing between two events,
+    so of a user with share s ~ Beta(alpha, alpha), at least a half, each event stays with
+    probability s and else becomes the event at its place in another row of the batch, if one is
+    there. Positions stay.
+
+    Args:
+      rows: packed rows.
+      key: jax.random key.
+      alpha: above 0.
+      users: N.
+
+    Returns:
+      The rows, and `identities` float32 [N, N], the same on every device: of each user's events the
+      share that is each user's.
+    """
+    keys = rng.keys(key, 'turn', 'shares', 'events')
+    whole = jax.tree.map(replicated, rows)
+    segments = whole['segments']
+    count = len(segments)
+    number = (jnp.cumsum(ends(segments).reshape(-1)) - ends(segments).reshape(-1)).reshape(
+        segments.shape
+    )
+    other = (jnp.arange(count) + jax.random.randint(keys['turn'], (), 1, max(count, 2))) % count
+    drawn = jax.random.beta(keys['shares'], alpha, alpha, (users,))
+    share = jnp.maximum(drawn, 1 - drawn)[jnp.minimum(number, users - 1)]
+    place = jnp.arange(segments.size, dtype=jnp.uint32).reshape(segments.shape)
+    theirs = jax.tree.map(lambda x: x[other], whole)
+    real = segments > 0
+    chosen = real & (theirs['segments'] > 0) & (uniform(hashed(keys['events'], place)) >= share)
+
+    def pick(own, their):
+        spread = chosen.reshape(*chosen.shape, *[1] * (own.ndim - 2))
+        return placed(jnp.where(spread, their, own), P('data', *[None] * (own.ndim - 1)))
+
+    changed = {n: jax.tree.map(pick, rows_of, theirs[n]) for n, rows_of in whole.items()}
+    owner = jnp.where(real, number, -1).reshape(-1)
+    of = jnp.where(chosen, number[other], number).reshape(-1)
+    identities = losses.shares_of(owner, of, users)
+    return {**changed, **{n: rows[n] for n in ('segments', 'positions')}, 'identities': identities}
 
 
 def attacked(rows: tuple[Rows, Rows], value: Callable, length: float) -> tuple[Rows, Rows]:

@@ -25,6 +25,7 @@ from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
+from jaxrec.data.information import mutual_information
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.pairs import DomainPairBatches, PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
@@ -276,14 +277,17 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=split)
 
 
-def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
+def constants_of(
+    catalogue: Catalogue, domains: bool = False, information: bool = False
+) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
-    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
-    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
-    followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
-    where those of each begin there and end. Of models that ask for them 'support', rows of
-    overlapped users: 'users' and 'items' of `overlap.overlapped`.
+    With `information` these also have 'information' float32 [k, k] of the k columns of 'codes' by
+    name, see `data.information`. With `domains` also 'domains' int32 [table rows], numbers from 1
+    by name, 0 on padding. Of models that know two domains besides 'follow' and 'follow_own',
+    entries of means of an item's followers; 'by_domain' int32 [num_items + 1], items by their
+    domain, and 'starts' int32 [3], where those of each begin there and end. Of models that ask for
+    them 'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -300,6 +304,13 @@ def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
+        if information and not codes:
+            raise UserError(
+                'model.item_views masks features that items have: model.features has none'
+            )
+        if information:
+            by_name = {name: codes[name] for name in sorted(codes)}
+            found['items']['information'] = mutual_information(by_name)
     return found
 
 
@@ -459,7 +470,9 @@ class NextItem(Retrieval):
             ids={'item': histories.item_ids},
             notes=notes,
             catalogue=catalogue,
-            constants=constants_of(catalogue, self._in_domain),
+            constants=constants_of(
+                catalogue, self._in_domain, experiment.model.inputs().information
+            ),
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len

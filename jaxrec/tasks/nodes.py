@@ -2,7 +2,9 @@
 
 The whole graph is at hand during training, labels of the train nodes alone (transductive). Under
 probe='linear' a logistic regression on the vectors of the train nodes takes the place of the
-model's scores: that is how vectors learnt without labels are judged.
+model's scores: that is how vectors learnt without labels are judged, on the split that comes with
+the graph or, under split='random', on several random ones (as GRACE, Zhu et al. 2020, does). These
+are two protocols whose numbers differ by points, and never share a table.
 """
 
 import dataclasses
@@ -21,7 +23,13 @@ from jaxrec.data.graph import PARTS, UNKNOWN, Graph, row_normalised
 from jaxrec.data.node_batches import ROW_MULTIPLE, NodeBatches, node_batch
 from jaxrec.devices.mesh import lookup, replicated
 from jaxrec.errors import UserError
-from jaxrec.evaluation.probe import linear_probe
+from jaxrec.evaluation.probe import (
+    STRENGTHS,
+    fitted_by_folds,
+    linear_probe,
+    logistic_regression,
+)
+from jaxrec.evaluation.run import collected
 from jaxrec.nn import propagate
 
 VERBS = {'scores': 'scores', 'linear': 'embed'}  # probe -> what it asks the model for
@@ -32,8 +40,11 @@ _EVALUATED_AT_ONCE = 1024  # nodes of a batch; the graph is propagated once a pa
 class Config(problem.Task):
     """Classification of nodes; train.batch_rows counts nodes of a step."""
 
-    # train, valid and test nodes: those that come with the graph
-    split: str = field('public', choices=('public',))
+    # train, valid and test nodes: those that come with the graph, or `splits` times train_share of
+    # all labelled nodes, at random, the rest test; C and the best step by folds of the train nodes
+    split: str = field('public', choices=('public', 'random'))
+    splits: int = field(5, least=1, effect='measure')
+    train_share: float = field(0.1, above=0, below=1, effect='measure')
     # the model's own scores, or logistic regression on frozen vectors
     probe: str = field('scores', choices=tuple(VERBS))
     # learn from the train nodes, or from all, labels hidden elsewhere
@@ -52,6 +63,11 @@ class Config(problem.Task):
                 f'task.probe={self.probe!r} needs a model that has `{verb}` for nodes, and this '
                 'one has not: choose another task.probe or model'
             )
+        if self.split == 'random' and (self.probe, self.nodes) != ('linear', 'all'):
+            raise UserError(
+                "task.split='random' judges vectors learnt without labels: set "
+                "task.probe='linear' and task.nodes='all'"
+            )
 
     def metrics(self) -> dict[str, problem.Metric]:
         """Accuracy, the share of nodes whose class is found."""
@@ -60,6 +76,8 @@ class Config(problem.Task):
     def protocol_fields(self) -> dict[str, Any]:
         """How nodes are split and what predicts their classes."""
         found = {'name': 'nodes', 'probe': self.probe, 'data_split': self.split}
+        if self.split == 'random':
+            found |= {'splits': self.splits, 'train_share': self.train_share}
         return found | self.told_precision()
 
     def open(
@@ -71,15 +89,17 @@ class Config(problem.Task):
           UserError: no such graph, or one without features, labels or split.
         """
         graph, meta = datasets.load(experiment.data, say, kind=Graph)
-        for name in ('features', 'labels', *PARTS):
+        parted = self.split == 'public'
+        for name in ('features', 'labels', *(PARTS if parted else ())):
             if getattr(graph, name) is None:
                 raise UserError(f'the graph {graph.name} has no {name}, which task.nodes needs')
         if self.normalise_features:
             graph = dataclasses.replace(graph, features=row_normalised(graph.features))
-        parts = {name: _labelled(graph, name) for name in PARTS}
+        parts = {name: _labelled(graph, name) for name in PARTS} if parted else {}
         learnt = np.arange(graph.num_nodes) if self.nodes == 'all' else parts['train']
         shown = np.full(graph.num_nodes, UNKNOWN, np.int32)
-        shown[parts['train']] = graph.labels[parts['train']]
+        if parted:
+            shown[parts['train']] = graph.labels[parts['train']]
         multiple = _multiple()
 
         def batches():
@@ -88,9 +108,12 @@ class Config(problem.Task):
             return problem.Period(NodeBatches(learnt, shown, rows, seed, multiple, process))
 
         def evaluation(part):
-            return lambda: NodeEvaluation(self, graph, parts, part, multiple)
+            if parted:
+                return lambda: NodeEvaluation(self, graph, parts, part, multiple)
+            return lambda: SplitsEvaluation(self, graph, part, multiple)
 
-        counts = ', '.join(f'{len(parts[name]):,} {name}' for name in PARTS)
+        counts = ', '.join(f'{len(nodes):,} {name}' for name, nodes in parts.items())
+        counts = counts or f'{self.splits} times {self.train_share:.0%} to learn from,'
         return Nodes(
             about=f'{graph.name}: {graph.num_nodes:,} nodes, {graph.edges.shape[1]:,} edges, '
             f'{graph.num_features:,} features, {graph.num_classes} classes; {counts} nodes',
@@ -173,13 +196,8 @@ class NodeEvaluation(problem.Evaluation):
         self.protocol = {**task.protocol_fields(), 'nodes': len(parts[part])}
 
     def batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-        """(places, batch) of one shape: nodes and labels (hidden) int32, weights float32."""
-        rows = min(self.examples, _EVALUATED_AT_ONCE)
-        rows = -(-rows // self._multiple) * self._multiple
-        hidden = np.full(self._graph.num_nodes, UNKNOWN, np.int32)
-        for start in range(0, self.examples, rows):
-            nodes = self._nodes[start : start + rows]
-            yield np.arange(start, start + len(nodes)), node_batch(nodes, hidden, rows)
+        """See `batches_of`."""
+        return batches_of(self._nodes, self._graph.num_nodes, self._multiple)
 
     def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
         """Accuracy from 'class' or 'vector' columns."""
@@ -201,14 +219,9 @@ class NodeEvaluation(problem.Evaluation):
         """
         known = np.concatenate([self._parts['train'], self._parts['valid']])
         majority = np.bincount(self._graph.labels[known]).argmax()
-        adjacency, features = self._graph.normalised_adjacency(), self._graph.features
         nodes = np.unique(np.concatenate([known, self._parts[self._part]]))
         found = {'majority': self._measured(np.full(self.examples, majority, np.int32))}
-        for name, x in {
-            'raw features': features,
-            'smoothed features': adjacency @ (adjacency @ features),
-        }.items():
-            rows = x[nodes].toarray() if scipy.sparse.issparse(x) else x[nodes]
+        for name, rows in untrained(self._graph, nodes):
             predicted, details = self._probed(rows, nodes)
             mine = predicted[np.searchsorted(nodes, self._nodes)]
             found[name] = self._measured(mine, details)
@@ -240,6 +253,97 @@ class NodeEvaluation(problem.Evaluation):
             groups={'class': groups},
             details={'probe': details} if details else {},
         )
+
+
+class SplitsEvaluation(problem.Evaluation):
+    """Mean accuracy over random splits of the labelled nodes.
+
+    Each split is probed by multinomial logistic regression (GRACE: one class against the rest) on
+    vectors of length 1, C chosen by five folds of its train nodes. 'valid' is the accuracy over
+    these folds, of the first split alone, which none of its test nodes has a part in.
+
+    Args:
+      task: the task's settings.
+      graph: with the features that the model sees.
+      part: 'valid' or 'test'.
+      multiple: batches are padded to a multiple of this.
+    """
+
+    def __init__(self, task: Config, graph: Graph, part: str, multiple: int = ROW_MULTIPLE):
+        self._task, self._graph, self._part, self._multiple = task, graph, part, multiple
+        self._nodes = np.flatnonzero(graph.labels != UNKNOWN)
+        self._labels, self.examples = graph.labels[self._nodes], len(self._nodes)
+        if round(task.train_share * self.examples) < 5:
+            raise UserError(
+                f'{graph.name} has {self.examples} labelled nodes, of which '
+                f'task.train_share={task.train_share} are too few'
+            )
+        self.protocol = {**task.protocol_fields(), 'nodes': self.examples}
+
+    def batches(self) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+        """See `batches_of`."""
+        return batches_of(self._nodes, self._graph.num_nodes, self._multiple)
+
+    def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
+        """Accuracy from the columns 'vector'."""
+        return self._probed(collected(parts, self.examples)['vector'])
+
+    def references(self) -> dict[str, problem.Measured]:
+        """As of `NodeEvaluation`, without the largest class."""
+        return {name: self._probed(x) for name, x in untrained(self._graph, self._nodes)}
+
+    def _probed(self, vectors: np.ndarray) -> problem.Measured:
+        right, tested = np.zeros(self.examples), np.zeros(self.examples)
+        valid, chosen = [], []
+        vectors = np.asarray(vectors, np.float64)
+        vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        for seed in range(self._task.splits if self._part == 'test' else 1):
+            generator = np.random.default_rng(seed)
+            order = generator.permutation(self.examples)
+            train, test = np.split(order, [round(self._task.train_share * self.examples)])
+            x = vectors
+            if x.shape[1] > len(train):  # the solution lies in the span of the train rows
+                x = x @ np.linalg.qr(x[train].T)[0]
+            of = x, self._labels, train, self._graph.num_classes, generator
+            predicted, c, accuracy = fitted_by_folds(logistic_regression, STRENGTHS, *of)
+            right[test] += predicted[test] == self._labels[test]
+            tested[test] += 1
+            valid.append(accuracy)
+            chosen.append(c)
+        details = {'probe': {'c': chosen, 'valid_accuracy': float(np.mean(valid))}}
+        if self._part == 'valid':
+            metrics, values = {'accuracy': float(np.mean(valid))}, {'accuracy': np.array(valid)}
+            return problem.Measured(metrics, 'row', values, details=details)
+        value = {'accuracy': right / np.maximum(tested, 1)}
+        mean = float(np.average(value['accuracy'], weights=tested))
+        weights = {'accuracy': tested}
+        return problem.Measured({'accuracy': mean}, 'row', value, weights, details=details)
+
+
+def batches_of(
+    nodes: np.ndarray, count: int, multiple: int
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """(places, batch) of one shape: nodes and labels (hidden) int32, weights float32.
+
+    Args:
+      nodes: to be predicted, of `count`.
+      count: N.
+      multiple: batches are padded to a multiple of this.
+    """
+    rows = min(len(nodes), _EVALUATED_AT_ONCE)
+    rows = -(-rows // multiple) * multiple
+    hidden = np.full(count, UNKNOWN, np.int32)
+    for start in range(0, len(nodes), rows):
+        some = nodes[start : start + rows]
+        yield np.arange(start, start + len(some)), node_batch(some, hidden, rows)
+
+
+def untrained(graph: Graph, nodes: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, rows [n, F] of these nodes) of the features, and of A^2 X."""
+    adjacency, features = graph.normalised_adjacency(), graph.features
+    smoothed = adjacency @ (adjacency @ features)
+    for name, x in (('raw features', features), ('smoothed features', smoothed)):
+        yield name, x[nodes].toarray() if scipy.sparse.issparse(x) else x[nodes]
 
 
 def _labelled(graph: Graph, part: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Pass
 from jaxrec.problem import Evaluation, Measured
@@ -27,7 +28,9 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
             measured = evaluation.measure((one.pop('places'), one) for one in kept)
             return evaluation, measured, evaluation.references()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
-        measured = predict(trained.params, evaluation, full=True)
+        say(f'{which}: predicting {evaluation.examples:,} examples')
+        measured = predict(trained.params, evaluation, full=True, say=say)
+        say('measuring what has nothing to learn')
         return evaluation, measured, evaluation.references()
 
 

@@ -1,0 +1,75 @@
+r"""Two towers beside SASRec and KuaiFormer, on three data sets, under the same in-batch negatives.
+
+python -m jaxrec.train --config=experiments/two_towers.py:ml-1m,mean --workdir=runs/towers \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/towers --task.popularity=True
+
+The argument is 'DATA,MODEL,SEED': ml-1m, beauty-attributes or kuairand-pure-watched, and one of
+MODELS. FOLDER holds the data set's files. The item tower's own term (masks of an item's features)
+is rfm, rfm-independent or cfm; `mean` is the same without it. Of KuaiRand three features of videos
+are read, of the others one, so that of a view all but the id may be masked. All are rows of
+experiments/tables/two_towers.py. Not trained to the end yet.
+"""
+
+from jaxrec.config import Data, Feature, Optim, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import kuaiformer, sasrec, two_tower
+from jaxrec.objectives.in_batch import InBatch
+from jaxrec.objectives.item_views import ItemViews
+from jaxrec.tasks import next_item
+
+FEATURES = {
+    'ml-1m': (Feature('genres', 'set', 18),),
+    'beauty-attributes': (Feature('attributes', 'set', 637),),
+    'kuairand-pure-watched': (
+        Feature('duration', 'log', size=20, cap=300_000),  # milliseconds
+        Feature('author', 'category', size=8000),
+        Feature('tags', 'set', size=69),
+    ),
+}
+COSINE = {'similarity': 'cosine', 'temperature': 0.05}  # as the towers have it
+SSL = {'weight': 0.3, 'temperature': 0.1}
+MODELS = {
+    'mean': {},
+    'no-logq': {'in_batch': InBatch(logq='none')},
+    'streaming': {'in_batch': InBatch(logq='streaming')},
+    'examples': {'in_batch': InBatch(logq='examples')},
+    'mixed': {'in_batch': InBatch(uniform=1024)},
+    'transformer': {'history': 'transformer'},
+    'rfm': {'item_views': ItemViews(masks='complementary', **SSL)},
+    'rfm-independent': {'item_views': ItemViews(masks='independent', **SSL)},
+    'cfm': {'item_views': ItemViews(masks='correlated', **SSL)},
+    'sasrec': {},
+    'kuaiformer': {},
+}
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'DATA,MODEL,SEED', ml-1m, mean and 0 where they are empty."""
+    data, name, seed = (*arg.split(','), '', '', '')[:3]
+    data, name = data or 'ml-1m', name or 'mean'
+    given = {'dim': 64, 'max_len': 50, 'features': FEATURES[data], 'feature_dim': 16}
+    if name == 'sasrec':
+        model = sasrec.Config(
+            **given,
+            variant='pre_ln',
+            blocks=1,
+            dropout=0.2,
+            embedding_dropout=0.2,
+            loss='in_batch',
+            in_batch=InBatch(**COSINE),
+        )
+    elif name == 'kuaiformer':
+        in_batch = InBatch(**COSINE)
+        model = kuaiformer.Config(
+            **given, blocks=1, heads=1, interests=2, compress=(), newest=50, in_batch=in_batch
+        )
+    else:
+        model = two_tower.Config(**given, **MODELS[name])
+    return Experiment(
+        task=next_item.Config(windows='cuts', cuts=8),
+        model=model,
+        data=Data(dataset=data),
+        optim=Optim(learning_rate=1e-3),
+        train=Train(batch_rows=128, epochs=40, eval_every=2, patience=3, seed=int(seed or 0)),
+    )
