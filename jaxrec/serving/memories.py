@@ -74,7 +74,7 @@ class Memories(Scorer):
         most = self._sizes[-1]
         for turn in turns:
             for part in (turn[n : n + most] for n in range(0, len(turn), most)):
-                found = self._run(self._kept, self._given(part), len(part))
+                found = self._run(self._kept, self.given(part), len(part))
                 for row, layers in zip(part, found, strict=True):
                     nothing = np.zeros((2, len(self.labels)), np.float32)
                     latest = collections.deque(maxlen=self._memory)
@@ -97,7 +97,9 @@ class Memories(Scorer):
             at = self.labels.index(label)
             shown.labels[at], shown.mask[at] = value, 1
 
-    def _given(self, rows):
+    def given(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As of `Scorer`, with the memories of the rows' users."""
+        found = super().given(rows)
         size, labels = (len(rows), self._memory), len(self.labels)
         memory = {
             'kept': np.zeros((*size, *self._shape), np.float32),
@@ -110,4 +112,4 @@ class Memories(Scorer):
                 memory['there'][number, place] = True
                 for name in ('kept', 'labels', 'mask'):
                     memory[name][number, place] = getattr(one, name)
-        return {**super()._given(rows), 'memory': memory}
+        return {**found, 'memory': memory}
