@@ -15,12 +15,12 @@ python -m jaxrec.benchmark --suite=train --config=experiments/sasrec_beauty.py \
 --suite=bulk       recommend --users=all for 2.5M and 10M generated users: users/s and memory
 
 Suites lists, serve and ann take --workdir=DIR, a run, or make a model of --config (of which recall
-means nothing). Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
-times a large matrix product on every device. With --peer every turn also runs the peer on the same
-data with the same model size, loss and batch; with --against=model.contrast.0.weight=0 it also runs
-the step of the experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and
-.png. Several processes measure train and eval together, their rates summed; the other suites and
-a peer are for one.
+means nothing). Compilation and warm-up are left out; figures are medians over --repeats turns, each
+of which also times a large matrix product on every device. With --peer every turn also runs the
+peer on the same data with the same model size, loss and batch; with
+--against=model.contrast.0.weight=0 it also runs the step of the experiment changed like that.
+--output=DIR gets benchmark_<suite>.json, .md and .png. Several processes measure train and eval
+together, their rates summed; the other suites and a peer are for one.
 """
 
 import pathlib

@@ -1,8 +1,8 @@
 """Suite bulk: lists for every user of a small and of a large log; the command's own memory.
 
 Both logs are generated, with one catalogue and the same lengths of histories. The command runs as
-it does for people, `recommend --users=all`, a process for each log: what it holds must not grow with
-the number of users.
+it does for people, `recommend --users=all`, a process for each log: what it holds must not grow
+with the number of users.
 """
 
 import contextlib
