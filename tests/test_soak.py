@@ -47,12 +47,12 @@ def stages(folder):
 
 
 def wanted_of(found, bodies):
-    """{step: [list of every body]}, by the library."""
-    asked = [json.loads(body) for body in bodies]
-    return {
-        step: jaxrec.load(folder, 'last').recommend([one['histories'][0] for one in asked])
-        for step, folder in found.items()
-    }
+    """{step: [list of every body]}, by the library; with the service's shapes, kept compiled."""
+    asked, lists = [json.loads(body)['histories'][0] for body in bodies], {}
+    for step, folder in found.items():
+        recommender = jaxrec.load(folder, 'last', k=100, batch_users=64)
+        lists[step] = recommender.recommend(asked, k=10)
+    return lists
 
 
 def publish(stage, run, step):

@@ -53,9 +53,10 @@ class _Lists:
 
     verb = 'recommend'
 
-    def __init__(self, trained: Trained, k: int, batch: int):
+    def __init__(self, trained: Trained, before: '_Lists | None', k: int, batch: int):
         self.trained, self.most = trained, batch
-        self._recommender = Recommender(trained, k, batch_users=batch)
+        like = before and before._recommender
+        self._recommender = Recommender(trained, k, batch_users=batch, like=like)
         self._known = self._recommender.catalogue
         self._filter = functools.lru_cache(_FILTERS)(self._mask)
         self._recommender.warm_up()
@@ -118,8 +119,8 @@ class _Scores:
 
     verb = 'score'
 
-    def __init__(self, trained: Trained, k: int, batch: int):
-        del k, batch
+    def __init__(self, trained: Trained, before: '_Scores | None', k: int, batch: int):
+        del before, k, batch
         self.trained, self.most = trained, BATCH_ROWS
         self._scorer = Scorer(trained)
         self._scorer.warm_up()
@@ -160,7 +161,7 @@ class Live:
         self._workdir, self._checkpoint = pathlib.Path(workdir), checkpoint
         self._options = {'k': k, 'batch': batch}
         self._standing = standing(self._workdir, checkpoint)
-        self._now = self._opened()
+        self._now = self._opened(None)
         self.verb, self.most = self._now.verb, self._now.most
 
     @property
@@ -207,14 +208,14 @@ class Live:
         if newest is None or newest == self._standing:
             return False
         self._standing = newest
-        new = self._opened()
+        new = self._opened(self._now)
         if new.verb != self.verb:
             raise UserError(f'{self._workdir} now holds another kind of model: start again')
         self._now = new
         gc.collect()  # the one before
         return True
 
-    def _opened(self):
+    def _opened(self, before):
         trained = load_trained(self._workdir, self._checkpoint)
         verbs = trained.served.verbs
         if 'scores' in verbs and trained.experiment.model.inputs().max_len:
@@ -226,4 +227,4 @@ class Live:
         kind = next((kinds[verb] for verb in verbs if verb in kinds), None)
         if kind is None or trained.served.catalogue is None:
             raise UserError(f'{self._workdir} holds a model that gives neither lists nor scores')
-        return kind(trained, **self._options)
+        return kind(trained, before if isinstance(before, kind) else None, **self._options)

@@ -47,6 +47,8 @@ class Recommender:
         `catalogue.item_ids`, as `catalogue.where` makes it of features.
       allow: likewise, the items to choose from; None = all.
       skip_unknown: leave item ids that the data lack out of histories and filters.
+      like: another, whose programs are taken over if its model is built alike: of a run's next
+        checkpoint nothing is compiled again.
 
     Attributes:
       catalogue: the items.
@@ -64,6 +66,7 @@ class Recommender:
         exclude: Any = None,
         allow: Any = None,
         skip_unknown: bool = False,
+        like: 'Recommender | None' = None,
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
@@ -77,8 +80,10 @@ class Recommender:
         self._filter = Filter(self.catalogue, skip_unknown)
         filtered = exclude is not None or allow is not None
         self.allowed = self._filter.allowed(allow, exclude) if filtered else None
-        self._top_k = _program(trained.graphdef, self.catalogue.num_items, keep_seen)
-        self._asked = _program(trained.graphdef, self.catalogue.num_items, keep_seen=False)
+        built = trained.graphdef, self.catalogue.num_items
+        same = like and (like.trained.graphdef, like.catalogue.num_items) == built
+        self._top_k = _program(*built, keep_seen)
+        self._asked = like._asked if same else _program(*built, keep_seen=False)
         self._dispatch = threading.Lock()
         with self._placed():
             begin = Beginning(trained.graphdef, trained.served)
