@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxrec.benchmarks import lists
 from jaxrec.benchmarks.runs import served_run
 from jaxrec.cli import say
 from jaxrec.config import Mesh
-from jaxrec.devices.mesh import make_mesh
+from jaxrec.devices.mesh import TABLE, make_mesh, place_whole, table_rows
 from jaxrec.devices.top_k import top_k
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
@@ -146,14 +145,15 @@ def _compared(index: Any, items: np.ndarray, queries: np.ndarray, repeats: int) 
 
 
 def _compiled(items: np.ndarray) -> Callable:
-    """Exact lists as `Recommender` makes them."""
-    with jax.set_mesh(make_mesh(Mesh(1, 1), jax.devices()[:1])):
-        table = jnp.asarray(np.pad(items, ((1, -(len(items) + 1) % 128), (0, 0))))
-        run = jax.jit(lambda q, t: top_k(q[:, None], t, len(items), None, K))
+    """Exact lists as `Recommender` makes them, on one device."""
+    mesh, count = make_mesh(Mesh(1, 1), jax.devices()[:1]), len(items)
+    rows = np.pad(items, ((1, table_rows(count) - count - 1), (0, 0)))
+    table = jax.device_put(rows, jax.NamedSharding(mesh, TABLE))
+    run = jax.jit(lambda queries, table: top_k(queries[:, None], table, count, None, K))
 
     def call(some):
-        with jax.set_mesh(make_mesh(Mesh(1, 1), jax.devices()[:1])):
-            return jax.block_until_ready(run(jnp.asarray(some), table))
+        with jax.set_mesh(mesh):
+            return jax.block_until_ready(run(place_whole({'queries': some})['queries'], table))
 
     return call
 
