@@ -11,13 +11,18 @@ python -m jaxrec.benchmark --suite=train --config=experiments/lightgcn_gowalla.p
 --suite=loss       the exact softmax by itself, value and gradients, up to 25k tokens x 1M items
 --suite=catalogue  step time and peak memory from 10k to 10M items, a sampled loss
 --suite=data       the training command on 2M and on 200M generated events: targets/s and memory
+--suite=lists      jaxrec.load(run).recommend after 256 histories at once and one by one
+--suite=serve      the service under 1, 16 and 64 clients: requests/s, and how long an answer takes
+--suite=ann        the graph of an exported model beside exact lists, 10k to 1M items, and of a run
+--suite=bulk       recommend --users=all for 2.5M and 10M generated users: users/s and memory
 
-Compilation and warm-up are left out; figures are medians over --repeats turns, each of which also
-times a large matrix product on every device. With --peer every turn also runs the peer on the same
-data with the same model size, loss and batch; with --against=model.contrast.0.weight=0 it also runs
-the step of the experiment changed like that. --output=DIR gets benchmark_<suite>.json, .md and
-.png. Several processes measure train and eval together, their rates summed; the other suites and
-a peer are for one.
+Suites lists, serve and ann take --workdir=DIR, a run, or make a model of --config (of which recall
+means nothing). Compilation and warm-up are left out; figures are medians over --repeats turns, each
+of which also times a large matrix product on every device. With --peer every turn also runs the
+peer on the same data with the same model size, loss and batch; with
+--against=model.contrast.0.weight=0 it also runs the step of the experiment changed like that.
+--output=DIR gets benchmark_<suite>.json, .md and .png. Several processes measure train and eval
+together, their rates summed; the other suites and a peer are for one.
 """
 
 import pathlib
@@ -27,7 +32,18 @@ from absl import flags
 from ml_collections import config_flags
 
 from jaxrec import cli
-from jaxrec.benchmarks import data, evaluation, measure, report, sizes, training
+from jaxrec.benchmarks import (
+    ann,
+    bulk,
+    data,
+    evaluation,
+    lists,
+    measure,
+    report,
+    service,
+    sizes,
+    training,
+)
 from jaxrec.benchmarks import peer as peer_lib
 from jaxrec.cli import say
 from jaxrec.devices import cluster
@@ -38,7 +54,8 @@ from jaxrec.training import workdir
 FLAGS = flags.FLAGS
 _PLACES = ('data.source', 'data.data_dir')
 _SHARED = ('train', 'eval')  # which several processes measure together
-SUITES = ('train', 'eval', 'loss', 'catalogue', 'data')
+SUITES = ('train', 'eval', 'loss', 'catalogue', 'data', 'lists', 'serve', 'ann', 'bulk')
+_OF_RUNS = ('lists', 'serve', 'ann')  # which take --workdir
 
 
 def define_flags() -> None:
@@ -46,6 +63,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file(
         'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
     )
+    flags.DEFINE_string('workdir', None, 'Suites lists, serve and ann: folder of a run.')
     cluster.define_flags()
     flags.DEFINE_string('suite', None, ', '.join(SUITES) + '.')
     flags.DEFINE_integer('repeats', 5, 'Turns; the figures are medians over them.')
@@ -80,7 +98,7 @@ def define_flags() -> None:
         None,
         'Suites loss and catalogue: sizes instead of the usual ones, ascending: 6400x12000x64 '
         '(tokens x items x dim) or 100000 (items). Suite data: events of the small and the large '
-        'log, 2000000,200000000.',
+        'log, 2000000,200000000; bulk: users of both. Suite serve: clients. Suite ann: items.',
     )
     flags.DEFINE_integer('max_items', 10_000_000, 'Suites loss and catalogue: largest catalogue.')
     flags.DEFINE_float(
@@ -108,11 +126,13 @@ def _main() -> None:
         raise UserError(f'{given}: use one of {", ".join(SUITES)}')
     if FLAGS.repeats < 1 or FLAGS.steps < 0:
         raise UserError('--repeats must be at least 1 and --steps must not be negative')
-    if FLAGS.config is None and FLAGS.suite != 'loss':
+    if FLAGS.workdir is not None and FLAGS.suite not in _OF_RUNS:
+        raise UserError(f'--workdir goes with --suite={", ".join(_OF_RUNS)}, not {FLAGS.suite}')
+    if FLAGS.config is None and FLAGS.suite not in ('loss', *_OF_RUNS):
         raise UserError(f'--suite={FLAGS.suite} needs --config=experiments/X.py')
     if FLAGS.config is not None:
         check(FLAGS.config)
-        if FLAGS.suite != 'train' and not hasattr(FLAGS.config.task, 'protocol'):
+        if FLAGS.suite not in ('train', 'serve') and not hasattr(FLAGS.config.task, 'protocol'):
             raise UserError(f'--suite={FLAGS.suite} needs a task that ranks items')
     peer_lib.check(FLAGS.peer, FLAGS.peer_python, FLAGS.suite)
     if cluster.together():
@@ -164,6 +184,15 @@ def _run(settings: dict) -> dict:
         measured = data.measure_data(
             FLAGS.config, FLAGS.cases, repeats=FLAGS.repeats, steps=FLAGS.steps
         )
+    elif FLAGS.suite == 'bulk':
+        measured = bulk.measure_bulk(FLAGS.config, FLAGS.cases)
+    elif FLAGS.suite in _OF_RUNS:
+        run = FLAGS.config, FLAGS.workdir
+        if FLAGS.suite == 'lists':
+            measured = lists.measure_lists(*run, repeats=FLAGS.repeats, peer=peer)
+        else:
+            suite = {'serve': service.measure_service, 'ann': ann.measure_ann}[FLAGS.suite]
+            measured = suite(*run, FLAGS.cases, FLAGS.repeats)
     elif FLAGS.suite in ('loss', 'catalogue'):
         limits = {'max_items': FLAGS.max_items, 'max_seconds': FLAGS.max_seconds}
         measured = sizes.measure_sizes(FLAGS.suite, FLAGS.cases, **limits)
@@ -188,8 +217,8 @@ def _against(changed: dict) -> Experiment:
     return experiment
 
 
-def _peer(experiment, problem) -> peer_lib.Peer:
-    """Starts the peer on the data of the suite."""
+def _peer(experiment, problem, users=None) -> peer_lib.Peer:
+    """Starts the peer on the data of the suite; `users` are those of suite lists."""
     histories, split = problem.source, problem.split
     if FLAGS.peer == 'torch-graph':
         spec = peer_lib.graph_spec(experiment, FLAGS.peer_batches)
@@ -197,6 +226,9 @@ def _peer(experiment, problem) -> peer_lib.Peer:
     elif FLAGS.suite == 'train':
         spec = peer_lib.train_spec(experiment, FLAGS.peer_batches)
         columns = peer_lib.train_columns(histories, split)
+    elif FLAGS.suite == 'lists':
+        spec = {**peer_lib.eval_spec(experiment, 'lists'), **lists.SIZES}
+        columns = peer_lib.lists_columns(histories, split, users)
     else:
         spec = peer_lib.eval_spec(experiment)
         columns = peer_lib.eval_columns(histories, split, FLAGS.peer_users)

@@ -2,6 +2,7 @@ r"""Top-k lists from a trained model: for a history, for a user, or for any numb
 
 python -m jaxrec.recommend --workdir=DIR --history=ID,ID,...       (oldest first)
 python -m jaxrec.recommend --workdir=DIR --history_file=FILE [--output=FILE.parquet]
+python -m jaxrec.recommend --workdir=DIR --histories=LOG --output=FILE.parquet    (new users)
 python -m jaxrec.recommend --workdir=DIR --user=ID
 python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
 python -m jaxrec.recommend --workdir=DIR --user=ID --rerank=RANKER [--weights=click=1,like=2]
@@ -9,7 +10,8 @@ python -m jaxrec.recommend --workdir=DIR --user=ID --rerank=RANKER [--weights=cl
 Ids are those of the data, exactly. --history is a line of CSV, in which an id with a comma stands
 in double quotes (--history='"shoe, size 1",b'), or a JSON list. A FILE of ids has one per line; one
 named .json or .jsonl holds lists, and may hold many histories (see jaxrec/serving/given_ids.py).
---users=all takes every user of the data.
+--users=all takes every user of the data. --histories is a log of users that may be new, with the
+columns of the run's own (see jaxrec/datasets/log_file.py), or a .json or .jsonl file of histories.
 
 Histories need the work directory alone, wherever it is. Users need the data that it was trained on.
 
@@ -31,8 +33,9 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from jaxrec import cli
+from jaxrec import cli, datasets
 from jaxrec.cli import say
+from jaxrec.config import Data
 from jaxrec.data import domains
 from jaxrec.data.catalogue import Items
 from jaxrec.data.histories import Histories
@@ -55,6 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('history', None, 'Raw item ids, a line of CSV or JSON, oldest first.')
     flags.DEFINE_string('history_file', None, 'File of one history, or of many with --output.')
+    flags.DEFINE_string('histories', None, 'Log of new users, or .jsonl of histories; --output.')
     flags.DEFINE_string('user', None, 'Raw id of a user of the data; all events are used.')
     flags.DEFINE_string('users', None, "File of raw user ids, or 'all'.")
     flags.DEFINE_string('output', None, 'FILE.parquet or FILE.csv; for --users, --history_file.')
@@ -88,18 +92,21 @@ def main(argv: list[str]) -> None:
 def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
-    inputs = {n: getattr(FLAGS, n) for n in ('history', 'history_file', 'user', 'users')}
+    names = ('history', 'history_file', 'histories', 'user', 'users')
+    inputs = {name: getattr(FLAGS, name) for name in names}
     given = [f'--{name}' for name, value in inputs.items() if value is not None]
     if len(given) != 1:
         found = ' and '.join(given) or 'none of them'
         raise UserError(
-            f'give exactly one of --history, --history_file, --user and --users; here is {found}'
+            'give exactly one of --history, --history_file, --histories, --user and --users; here '
+            f'is {found}'
         )
-    if FLAGS.users is not None and FLAGS.output is None:
-        raise UserError('--users and --output=FILE.parquet go together')
+    for name in ('users', 'histories'):
+        if inputs[name] is not None and FLAGS.output is None:
+            raise UserError(f'--{name} and --output=FILE.parquet go together')
     if FLAGS.output is not None:
-        if FLAGS.users is None and FLAGS.history_file is None:
-            raise UserError('--output goes with --users and --history_file')
+        if FLAGS.history is not None or FLAGS.user is not None:
+            raise UserError('--output goes with --users, --histories and --history_file')
         check_output(pathlib.Path(FLAGS.output))
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:
         raise UserError('--k, --batch_users and --part_users must be at least 1')
@@ -228,6 +235,37 @@ def read_histories(items: Items, file: str, skip_unknown: bool) -> list[list[int
     return _numbers_of_items(items, raw, file, skip_unknown)
 
 
+def read_log(items: Items, file: str, like: Data, skip_unknown: bool) -> Histories:
+    """Histories of the users of a log, by the numbers of `items`.
+
+    The prepared log is kept below the run's `data_dir` and memory-mapped; of it 4 bytes an event
+    are read into memory.
+
+    Args:
+      items: of the model.
+      file: of the log.
+      like: how the log of the run is read; columns of the same names are expected.
+      skip_unknown: leave out items that the model does not know.
+
+    Raises:
+      UserError: it is no such log, or an item is unknown, or none is known.
+    """
+    fields = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'data_dir')
+    same = Data(log=file, **{name: getattr(like, name) for name in fields})
+    log, _ = datasets.load(same, say, '--')
+    raw = [log.raw_item(number) for number in range(1, log.num_items + 1)]
+    found = given_ids.numbers(raw, items.find_item, 'item', file, skip_unknown)
+    table = np.array([0, *(number or 0 for number in found)], np.int32)
+    if not table.any():
+        raise UserError(f'{file} names no item of the data')
+    numbers, offsets = table[log.items], np.asarray(log.offsets)
+    if not table[1:].all():  # unknown items are events that the model does not see
+        known = numbers > 0
+        before = np.concatenate([[0], np.cumsum(known)])
+        numbers, offsets = numbers[known], before[offsets]
+    return Histories(numbers, offsets, log.user_ids, items.item_ids)
+
+
 def _numbers_of_items(items, histories, where, skip_unknown):
     flat = [one for raw in histories for one in raw]
     found = iter(given_ids.numbers(flat, items.find_item, 'item', where, skip_unknown))
@@ -244,12 +282,17 @@ def _bulk(trained: Trained) -> dict:
         what, given = 'users', None
         users = read_users(recommender.histories, FLAGS.users, FLAGS.skip_unknown)
     else:
-        items = read_histories(recommender.catalogue, FLAGS.history_file, FLAGS.skip_unknown)
-        what, given = 'histories', recommender.given(items)
+        file = FLAGS.history_file or FLAGS.histories
+        if FLAGS.histories is None or pathlib.Path(file).suffix in ('.json', '.jsonl'):
+            items = read_histories(recommender.catalogue, file, FLAGS.skip_unknown)
+            what, given = 'histories', recommender.given(items)
+        else:
+            own = trained.experiment.data
+            what, given = 'users', read_log(recommender.catalogue, file, own, FLAGS.skip_unknown)
         users = np.arange(given.num_users)
-    output = pathlib.Path(FLAGS.output)
+    output, column = pathlib.Path(FLAGS.output), 'user' if what == 'users' else 'history'
     with cli.goes_on():
-        write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint, given)
+        write_lists(recommender, users, output, FLAGS.part_users, FLAGS.checkpoint, given, column)
     say(f'written: {output} ({len(users):,} {what})')
     return {'output': str(output), what: len(users), 'k': recommender.k, 'step': trained.step}
 

@@ -4,8 +4,10 @@ python -m jaxrec.report --workdir=DIR [--output=DIR/report.html] [--split=test]
 
 Metrics stand beside those of what has nothing to learn, with 95 % intervals over users (rows,
 graphs). Of a model that gives lists the page has an explorer: a user's history and list, what each
-of several interests found, the list after a single item, and the items nearest to it. All of it is
-in the file, for --users and --items of them; it opens without a server.
+of several interests found, the list after a single item, the items nearest to it, and all of these
+on a map of the items: the plane in which their vectors differ most. All of it is in the file, for
+--users, --items and --map_items of them; it opens without a server, and is used by mouse, finger or
+keys.
 
 Without the data that the run was trained on the page has no metrics and no users, and says so.
 """
@@ -33,6 +35,7 @@ def define_flags() -> None:
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_integer('users', 100, 'Users in the explorer, at most.', 1)
     flags.DEFINE_integer('items', 2000, 'Items in the explorer, at most; the most popular.', 1)
+    flags.DEFINE_integer('map_items', 100_000, 'Items on the map, at most; the most popular.', 0)
     flags.DEFINE_bool(
         'json', False, 'Print the result as one JSON object, the last line of stdout.'
     )
@@ -49,7 +52,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f'{output} is a folder: --output=FILE.html is the page to write')
     trained = load_trained(FLAGS.workdir, FLAGS.checkpoint)
     keep_freed()
-    files.write_text(output, run.page(trained, FLAGS.split, FLAGS.users, FLAGS.items))
+    files.write_text(
+        output, run.page(trained, FLAGS.split, FLAGS.users, FLAGS.items, FLAGS.map_items)
+    )
     say(f'written: {output} ({output.stat().st_size / 1e6:.1f} MB)')
     cli.emit({'output': str(output), 'step': trained.step, 'bytes': output.stat().st_size})
 

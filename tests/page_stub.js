@@ -14,6 +14,8 @@ class Node {
     if (name === 'value') this.value = String(value);
   }
   addEventListener(name, call) { this.listeners[name] = call; }
+  getContext() { return new Proxy({}, { get: () => () => {}, set: () => true }); }
+  getBoundingClientRect() { return { left: 0, top: 0 }; }
   get textContent() { return this.own + this.children.map((c) => c.textContent ?? c).join(' '); }
   set textContent(text) { this.children = [String(text)]; }
   all() { return [this, ...this.children.filter((c) => c instanceof Node).flatMap((c) => c.all())]; }
@@ -29,14 +31,16 @@ globalThis.document = {
   createElementNS: (_, tag) => new Node(tag), createTextNode: String,
 };
 globalThis.matchMedia = () => ({ matches: false });
+globalThis.devicePixelRatio = 1;
+globalThis.getComputedStyle = () => ({ getPropertyValue: () => '#000' });
 (0, eval)(html.slice(html.lastIndexOf('<script>') + 8, html.lastIndexOf('</script>')));
 
 const texts = [page.textContent];
-for (const { id, button, value, event = 'click' } of actions) {
+for (const { id, button, value, event = 'click', ...rest } of actions) {
   const target = id ? byId(id) : page.all().find((one) => one.tag === 'button' && one.textContent === button);
   if (!target) throw new Error(`nothing to ${event}: ${id || button}`);
   if (value !== undefined) target.value = value;
-  target.listeners[event]({ target, currentTarget: target });
+  target.listeners[event]({ target, currentTarget: target, preventDefault() {}, ...rest });
   texts.push(page.textContent);
 }
 console.log(JSON.stringify({ texts, tags: page.all().map((one) => [one.tag, one.attributes.id || '']) }));

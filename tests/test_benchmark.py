@@ -10,11 +10,12 @@ import pytest
 import runs
 
 from jaxrec import benchmark
-from jaxrec.benchmarks import flops, measure, peer, report, training
+from jaxrec.benchmarks import ann, flops, lists, measure, peer, report, training
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
 from jaxrec.models import comirec, lightgcn, sasrec
+from jaxrec.serving import ann as serving_ann
 from jaxrec.tasks import next_item
 
 KEYS = {
@@ -151,9 +152,72 @@ def test_suites_of_sizes(experiment, tmp_path, suite):
     assert [case['case'] for case in result['cases']] == ['32x100x8' if suite == 'loss' else '1000']
 
 
+def test_suite_lists(experiment, tmp_path, monkeypatch):
+    """A call of many and calls of one, of different users; all of them are lists."""
+    monkeypatch.setattr(lists, 'SIZES', {'many': 16, 'at_once': 2})
+    monkeypatch.setattr(lists, '_ONE_BY_ONE', 5)
+    result = run('lists', experiment, tmp_path)
+    assert result['users_at_once'] == 16 and 0 < result['one_ms'] <= result['one_p99_ms']
+    monkeypatch.setattr(lists, '_ONE_BY_ONE', 500)
+    one_error_line(['--suite=lists', f'--config={experiment}'], '532', 'the data have 200')
+
+
+def test_what_is_timed_of_lists(monkeypatch):
+    monkeypatch.setattr(lists, 'SIZES', {'many': 3, 'at_once': 2})
+    calls = []
+    told = lists.timed(calls.append, list('abcdefgh'))
+    assert calls == [['a', 'b', 'c'], ['d', 'e', 'f'], ['g'], ['h']]
+    assert told['count'] == 6 and len(told['milliseconds']) == 2
+
+
+def test_suite_ann(tmp_path, monkeypatch):
+    """A graph of few items finds them all; the faster exact way is the one it is held against."""
+    pytest.importorskip('faiss', reason="needs '.[ann]'")
+    monkeypatch.setattr(ann, '_SECONDS', 0.02)
+    result = run('ann', None, tmp_path, '--cases=600,2000')
+    for case in result['cases']:
+        assert case['recall@10'] >= 0.97 and case['milliseconds'] > 0
+        faster = case['exact_milliseconds'] / case['milliseconds']
+        assert case['times_faster'] == pytest.approx(faster)
+        both = min(faster, case['many_times_faster']), max(faster, case['many_times_faster'])
+        assert case['better'] == ('graph' if both[0] > 1 else 'exact' if both[1] < 1 else 'both')
+    assert [case['items'] for case in result['cases']] == [600, 2000]
+    items, queries = ann.generated(300)
+    again, _ = ann.generated(300)
+    assert items.shape == (300, 64) and queries.shape == (1024, 64) and (items == again).all()
+
+
+def test_recall_by_hand():
+    found, best = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 9, 1], [7, 8, 9]])
+    assert serving_ann.recall(found, best) == pytest.approx((2 / 3 + 0) / 2)
+
+
+@pytest.mark.slow
+def test_suite_serve(experiment, tmp_path):
+    result = run('serve', experiment, tmp_path, '--cases=1,4')
+    assert [case['case'] for case in result['cases']] == ['1', '4'] and result['resident_mib'] > 50
+    for case in result['cases']:
+        assert 0 < case['milliseconds'] <= case['p99_ms'] and case['requests_per_second'] > 1
+
+
+@pytest.mark.slow
+def test_suite_bulk(tmp_path):
+    """By a small log; what the large one holds is the command's own."""
+    changes = {'model.max_len': 8, 'model.dim': 8}
+    config = runs.write(tmp_path / 'e.py', runs.small(tmp_path, **changes))
+    result = run('bulk', config, tmp_path, '--cases=300,1200')
+    small, large = result['cases']
+    assert abs(large['users'] - 1200) < 150 and result['memory_growth'] < 1.5
+    assert small['anonymous_mib'] <= small['peak_memory_mib'] and large['output_mib'] > 0.01
+
+
 def test_error_lines(experiment):
     one_error_line(['--suite=nope'], '--suite=nope', 'catalogue')
     one_error_line(['--suite=eval'], '--config')
+    one_error_line(['--suite=eval', '--workdir=x'], '--workdir goes with', 'lists, serve, ann')
+    one_error_line(['--suite=serve'], '--workdir=DIR', '--config')
+    one_error_line(['--suite=serve', '--workdir=x', '--cases=many'], 'numbers of clients')
+    one_error_line(['--suite=ann', '--cases=3'], 'numbers of items')
     given = f'--config={experiment}'
     train = ['--suite=train', given]
     one_error_line([*train, '--against=model.layers=1'], 'model.layers')
@@ -251,6 +315,11 @@ def test_peer_gets_the_same_model_and_data():
     columns = peer.train_columns(histories, split)
     assert columns['users'].tolist() == [0, 0, 1, 1, 2, 2, 2]
     assert columns['items'].tolist() == [1, 2, 5, 6, 7, 8, 9]
+    served = peer.lists_columns(histories, split, np.array([2, 0]))
+    assert served['served'].tolist() == [2, 0] and served['items'].tolist() == [
+        *[1, 2, 3],
+        *[7, 8, 9, 10],
+    ]
     columns = peer.eval_columns(histories, split, 1)
     assert columns['items'].tolist() == [1, 2, 3, 7, 8, 9, 10]
     assert columns['test_users'].tolist() == [0] and columns['test_items'].tolist() == [4]

@@ -191,12 +191,12 @@ def test_an_index_of_the_items_finds_most_of_them(runs, tmp_path):
     trained = runs['interests']
     if importlib.util.find_spec('faiss') is None:
         with pytest.raises(UserError, match=r"pip install 'jaxrec\[ann\]'"):
-            export.write(trained, tmp_path / 'out', ann=True)
+            export.write(trained, tmp_path / 'out', index=True)
         pytest.skip('faiss is not installed')
-    about = export.write(trained, tmp_path / 'out', ann=True)
+    about = export.write(trained, tmp_path / 'out', index=True)
     assert about['ann']['recall@10'] > 0.99 and (tmp_path / 'out' / 'items.faiss').exists()
     with pytest.raises(UserError, match='this one scores rows'):
-        export.write(runs['clicks'], tmp_path / 'other', ann=True)
+        export.write(runs['clicks'], tmp_path / 'other', index=True)
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 

@@ -10,9 +10,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / 'jaxrec'
-COMMANDS = {'train', 'evaluate', 'recommend', 'export', 'report', 'prepare'}
+COMMANDS = {'train', 'evaluate', 'recommend', 'serve', 'export', 'report', 'prepare'}
 COMMANDS |= {'benchmark', 'table'}
 OPTIONAL = ('matplotlib', 'tensorboardX', 'torch', 'pandas', 'apache_beam', 'flatbuffers', 'faiss')
+OPTIONAL += ('uvicorn', 'starlette', 'pydantic')
 # What the files of a room may import besides their own room; everything else is above it.
 BASE = {'config', 'errors', 'files', 'problem', 'rng'}
 ROOMS = {
@@ -33,7 +34,7 @@ ROOMS = {
     'tasks': BASE | {'data', 'datasets', 'devices', 'evaluation', 'nn'},
     'experiment': BASE | {'tasks'},
     'training': BASE | {'cli', 'devices', 'evaluation', 'experiment', 'nn'},
-    'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'experiment', 'training'},
+    'serving': BASE | {'cli', 'data', 'devices', 'evaluation', 'experiment', 'pages', 'training'},
     'pages': set(),
     'paper': BASE | {'cli', 'experiment', 'pages', 'training'},
     'reports': BASE | {'experiment', 'pages', 'paper', 'serving', 'training'},
@@ -120,7 +121,7 @@ for name in {OPTIONAL!r}:
 import pathlib
 import jaxrec
 import jaxrec.benchmark, jaxrec.evaluate, jaxrec.export, jaxrec.prepare, jaxrec.recommend
-import jaxrec.report, jaxrec.table
+import jaxrec.report, jaxrec.serve, jaxrec.table
 import jaxrec.train
 from jaxrec import Data, Experiment, Train
 from jaxrec.models import sasrec

@@ -108,6 +108,7 @@ def flags(**given):
         'workdir': 'run',
         'history': None,
         'history_file': None,
+        'histories': None,
         'user': None,
         'users': None,
         'output': None,
@@ -151,6 +152,47 @@ def test_history(tmp_path, mesh, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ['rank', 'item', 'score', 'title'] and len(lines) == 5
     assert lines[1].split()[:2] == ['1', str(want[0] * 3 + 2)]
+
+
+@pytest.mark.parametrize('text_ids', [False, True])
+def test_a_log_of_new_users(tmp_path, mesh, monkeypatch, text_ids):
+    """In time order, whatever the order of its lines; an unknown item is an error or left out."""
+    mesh(1, 1)
+    trained = make_trained(tmp_path, text_ids)
+    trained.experiment.data.data_dir = str(tmp_path / 'kept')
+    rng, known = np.random.default_rng(3), trained.served.catalogue
+    histories = {f'new {n}': rng.integers(1, ITEMS + 1, rng.integers(1, 9)) for n in range(25)}
+    lines = [
+        f'{user},{known.raw_item(item)},{time}'
+        for user, items in histories.items()
+        for time, item in enumerate(items)
+    ]
+    rng.shuffle(lines)
+    log, output = tmp_path / 'log.csv', tmp_path / 'lists.parquet'
+    log.write_text('\n'.join(['user,item,timestamp', *lines, '']))
+    given = {'histories': str(log), 'output': str(output), 'k': 4}
+    told = command(monkeypatch, trained, **given)
+    assert told['users'] == 25
+
+    def check():
+        rows = parquet.read_table(output).to_pylist()
+        for user, items in histories.items():
+            want, scores = slow_list(items, 4, False)
+            found = [(row['item'], row['score']) for row in rows if row['user'] == user]
+            assert found == [(known.raw_item(i), s) for i, s in zip(want, scores, strict=True)]
+        assert len(rows) == 25 * 4
+
+    check()
+    log.write_text('\n'.join(['user,item,timestamp', 'new 3,never seen,99', *lines, '']))
+    with pytest.raises(UserError, match=r"item 'never seen' of .*log.csv is not in the data"):
+        command(monkeypatch, trained, **given)
+    command(monkeypatch, trained, skip_unknown=True, **given)
+    check()
+    log.write_text('user,item,timestamp\na,b,1\na,c,2\n')
+    with pytest.raises(UserError, match='names no item of the data'):
+        command(monkeypatch, trained, skip_unknown=True, **given)
+    with pytest.raises(UserError, match='--histories and --output=FILE.parquet go together'):
+        command(monkeypatch, trained, histories=str(log))
 
 
 def test_items_of_one_domain(tmp_path, mesh, monkeypatch):

@@ -110,6 +110,27 @@ def test_neighbours_against_a_full_sort(monkeypatch):
             assert c == pytest.approx(cosine(vectors[number], vectors[i]), abs=1e-4)
 
 
+def test_the_plane_of_the_map():
+    """Against a singular value decomposition; clipped to its edge, whole numbers."""
+    rng = np.random.default_rng(0)
+    vectors = (rng.normal(size=(500, 6)) * [9, 5, 1, 1, 1, 1]).astype(np.float32)
+    found = explorer.plane(vectors)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    left, values, _ = np.linalg.svd(unit - unit.mean(0), full_matrices=False)
+    assert found['share'] == pytest.approx((values[:2] ** 2).sum() / (values**2).sum(), rel=1e-4)
+    for column, wanted in zip((found['x'], found['y']), left.T[:2], strict=True):
+        assert min(column) == 0 and max(column) == 9999
+        assert abs(np.corrcoef(column, wanted)[0, 1]) > 0.9999
+    assert explorer.plane(np.ones((5, 3), np.float32))['share'] == 0
+
+
+def test_the_map_has_more_items_than_the_lists(page):
+    told = data_of(page[1])['explorer']
+    assert len(told['map']['number']) == len(told['map']['x']) == 30 > len(told['items'])
+    assert told['map']['number'][:20] == [one['number'] for one in told['items']]
+    assert told['names'].keys() >= {str(n) for n in told['map']['number']}
+
+
 def test_what_each_interest_found(runs):  # noqa: F811
     told = explorer.explorer(runs['interests'], users=5, items=6, data=True)
     assert told['interests'] == 2
@@ -157,9 +178,20 @@ def test_clicking_through(page, tmp_path):
             {'id': 'item', 'event': 'change', 'value': str(raw)},
             {'id': 'item', 'event': 'change', 'value': 'nothing like it'},
             {'button': 'light / dark'},
+            *(
+                {'id': 'map', 'event': 'keydown', 'key': key}
+                for key in ('+', 'ArrowLeft', '-', 'ArrowUp', 'Enter')
+            ),
+            {'button': 'all'},
         ],
     )
-    first, user, by_title, by_id, unknown, _ = found['texts']
+    first, user, by_title, by_id, unknown, _, *keys, picked, whole = found['texts']
+    names_on_map = [title(n) for n in told['map']['number']]
+    under = keys[-1].rsplit('variance', 1)[1]
+    (name,) = (one for one in names_on_map if under.strip().endswith(one))
+    assert name in picked.split('What it says')[1].split('Map of the items')[0]
+    assert 'nearest' in first and 'history' in user and 'recommended' in user
+    assert whole.strip().endswith('nothing under the pointer') or 'Where it comes from' in whole
     assert 'popularity' in first and f'User {told["users"][0]["id"]}' in first
     assert f'User {other["id"]}' in user
     for number, *_ in other['list']:

@@ -160,6 +160,24 @@ def test_no_request_compiles_after_a_warm_up(tmp_path, mesh):
     assert not programs
 
 
+def test_nothing_is_compiled_for_the_next_checkpoint(tmp_path, mesh):
+    """Of a model that is built alike, whose answers are its own; of another one everything is."""
+    mesh(1, 1)
+    first = Recommender(trained_on(tmp_path), 8, batch_users=4)
+    first.warm_up()
+    trained = trained_on(tmp_path)
+    trained = dataclasses.replace(trained, params={'table': 2 * trained.params['table']})
+    with compiled() as programs:
+        second = Recommender(trained, 8, batch_users=4, like=first)
+        second.warm_up()
+        twice = asked(second, HISTORIES)
+    assert not [name for name in programs if 'top_k' in name]
+    assert [[(i, s / 4) for i, s in rows] for rows in twice] == asked(first, HISTORIES)
+    with compiled() as programs:
+        Recommender(trained, 8, batch_users=4).warm_up()
+    assert [name for name in programs if 'top_k' in name]
+
+
 def test_threads_get_what_one_alone_gets(tmp_path, mesh):
     """On a mesh whose programs talk to each other."""
     mesh(2, 4)

@@ -101,7 +101,7 @@ def _mib(log: pathlib.Path) -> float:
     return sum(file.stat().st_size for file in log.rglob('*.npy')) / measure.MIB
 
 
-def generated(folder: pathlib.Path, events: int) -> pathlib.Path:
+def generated(folder: pathlib.Path, events: int, num_items: int = ITEMS) -> pathlib.Path:
     """A prepared data set of about so many events in `folder`; made if it is not there."""
     if (folder / COLUMNS / 'meta.json').exists():
         return folder
@@ -117,9 +117,9 @@ def generated(folder: pathlib.Path, events: int) -> pathlib.Path:
         for first in range(0, len(lengths), _USERS_AT_ONCE):
             part = offsets[first : first + _USERS_AT_ONCE + 1]
             place, count = slice(part[0], part[-1]), int(part[-1] - part[0])
-            columns['items'][place] = 1 + (ITEMS * rng.random(count) ** 2).astype(np.int32)
+            columns['items'][place] = 1 + (num_items * rng.random(count) ** 2).astype(np.int32)
             columns['times'][place] = 1_500_000_000 + np.arange(count) % 100_000_000
-        users, items = np.arange(1, len(offsets)), np.arange(1, ITEMS + 1)
+        users, items = np.arange(1, len(offsets)), np.arange(1, num_items + 1)
         histories = Histories(
             columns['items'], offsets, users, items, columns['times'], name='events'
         )
@@ -147,7 +147,7 @@ def _command(log: pathlib.Path) -> dict:
             start, peak, ready = time.monotonic(), 0.0, None
             try:
                 while process.poll() is None:
-                    peak = max(peak, _vm_hwm(process.pid))
+                    peak = max(peak, measure.resident(process.pid, 'VmHWM'))
                     if ready is None and metrics.exists() and metrics.stat().st_size:
                         ready = time.monotonic() - start
                     time.sleep(0.05)
@@ -158,13 +158,3 @@ def _command(log: pathlib.Path) -> dict:
             lines = said.read_text().strip().splitlines()
             raise UserError(f'training on {log} failed: {lines[-1] if lines else "no word"}')
     return {'vm_hwm_mib': peak, 'seconds_to_first_step': ready}
-
-
-def _vm_hwm(pid: int) -> float:
-    """Most memory that a process has held, MiB, mapped pages of files among it (Linux)."""
-    try:
-        found = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
-    except OSError:
-        return 0.0
-    sizes = [int(line.split()[1]) for line in found if line.startswith('VmHWM')]
-    return sizes[0] / 1024 if sizes else 0.0

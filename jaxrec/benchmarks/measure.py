@@ -1,6 +1,7 @@
 """Yardsticks: the rate of a large matrix product, peak memory, and what the machine is."""
 
 import os
+import pathlib
 import platform
 import resource
 import statistics
@@ -89,6 +90,16 @@ def peak_memory() -> float:
         return stats['peak_bytes_in_use'] / MIB
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == 'darwin' else peak / 1024
+
+
+def resident(pid: int, which: str = 'VmRSS') -> float:
+    """Memory of another process, MiB (Linux): what it holds, or 'VmHWM', the most it has held."""
+    try:
+        found = pathlib.Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
+        return 0.0
+    sizes = [int(line.split()[1]) for line in found if line.startswith(which)]
+    return sizes[0] / 1024 if sizes else 0.0
 
 
 def memory_limit() -> float:

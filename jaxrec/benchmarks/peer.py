@@ -110,9 +110,9 @@ def check(name: str | None, python: str | None, suite: str) -> None:
         return
     if name not in PEERS:
         raise UserError(f'unknown --peer={name}: use one of {", ".join(PEERS)}')
-    suites = ('train',) if name == 'torch-graph' else ('train', 'eval')
+    suites = ('train',) if name == 'torch-graph' else ('train', 'eval', 'lists')
     if suite not in suites:
-        raise UserError(f'--peer={name} goes with --suite={" or ".join(suites)}, not {suite}')
+        raise UserError(f'--peer={name} goes with --suite={", ".join(suites)}, not {suite}')
     if not python:
         raise UserError(f'--peer={name} needs --peer_python=PATH, a Python that has it installed')
     if shutil.which(python) is None:
@@ -158,10 +158,10 @@ def graph_spec(experiment: Experiment, batches: int) -> dict:
     }
 
 
-def eval_spec(experiment: Experiment) -> dict:
-    """Spec of suite eval."""
+def eval_spec(experiment: Experiment, suite: str = 'eval') -> dict:
+    """Spec of suite eval, or lists."""
     return {
-        'suite': 'eval',
+        'suite': suite,
         'model': _model(experiment),
         'k': K,
         'accelerator': _accelerator(),
@@ -190,6 +190,11 @@ def eval_columns(histories: Histories, split: Split, users: int) -> dict[str, np
         'test_users': targets.users[served],
         'test_items': histories.items[targets.ends[served]],
     }
+
+
+def lists_columns(histories: Histories, split: Split, users: np.ndarray) -> dict[str, np.ndarray]:
+    """The same as `eval_columns`, with `served` users in the order in which they are asked for."""
+    return {**eval_columns(histories, split, 0), 'served': users}
 
 
 def _model(experiment: Experiment) -> dict:

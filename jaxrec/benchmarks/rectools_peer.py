@@ -3,7 +3,8 @@
 python rectools_peer.py SPEC.json, where SPEC names the data (npz) and the settings, see
 `jaxrec.benchmarks.peer`. After the warm-up it prints one JSON line about itself; then for every
 line it reads it does one turn (an epoch, or `batches` of one; or lists for `users`) and prints
-{"seconds": ..., "count": ...}, the trained targets or the users served. It ends with its input.
+{"seconds": ..., "count": ...}, the trained targets or the users served; of suite lists also
+"milliseconds" of every call for one user. It ends with its input.
 """
 
 import json
@@ -45,8 +46,10 @@ def main():
     dataset = Dataset.construct(interactions)
     if spec['suite'] == 'train':
         train(spec, dataset)
-    else:
+    elif spec['suite'] == 'eval':
         recommend(spec, dataset, columns)
+    else:
+        lists(spec, dataset, interactions, columns['served'])
 
 
 def train(spec, dataset):
@@ -73,6 +76,47 @@ def recommend(spec, dataset, columns):
         start = time.perf_counter()
         serve(users)
         reply({'seconds': time.perf_counter() - start, 'count': len(users)})
+
+
+def lists(spec, dataset, interactions, users):
+    """Lists for 256 users at once and one by one, in the faster of two ways.
+
+    With the data set of all users, made before; or with one of the asked users alone, made in the
+    call, as for users that were not there before. One turn takes both and gives the better of each.
+    """
+    model = make_model(spec, lightning.Callback(), WARM_UP_BATCHES, epochs=1)
+    model.fit(dataset)
+    of_user = dict(list(interactions.groupby(Columns.User)))
+
+    def whole(some):
+        model.recommend(some, dataset, k=spec['k'], filter_viewed=True)
+
+    def alone(some):
+        made = Dataset.construct(pd.concat([of_user[user] for user in some]))
+        model.recommend(some, made, k=spec['k'], filter_viewed=True)
+
+    def timed(call):
+        many, seconds, each = users[: spec['many'] * spec['at_once']], 0.0, []
+        for first in range(0, len(many), spec['many']):
+            some = many[first : first + spec['many']]
+            start = time.perf_counter()
+            call(some)
+            seconds += time.perf_counter() - start
+        for user in users[len(many) :]:
+            start = time.perf_counter()
+            call(np.array([user]))
+            each.append((time.perf_counter() - start) * 1e3)
+        return seconds, len(many), each
+
+    for call in (whole, alone):
+        call(users[: spec['many']])
+        call(users[:1])
+    reply(about(model.lightning_model))
+    while sys.stdin.readline():
+        found = [timed(call) for call in (whole, alone)]
+        seconds, count, _ = min(found)
+        each = min((one[2] for one in found), key=np.median)
+        reply({'seconds': seconds, 'count': count, 'milliseconds': each})
 
 
 def make_model(spec, callback, batches, epochs=1_000_000):

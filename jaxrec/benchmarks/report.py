@@ -18,9 +18,9 @@ def text(result: dict) -> str:
 def markdown(result: dict) -> str:
     """A table of the turns or sizes, then the figures and the versions."""
     rows = next((result[name] for name in _TABLES if name in result), [])
-    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    names = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
     table = [names, ['---'] * len(names)]
-    table += [[_cell(row[name]) for name in names] for row in rows]
+    table += [[_cell(row.get(name)) for name in names] for row in rows]
     lines = [f'# Benchmark: {result["suite"]}', '']
     lines += [f'| {" | ".join(row)} |' for row in table]
     lines += ['', *(f'- {line}' for line in text(result).splitlines())]
@@ -65,16 +65,21 @@ def _draw(result: dict):
     time, memory = figure.subplots(1, 2)
     names = [case['case'] for case in result['cases']]
     time.plot(names, [case['milliseconds'] for case in result['cases']], marker='o')
-    time.set(yscale='log', ylabel='ms', title='time of a step')
+    of = {'serve': 'an answer', 'ann': 'a list', 'bulk': 'a list'}.get(result['suite'], 'a step')
+    time.set(yscale='log', ylabel='ms', title=f'time of {of}')
     for name, label in (
         ('above_start_mib', 'peak, above the start'),
         ('state_mib', 'parameters and optimiser state'),
         ('logits_mib', 'logits of a plain softmax'),
+        ('anonymous_mib', 'peak of the command'),
     ):
-        if name in result['cases'][0]:
+        if all(name in case for case in result['cases']):
             memory.plot(names, [c[name] for c in result['cases']], marker='o', label=label)
-    memory.set(yscale='log', ylabel='MiB', title='memory')
-    memory.legend()
+    if memory.lines:
+        memory.set(yscale='log', ylabel='MiB', title='memory')
+        memory.legend()
+    else:
+        memory.remove()
     for axis in (time, memory):
         axis.grid(alpha=0.3)
         axis.tick_params('x', labelrotation=20)

@@ -62,7 +62,7 @@ function charts() {
 }
 
 /* ---- what it says ---- */
-const label = (n) => X.names[n][1] || String(X.names[n][0]);
+const label = (n) => X.names[n] ? X.names[n][1] || String(X.names[n][0]) : '';
 const itemOf = X && Object.fromEntries(X.items.map((one, i) => [one.number, i]));
 
 function items(rows, what, value) {
@@ -84,9 +84,20 @@ function listed(rows) {
   return parts;
 }
 
+const unique = (numbers) => [...new Set(numbers)];
+const MAP = X && X.map && itemMap(X.map, label, (n) => lookAt(n));
+
+/* Of a list on the map: one group for each interest. */
+function found(rows) {
+  if (X.interests === 1) return [{ name: 'recommended', color: '--c0', numbers: rows.map(([n]) => n) }];
+  return Array.from({ length: X.interests }, (_, i) => ({ name: `found by interest ${i + 1}`, color: `--c${[0, 2, 3, 5, 7, 8, 9, 4][i % 8]}`,
+    numbers: rows.filter((row) => row[2] === i + 1).map(([n]) => n) }));
+}
+
 function lookAtUser(i) {
   const user = X.users[i];
   if (!user) return;
+  MAP?.mark([{ name: 'history', color: '--c1', numbers: unique(user.history) }, ...found(user.list)]);
   document.getElementById('of').replaceChildren(
     column(`User ${user.id}`, make('p', { class: 'half' }, `${user.events.toLocaleString('en')} events, newest first`),
       items([...user.history].reverse().map((n) => [n]), 'history', () => '')), ...listed(user.list));
@@ -95,6 +106,14 @@ function lookAtUser(i) {
 function lookAt(n) {
   const item = X.items[itemOf[n]];
   document.getElementById('item').value = label(n);
+  if (!item) {
+    MAP?.mark([{ name: label(n), color: '--c1', numbers: [n], large: true }]);
+    document.getElementById('of').replaceChildren(column(label(n), make('p', { class: 'half' }, `id ${X.names[n][0]}`)));
+    document.getElementById('said').textContent = `${label(n)}: this page has no list for it (see --items)`;
+    return;
+  }
+  MAP?.mark([{ name: 'nearest', color: '--c2', numbers: item.near.map(([m]) => m) }, ...found(item.list),
+    { name: label(n), color: '--c1', numbers: [n], large: true }]);
   document.getElementById('of').replaceChildren(
     column(label(n), make('p', { class: 'half' }, `id ${X.names[n][0]}`), make('h3', {}, 'Nearest items'),
       items(item.near, 'nearest', (c) => `cosine ${short(c)}`)),
@@ -105,7 +124,8 @@ function lookAt(n) {
 /* An item by its title or id, as it was typed; the first that contains it where none is the same. */
 function find(text) {
   const wanted = text.trim().toLowerCase();
-  const names = X.items.map((one) => [one.number, X.names[one.number].map((s) => String(s).toLowerCase())]);
+  const numbers = unique([...X.items.map((one) => one.number), ...(X.map ? X.map.number : [])]);
+  const names = numbers.map((n) => [n, X.names[n].map((s) => String(s).toLowerCase())]);
   return (names.find(([, n]) => n.includes(wanted)) || names.find(([, n]) => wanted && n.some((s) => s.includes(wanted))) || [null])[0];
 }
 
@@ -128,7 +148,7 @@ function explorer() {
       make('datalist', { id: 'items' }, ...X.items.slice(0, 500).map((one) => make('option', { value: label(one.number) })))),
     make('p', { id: 'said', class: 'lead', 'aria-live': 'polite' },
       `${X.users.length} users and ${X.items.length.toLocaleString('en')} of ${X.num_items.toLocaleString('en')} items are in this page`),
-    make('div', { id: 'of', class: 'columns' })];
+    make('div', { id: 'of', class: 'columns' }), ...(MAP ? [MAP.node] : [])];
 }
 
 /* ---- where it comes from ---- */
@@ -143,7 +163,7 @@ function provenance() {
 }
 
 document.getElementById('page').append(
-  make('header', {}, make('h1', {}, DATA.title), make('button', { class: 'pill theme', onclick: theme }, 'light / dark')),
+  make('header', {}, make('h1', {}, DATA.title), make('button', { class: 'pill theme', onclick: () => { theme(); MAP?.draw(); } }, 'light / dark')),
   make('p', { class: 'lead' }, `${DATA.about}; ${DATA.checkpoint}`),
   ...metrics(), charts(), ...explorer(), ...provenance());
 if (X && X.users.length) lookAtUser(0); else if (X && X.items.length) lookAt(X.items[0].number);

@@ -20,19 +20,19 @@ _HERE = pathlib.Path(__file__).parent
 _POINTS = 400  # of a curve, of which more are not seen
 
 
-def page(trained: Trained, split: str, users: int, items: int) -> str:
+def page(trained: Trained, split: str, users: int, items: int, mapped: int = 0) -> str:
     """The whole page; see `content`."""
-    told = content(trained, split, users, items)
-    return html.page(told['title'], told, [_HERE / 'run.js'])
+    told = content(trained, split, users, items, mapped)
+    return html.page(told['title'], told, [_HERE / 'map.js', _HERE / 'run.js'])
 
 
-def content(trained: Trained, split: str, users: int, items: int) -> dict[str, Any]:
+def content(trained: Trained, split: str, users: int, items: int, mapped: int) -> dict[str, Any]:
     """What run.js draws, JSON-ready.
 
     Args:
       trained: the run.
       split: which evaluation.
-      users, items: how many the explorer holds, at most.
+      users, items, mapped: how many the explorer and its map hold, at most.
 
     Returns:
       title, about; 'measured': None and 'missing' says why, or the result of the evaluation with
@@ -53,7 +53,7 @@ def content(trained: Trained, split: str, users: int, items: int) -> dict[str, A
         'measured': measured,
         'missing': missing,
         'curves': _curves(trained),
-        'explorer': explorer(trained, users, items, data=not missing),
+        'explorer': explorer(trained, users, items, not missing, mapped),
         'session': {**session, 'command': ' '.join(session.get('command', []))},
         'config': flat(to_record(trained.experiment)),
     }

@@ -41,6 +41,7 @@ def write_lists(
     part_users: int,
     checkpoint: str = 'best',
     given: Histories | None = None,
+    column: str = 'user',
 ) -> None:
     """Writes the lists of `users`: user, rank, item, score, title if there are titles, and interest
     if asked to explain.
@@ -55,8 +56,8 @@ def write_lists(
       output: file; its name says the format, Parquet or CSV.
       part_users: users of a part.
       checkpoint: which one the recommender has.
-      given: histories whose `users` are meant, with a column 'history' instead of 'user', counted
-        from 1; None = those of the data.
+      given: histories whose `users` are meant; None = those of the data.
+      column: name of the first column, their raw ids.
 
     Raises:
       UserError: the parts there belong to another command, or one is writing them now.
@@ -64,10 +65,10 @@ def write_lists(
     check_output(output)
     manifest = _manifest(recommender, users, part_users, checkpoint, given)
     with _only_writer(output):
-        _write_lists(recommender, users, output, manifest, given)
+        _write_lists(recommender, users, output, manifest, given, column)
 
 
-def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given) -> None:
+def _write_lists(recommender, users, output: pathlib.Path, manifest, given, column) -> None:
     part_users = manifest['part_users']
     folder = output.with_name(output.name + '.parts')
     if jax.process_index() == 0:
@@ -85,7 +86,7 @@ def _write_lists(recommender, users, output: pathlib.Path, manifest: dict, given
         chosen = users[starts[i] : starts[i] + part_users]
         lists = recommender(chosen, given)
         if jax.process_index() == 0:
-            table = _table(recommender, chosen, given, *lists)
+            table = _table(recommender, chosen, given, column, *lists)
             _write(parts[i], table.schema, [table])
             files.write_text(_digest_of(parts[i]), files.digest(parts[i]))
         progress.add(len(chosen))
@@ -126,6 +127,7 @@ def _manifest(
     if given is not None:
         digest.update(np.ascontiguousarray(given.offsets, '<i8'))
         digest.update(np.ascontiguousarray(given.items, '<i4'))
+        digest.update(np.ascontiguousarray(given.user_ids))
     return {
         'workdir': str(trained.workdir.resolve()),
         'checkpoint': checkpoint,
@@ -173,14 +175,14 @@ def _claim(folder: pathlib.Path, manifest: dict) -> None:
     files.write_json(path, manifest)
 
 
-def _table(recommender: Recommender, users, given, scores, items, interests) -> pa.Table:
+def _table(recommender: Recommender, users, given, column, scores, items, interests) -> pa.Table:
     """Long format, one row per recommended item."""
     user, place = np.nonzero(items)
     number = items[user, place] - 1
     owners = recommender.histories if given is None else given
     catalogue = recommender.catalogue
     columns = {
-        'user' if given is None else 'history': raw_column(owners.user_ids[users[user]]),
+        column: raw_column(owners.user_ids[users[user]]),
         'rank': pa.array((place + 1).astype(np.int32)),
         'item': raw_column(catalogue.item_ids[number]),
         'score': pa.array(scores[user, place]),

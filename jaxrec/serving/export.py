@@ -20,6 +20,7 @@ from jaxrec.data.row_catalogue import RowCatalogue
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Beginning
 from jaxrec.experiment import to_record
+from jaxrec.serving import ann
 from jaxrec.serving.bulk import raw_column
 from jaxrec.serving.recommender import Recommender
 from jaxrec.serving.scorer import Scorer
@@ -34,11 +35,10 @@ _SHIPPED = pathlib.Path(__file__).parent / 'shipped'
 _CHECKED = 64  # histories or rows of which the exported function must give the same
 _CLOSE = 1e-4  # of the largest score: two kernels round a sum differently, and no more
 _K = 10
-_LINKS, _BUILD, _SEARCH = 32, 100, 128  # of the graph: per item, considered in building, in search
 _MEASURED = 200  # histories for which the graph's lists are compared with exact ones
 
 
-def check_output(folder: pathlib.Path, ann: bool = False) -> None:
+def check_output(folder: pathlib.Path, index: bool = False) -> None:
     """Raises UserError for a folder that holds anything but an exported model.
 
     And for a library that is missing.
@@ -50,11 +50,11 @@ def check_output(folder: pathlib.Path, ann: bool = False) -> None:
         raise UserError(f'{folder} is in the way: it holds something else than an exported model')
     if importlib.util.find_spec('flatbuffers') is None:
         raise UserError("exporting needs flatbuffers: pip install 'jaxrec[export]'")
-    if ann and importlib.util.find_spec('faiss') is None:
+    if index and importlib.util.find_spec('faiss') is None:
         raise UserError("--ann needs faiss-cpu: pip install 'jaxrec[ann]'")
 
 
-def write(trained: Trained, folder: pathlib.Path, ann: bool = False) -> dict[str, Any]:
+def write(trained: Trained, folder: pathlib.Path, index: bool = False) -> dict[str, Any]:
     """Writes a run's model; the folder appears whole or not at all.
 
     function.stablehlo (see `exported`), arrays.npz that it is called with, model.json, and model.py
@@ -64,8 +64,8 @@ def write(trained: Trained, folder: pathlib.Path, ann: bool = False) -> dict[str
     Args:
       trained: the model.
       folder: to write.
-      ann: of lists, also items.faiss, a graph (HNSW) that finds most of the best items faster where
-        there are many; 'ann' of the result says how many and how much.
+      index: of lists, also items.faiss, a graph (HNSW) that finds most of the best items faster
+        where there are many; 'ann' of the result says how many and how much.
 
     Returns:
       What model.json holds; its 'check' compares the lists or scores of the folder and the run's.
@@ -73,7 +73,7 @@ def write(trained: Trained, folder: pathlib.Path, ann: bool = False) -> dict[str
     Raises:
       UserError: the model serves neither lists nor scores, or the folder gives other ones.
     """
-    check_output(folder, ann)
+    check_output(folder, index)
     verbs = trained.served.verbs
     kinds = {'queries': _Lists, 'scores': _Scores}
     kind = next((kinds[verb] for verb in verbs if verb in kinds), None)
@@ -90,12 +90,20 @@ def write(trained: Trained, folder: pathlib.Path, ann: bool = False) -> dict[str
         one.save(partial, arrays)
         shutil.copyfile(_SHIPPED / f'{one.shipped}.py', partial / 'model.py')
         files.write_json(partial / ABOUT, about)
-        loaded = _loaded(partial)
-        about['check'] = one.check(loaded)
-        if ann:
-            about['ann'] = one.index(partial, loaded)
+        model = loaded(partial)
+        about['check'] = one.check(model)
+        if index:
+            about['ann'] = one.index(partial, model)
         files.write_json(partial / ABOUT, about)
     return about
+
+
+def loaded(folder: pathlib.Path) -> Any:
+    """The model of an exported folder as its own loader opens it."""
+    spec = importlib.util.spec_from_file_location('exported_model', folder / 'model.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Model(folder)
 
 
 def exported(
@@ -199,14 +207,17 @@ class _Lists:
         return {'lists': len(wanted), 'ids_equal': same / max(places, 1), 'difference': largest}
 
     def index(self, folder, model):
-        """Writes items.faiss; {'recall@10', 'milliseconds', 'exact_milliseconds'} of a list."""
+        """Writes items.faiss; {'recall@10', 'milliseconds', 'exact_milliseconds'} of a list.
+
+        As wide as finds `ann.LEAST` of the best; measured after other histories.
+        """
         import faiss
 
         items = model.items[1 : len(model.ids) + 1]
-        index = faiss.IndexHNSWFlat(items.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
-        index.hnsw.efConstruction = _BUILD
-        index.add(items)
-        index.hnsw.efSearch = _SEARCH
+        index = ann.built(items)
+        queries = np.concatenate(model.vectors(self._drawn(_MEASURED, seed=1)))
+        best = np.argsort(-(queries @ items.T), axis=1)[:, : min(_K, len(items))]
+        ann.widen(index, queries, best)
         faiss.write_index(index, str(folder / 'items.faiss'))
         raw = [[model.ids[n - 1] for n in history] for history in self._drawn(_MEASURED)]
         lists, times = [], []
@@ -220,9 +231,9 @@ class _Lists:
         told = {f'recall@{_K}': float(np.mean(shares))}
         return {**told, 'milliseconds': times[1], 'exact_milliseconds': times[0]}
 
-    def _drawn(self, count):
+    def _drawn(self, count, seed=0):
         """Histories of item numbers, none to twice the model's window long."""
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(seed)
         lengths = rng.integers(0, 2 * self._inputs.max_len, count)
         last = self._recommender.catalogue.num_items + 1
         return [rng.integers(1, last, n).tolist() for n in lengths]
@@ -379,11 +390,3 @@ def _signature(function):
         'platforms': list(function.platforms),
         'calling_convention': function.calling_convention_version,
     }
-
-
-def _loaded(folder):
-    """The model as the folder's own loader opens it."""
-    spec = importlib.util.spec_from_file_location('exported_model', folder / 'model.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.Model(folder)

@@ -79,7 +79,7 @@ class Memories(Scorer):
         most = self._sizes[-1]
         for turn in turns:
             for part in (turn[n : n + most] for n in range(0, len(turn), most)):
-                given = self._given(part)
+                given = self.given(part)
                 found = self._run(self._kept, given, len(part))
                 groups = given['features'].get(self._same, np.zeros(len(part), np.int32))
                 for row, group, layers in zip(part, groups, found, strict=True):
@@ -104,7 +104,9 @@ class Memories(Scorer):
             at = self.labels.index(label)
             shown.labels[at], shown.mask[at] = value, 1
 
-    def _given(self, rows):
+    def given(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """As of `Scorer`, with the memories of the rows' users."""
+        found = super().given(rows)
         size, labels = (len(rows), self._memory), len(self.labels)
         memory = {
             'kept': np.zeros((*size, *self._shape), np.float32),
@@ -119,4 +121,4 @@ class Memories(Scorer):
                 memory['there'][number, place] = True
                 for name in memory.keys() - {'there'}:
                     memory[name][number, place] = getattr(one, name)
-        return {**super()._given(rows), 'memory': memory}
+        return {**found, 'memory': memory}

@@ -47,6 +47,8 @@ class Recommender:
         `catalogue.item_ids`, as `catalogue.where` makes it of features.
       allow: likewise, the items to choose from; None = all.
       skip_unknown: leave item ids that the data lack out of histories and filters.
+      like: another, whose programs are taken over if its model is built alike: of a run's next
+        checkpoint nothing is compiled again.
 
     Attributes:
       catalogue: the items.
@@ -64,6 +66,7 @@ class Recommender:
         exclude: Any = None,
         allow: Any = None,
         skip_unknown: bool = False,
+        like: 'Recommender | None' = None,
     ):
         if min(k, batch_users) < 1:
             raise UserError('k and batch_users must be at least 1')
@@ -77,8 +80,10 @@ class Recommender:
         self._filter = Filter(self.catalogue, skip_unknown)
         filtered = exclude is not None or allow is not None
         self.allowed = self._filter.allowed(allow, exclude) if filtered else None
-        self._top_k = _program(trained.graphdef, self.catalogue.num_items, keep_seen)
-        self._asked = _program(trained.graphdef, self.catalogue.num_items, keep_seen=False)
+        built = trained.graphdef, self.catalogue.num_items
+        same = like and (like.trained.graphdef, like.catalogue.num_items) == built
+        self._top_k = _program(*built, keep_seen)
+        self._asked = like._asked if same else _program(*built, keep_seen=False)
         self._dispatch = threading.Lock()
         with self._placed():
             begin = Beginning(trained.graphdef, trained.served)
@@ -177,9 +182,42 @@ class Recommender:
         allow: Any = None,
     ) -> list[list[dict]]:
         """The same after histories of item numbers."""
+        return self.answers(self.requests(histories, exclude, allow), k)
+
+    def requests(
+        self, histories: Sequence[Sequence[int]], exclude: Any = None, allow: Any = None
+    ) -> list[Request]:
+        """One of every history of item numbers; those with the same filters share what is allowed.
+
+        Raises:
+          UserError: see `recommend`.
+        """
+        count = len(histories)
+        excludes = self._filter.each(exclude, count, 'exclude')
+        allows = self._filter.each(allow, count, 'allow')
+        shared = self._base
+        for_all = allow if allows is None else None, exclude if excludes is None else None
+        if any(one is not None for one in for_all):
+            shared = self._filter.allowed(*for_all, self._base)
+        found, made = [], {}  # what `allow` makes of each of its objects
+        for n, history in enumerate(histories):
+            history = np.asarray(history, np.int32).reshape(-1)
+            unwanted = [] if self.keep_seen else [history]
+            if excludes and excludes[n] is not None:
+                unwanted.append(self._filter.numbers(excludes[n], 'exclude'))
+            allowed = shared
+            if allows and allows[n] is not None:
+                if id(allows[n]) not in made:
+                    made[id(allows[n])] = self._filter.allowed(allows[n], None, shared)
+                allowed = made[id(allows[n])]
+            unwanted = distinct(np.concatenate([np.zeros(0, np.int32), *unwanted]))
+            found.append(Request(history, unwanted, allowed))
+        return found
+
+    def answers(self, requests: Sequence[Request], k: int | None = None) -> list[list[dict]]:
+        """The lists of `requests`, whoever asked; see `recommend`."""
         k = self._length(k)
         most = self.k if k <= self.k else min(1 << (k - 1).bit_length(), self.catalogue.num_items)
-        requests = self._requests(histories, exclude, allow)
         lists = self._lists(self._asked, self._parts(requests), len(requests), most)
         return [self._listed(*row) for row in zip(*(x[:, :k] for x in lists), strict=True)]
 
@@ -214,30 +252,6 @@ class Recommender:
         if not features:
             return None
         return lambda index: item_codes(features, of_items, items[index])
-
-    def _requests(self, histories, exclude, allow):
-        """A `Request` of every history; those with the same filters share what is allowed."""
-        count = len(histories)
-        excludes = self._filter.each(exclude, count, 'exclude')
-        allows = self._filter.each(allow, count, 'allow')
-        shared = self._base
-        for_all = allow if allows is None else None, exclude if excludes is None else None
-        if any(one is not None for one in for_all):
-            shared = self._filter.allowed(*for_all, self._base)
-        found, made = [], {}  # what `allow` makes of each of its objects
-        for n, history in enumerate(histories):
-            history = np.asarray(history, np.int32).reshape(-1)
-            unwanted = [] if self.keep_seen else [history]
-            if excludes and excludes[n] is not None:
-                unwanted.append(self._filter.numbers(excludes[n], 'exclude'))
-            allowed = shared
-            if allows and allows[n] is not None:
-                if id(allows[n]) not in made:
-                    made[id(allows[n])] = self._filter.allowed(allows[n], None, shared)
-                allowed = made[id(allows[n])]
-            unwanted = distinct(np.concatenate([np.zeros(0, np.int32), *unwanted]))
-            found.append(Request(history, unwanted, allowed))
-        return found
 
     def _whole(self, histories, users, codes, numbered):
         """(places, batch, allowed rows) of all events of users, for `_lists`."""

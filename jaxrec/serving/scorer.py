@@ -76,31 +76,38 @@ class Scorer:
         Raises:
           UserError: a field is missing or of a wrong kind, or a user or item is not in the data.
         """
-        if isinstance(rows, Mapping) or any(not isinstance(row, Mapping) for row in rows):
-            raise UserError('rows is a list of dicts, a value by column')
-        chances = scipy.special.expit(self.logits(rows).astype(np.float64))
-        return [dict(zip(self.labels, one, strict=True)) for one in chances.tolist()]
+        return self.chances(self.given(rows))
 
     def logits(self, rows: Sequence[Mapping[str, Any]]) -> np.ndarray:
         """The same before the logistic function, float32 [n, labels]."""
-        given = self._given(rows)
-        out = [np.zeros((0, len(self.labels)), np.float32)]
-        for first in range(0, len(rows), self._sizes[-1]):
-            part = jax.tree.map(lambda x: x[first : first + self._sizes[-1]], given)  # noqa: B023
-            out.append(self._run(self._logits, part, min(len(rows) - first, self._sizes[-1])))
-        found = np.concatenate(out)
-        if np.isnan(found).any():
-            raise UserError('the model gives scores that are not numbers: its training diverged')
-        return found
+        return self._logits_of(self.given(rows))
+
+    def given(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the model sees of rows, nested arrays [n, ..]; the errors of `score`."""
+        if isinstance(rows, Mapping) or any(not isinstance(row, Mapping) for row in rows):
+            raise UserError('rows is a list of dicts, a value by column')
+        return {'features': self.catalogue(rows)}
+
+    def chances(self, given: dict[str, Any]) -> list[dict[str, float]]:
+        """`score` of what the model sees, whoever asked."""
+        chances = scipy.special.expit(self._logits_of(given).astype(np.float64))
+        return [dict(zip(self.labels, one, strict=True)) for one in chances.tolist()]
 
     def warm_up(self) -> None:
         """Compiles all that any request needs."""
         for size in self._sizes:
-            self._run(self._logits, self._given([]), size)
+            self._run(self._logits, self.given([]), size)
 
-    def _given(self, rows):
-        """What the model sees of rows, nested arrays [n, ..]."""
-        return {'features': self.catalogue(rows)}
+    def _logits_of(self, given):
+        count, most = len(jax.tree.leaves(given)[0]), self._sizes[-1]
+        out = [np.zeros((0, len(self.labels)), np.float32)]
+        for first in range(0, count, most):
+            part = jax.tree.map(lambda x: x[first : first + most], given)  # noqa: B023
+            out.append(self._run(self._logits, part, min(count - first, most)))
+        found = np.concatenate(out)
+        if np.isnan(found).any():
+            raise UserError('the model gives scores that are not numbers: its training diverged')
+        return found
 
     def _run(self, program, given, count):
         """[count, ..] of a program (params, carried, batch)."""

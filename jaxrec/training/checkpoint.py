@@ -228,6 +228,19 @@ def check_begun(workdir: pathlib.Path) -> None:
         )
 
 
+def standing(workdir: pathlib.Path, name: str) -> tuple | None:
+    """What changes when a series, 'last' or 'best', gets another newest checkpoint; None = none.
+
+    Looks at one small file, so that who serves a run can look often.
+    """
+    found = (workdir / 'checkpoints' / name).glob(f'*/{files.SEAL}')
+    steps = {int(path.parent.name): path for path in found if path.parent.name.isdecimal()}
+    try:
+        return (max(steps), *files.standing(steps[max(steps)])) if steps else None
+    except FileNotFoundError:  # replaced at this moment
+        return None
+
+
 def clear_unfinished(workdir: pathlib.Path) -> None:
     """Removes what killed trainings have left half written; only for who has claimed `workdir`."""
     for leftover in (workdir / 'checkpoints').glob('*/*.orbax-checkpoint-tmp*'):
