@@ -163,6 +163,8 @@ class Problem:
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
+      starts: by the names of `ids`, float32 [n + 1, d] vectors that the rows of all tables numbered
+        so begin with (`warm_start.rows_from`).
       catalogue: of the data what serving needs besides the model, of events only those that are a
         graph to propagate over, with `save(folder)`; a run keeps it, so that it is served without
         its data (`Task.open_catalogue`). None where nothing is served.
@@ -181,6 +183,7 @@ class Problem:
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    starts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     catalogue: Any = None
 
     def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
@@ -324,6 +327,7 @@ class Inputs:
       items: whether it makes item vectors of items' features, which steps then read as constants.
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
+      texts: whether it reads the items' texts, constants beside those of `items`.
     """
 
     max_len: int = 0
@@ -338,6 +342,7 @@ class Inputs:
     items: bool = False
     prefixes: bool = False
     domains: bool = False
+    texts: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

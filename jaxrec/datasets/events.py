@@ -86,8 +86,8 @@ def to_histories(events: Events, name: str, min_user: int = 0, min_item: int = 0
         item_ids=item_ids,
         times=None if times is None else integer_times(_take(times, order), name),
         features={k: _take(_take(v, kept), order) for k, v in events.features.items()},
-        item_features={k: _by_item(item_ids, *v) for k, v in events.item_features.items()},
-        titles=None if events.titles is None else _by_item(item_ids, *events.titles),
+        item_features={k: by_item(item_ids, *v) for k, v in events.item_features.items()},
+        titles=None if events.titles is None else by_item(item_ids, *events.titles),
         name=name,
     )
 
@@ -159,7 +159,7 @@ def integer_times(times: np.ndarray, name: str) -> np.ndarray:
     return np.round(times * 1e6).astype(np.int64)
 
 
-def _by_item(item_ids: np.ndarray, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
+def by_item(item_ids: np.ndarray, ids: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Values [num_items, ..] in item order; '', NaN or 0 where the source has none."""
     order = np.argsort(ids, kind='stable')
     at = np.searchsorted(ids, item_ids, sorter=order)

@@ -7,6 +7,7 @@ vectors.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import pathlib
@@ -17,9 +18,9 @@ import jax
 import numpy as np
 
 from jaxrec import datasets
-from jaxrec.config import field
+from jaxrec.config import ENCODERS, Texts, field
 from jaxrec.data import domains as domains_lib
-from jaxrec.data import positives, splits
+from jaxrec.data import item_texts, positives, splits
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
@@ -72,6 +73,11 @@ class Config(Task):
     # the merged log is; rank every target among the items of its own domain
     domain: str = ''
     in_domain: bool = field(False, effect='measure')
+    # of the items' titles, for models that read them (model.items.made_of and others)
+    texts: Texts = dataclasses.field(default_factory=Texts)
+    # tables of items begin with the texts' vectors, of any model: as many of their principal
+    # directions as it has columns, as large as the numbers that it would draw
+    start_table: bool = False
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
@@ -174,6 +180,19 @@ class Config(Task):
             raise UserError(
                 f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
             )
+        if (inputs.texts or self.start_table) and not self.texts.encoder:
+            what = 'task.start_table' if self.start_table else 'this model'
+            raise UserError(
+                f"{what} reads the items' texts: set task.texts.encoder to one of "
+                f'{", ".join(filter(None, ENCODERS))}'
+            )
+        if self.texts.encoder and not (inputs.texts or self.start_table):
+            raise UserError(
+                f'task.texts.encoder={self.texts.encoder!r} and nothing reads the texts: set '
+                "model.items.made_of='ids+texts' or task.start_table"
+            )
+        if self.start_table and train.start_from:
+            raise UserError('task.start_table and train.start_from both say how tables begin')
         if self.periods > 1:
             self._check_stream(experiment)
 
@@ -204,7 +223,7 @@ class Config(Task):
     ) -> 'NextItem':
         """Reads the histories, splits them, and hands out batches and rankings."""
         histories, meta = datasets.load(experiment.data, say=say)
-        return NextItem(experiment, histories, meta, process)
+        return NextItem(experiment, histories, meta, process, say=say)
 
     def open_catalogue(self, folder: pathlib.Path) -> 'Retrieval':
         """Lists after histories need the items alone; see `problem.Task`."""
@@ -214,7 +233,7 @@ class Config(Task):
             data_hash=catalogue.data_hash,
             data_path='',
             source=None,
-            sizes={'item': catalogue.num_items, 'user': catalogue.num_users},
+            sizes=_sizes(catalogue),
             periods=(),
             evaluations={},
             ids={'item': catalogue.item_ids},
@@ -252,6 +271,8 @@ class Config(Task):
 def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
+    Where texts are read 'items' also has 'texts' float32 [num_items + 1, d], their vectors.
+
     With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
     models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
     followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
@@ -269,7 +290,15 @@ def constants_of(catalogue: Catalogue, domains: bool = False) -> dict[str, Any]:
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
+        if catalogue.texts:
+            found['items']['texts'] = np.asarray(catalogue.texts['vectors'])
     return found
+
+
+def _sizes(catalogue: Catalogue) -> dict[str, int]:
+    """'item' and 'user', and where texts are read 'text', the length of their vectors."""
+    sizes = {'item': catalogue.num_items, 'user': catalogue.num_users}
+    return sizes | ({'text': catalogue.texts['vectors'].shape[1]} if catalogue.texts else {})
 
 
 def _mean_follower(follow, num_items):
@@ -315,6 +344,7 @@ class NextItem(Retrieval):
       meta: their data_hash and path.
       process: (index, count): the part of each batch that this process makes.
       split: instead of the one that the task names.
+      say: called with lines for people.
 
     Attributes:
       split: which events train, validate and test; of a stream, up to the end.
@@ -328,6 +358,7 @@ class NextItem(Retrieval):
         meta: dict,
         process: tuple[int, int] = (0, 1),
         split: Split | None = None,
+        say: Callable = print,
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
         task, notes, domains = experiment.task, (), domains_lib.find(histories)
@@ -384,34 +415,41 @@ class NextItem(Retrieval):
             repeats = int((train_ends - histories.offsets[:-1]).sum()) - self._pairs.shape[1]
             if repeats:
                 notes += (f'note: {repeats:,} repeated pairs are one edge each',)
+        self.texts = _texts(experiment, histories, meta['path'], say)
+        data_hash, texts = meta['data_hash'], {}
+        if self.texts is not None:
+            texts = self.texts.columns()
+            data_hash = hashlib.sha256(f'{data_hash} {self.texts.digest}'.encode()).hexdigest()
         known = None
         if experiment.model.inputs().items:
             known = protocols.training_counts(histories, self.split) > 0
         catalogue = Catalogue(
             histories.item_ids,
             histories.num_users,
-            meta['data_hash'],
+            data_hash,
             histories.titles,
             encoder.of_items,
             histories.item_features,
             histories.name,
             self._pairs,
             known,
+            texts=texts,
             **self._followers(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
-            data_hash=meta['data_hash'],
+            data_hash=data_hash,
             data_path=meta['path'],
             source=histories,
-            sizes={'item': histories.num_items, 'user': histories.num_users},
+            sizes=_sizes(catalogue),
             periods=periods,
             evaluations=evaluations,
             ids={'item': histories.item_ids},
             notes=notes,
             catalogue=catalogue,
             constants=constants_of(catalogue, self._in_domain),
+            starts={'item': self.texts.vectors} if task.start_table else {},
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -570,6 +608,31 @@ class NextItem(Retrieval):
                 **self._common(),
             )
         return Period(batches, evaluations)
+
+
+def _texts(
+    experiment: Any, histories: Histories, folder: str, say: Callable
+) -> item_texts.ItemTexts | None:
+    """The vectors of the items' texts, None where they are not read.
+
+    A run that begins with another one's parameters shares the space of its texts.
+
+    Raises:
+      UserError: there are no texts, a package is missing, or that run has other vectors.
+    """
+    settings, start, encoder = experiment.task.texts, experiment.train.start_from, None
+    if not settings.encoder:
+        return None
+    if start and (pathlib.Path(start) / 'catalogue').exists():
+        kept = Catalogue.load(pathlib.Path(start) / 'catalogue').texts
+        encoder = item_texts.encoder_of(kept) if kept else None
+        if encoder and (encoder.kind, len(encoder.centre)) != (settings.encoder, settings.dim):
+            raise UserError(
+                f'train.start_from={start} has texts by {encoder.kind} of {len(encoder.centre)} '
+                f'numbers, this command by {settings.encoder} of {settings.dim}: they must be the '
+                'same'
+            )
+    return item_texts.of_items(histories, settings, folder, say, encoder)
 
 
 def _everything(histories: Histories) -> Split:
