@@ -98,6 +98,11 @@ class Evaluation:
         """The same of predictors that have nothing to learn, by name."""
         return {}
 
+    def mixtures(self, carried: Any) -> dict[str, Measured]:
+        """The same of predictors that take something of the model, `carried` of `Problem.begin`."""
+        del carried
+        return {}
+
 
 class Batches:
     """Training batches: a pure function of the step, so that a run resumes bit for bit.
@@ -328,6 +333,8 @@ class Inputs:
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
       texts: whether it reads the items' texts, constants beside those of `items`.
+      alone: of a model that learns items by themselves, how their negatives are chosen, one of
+        `item_batches.HOW`; '' = it learns histories or pairs.
     """
 
     max_len: int = 0
@@ -343,6 +350,7 @@ class Inputs:
     prefixes: bool = False
     domains: bool = False
     texts: bool = False
+    alone: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@ r"""Top-k lists from a trained model: for a history, for a user, or for any numb
 python -m jaxrec.recommend --workdir=DIR --history=ID,ID,...       (oldest first)
 python -m jaxrec.recommend --workdir=DIR --history_file=FILE [--output=FILE.parquet]
 python -m jaxrec.recommend --workdir=DIR --user=ID
+python -m jaxrec.recommend --workdir=DIR --text="WORD WORD .."
 python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
 python -m jaxrec.recommend --workdir=DIR --user=ID --rerank=RANKER [--weights=click=1,like=2]
 
@@ -11,7 +12,10 @@ in double quotes (--history='"shoe, size 1",b'), or a JSON list. A FILE of ids h
 named .json or .jsonl holds lists, and may hold many histories (see jaxrec/serving/given_ids.py).
 --users=all takes every user of the data.
 
-Histories need the work directory alone, wherever it is. Users need the data that it was trained on.
+--text asks a model that reads the items' texts for what goes with these words.
+
+Histories and texts need the work directory alone, wherever it is. Users need the data that it was
+trained on.
 
 --output ends in .parquet or .csv. A bulk run that was killed goes on where it stopped when started
 again. Items of the history are left out unless --keep_seen, those of --exclude=FILE always, and
@@ -55,6 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_string('workdir', None, 'Folder of the run.')
     flags.DEFINE_string('history', None, 'Raw item ids, a line of CSV or JSON, oldest first.')
     flags.DEFINE_string('history_file', None, 'File of one history, or of many with --output.')
+    flags.DEFINE_string('text', None, 'Words, of a model that reads the texts of items.')
     flags.DEFINE_string('user', None, 'Raw id of a user of the data; all events are used.')
     flags.DEFINE_string('users', None, "File of raw user ids, or 'all'.")
     flags.DEFINE_string('output', None, 'FILE.parquet or FILE.csv; for --users, --history_file.')
@@ -88,12 +93,14 @@ def main(argv: list[str]) -> None:
 def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
-    inputs = {n: getattr(FLAGS, n) for n in ('history', 'history_file', 'user', 'users')}
+    names = ('history', 'history_file', 'text', 'user', 'users')
+    inputs = {n: getattr(FLAGS, n) for n in names}
     given = [f'--{name}' for name, value in inputs.items() if value is not None]
     if len(given) != 1:
         found = ' and '.join(given) or 'none of them'
         raise UserError(
-            f'give exactly one of --history, --history_file, --user and --users; here is {found}'
+            'give exactly one of --history, --history_file, --text, --user and --users; here is '
+            f'{found}'
         )
     if FLAGS.users is not None and FLAGS.output is None:
         raise UserError('--users and --output=FILE.parquet go together')
@@ -133,6 +140,9 @@ def _single(trained: Trained) -> dict:
             raise UserError(f'user {FLAGS.user!r} is not in the data{hint}')
         about = {'user': known.raw_user(user)}
         listed = recommender.user(user)
+    elif FLAGS.text is not None:
+        about = {'text': FLAGS.text}
+        listed = recommender.of_texts([FLAGS.text])[0]
     else:
         items = _one_history(catalogue)
         about = {'history': [catalogue.raw_item(item) for item in items]}

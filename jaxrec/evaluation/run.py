@@ -33,6 +33,10 @@ class Pass:
             for full in (False, True)
         }
 
+    def begin(self, params: dict) -> Any:
+        """What a pass shares, `Problem.begin` of these parameters."""
+        return self._begin(params, self._constants)
+
     def __call__(self, params: dict, evaluation: Evaluation, *, full: bool = False) -> Measured:
         """Predicts and measures; runs under the mesh that the parameters are on.
 

@@ -10,9 +10,11 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import P
 
 from jaxrec import rng
 from jaxrec.config import Feature, field
+from jaxrec.devices.mesh import placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings, item_tokens
 from jaxrec.nn.attention import both_ways_mask, causal_mask
@@ -213,6 +215,19 @@ class SASRec(Model):
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
         table = in_batch.own_table(self, catalogue)
         return in_batch.compared(self.config.in_batch, self.encode(batch, table, last=1))
+
+    def text_queries(self, vectors: jax.Array) -> jax.Array:
+        """[n, 1, D] after one event on an item that is known by its text's vector [n, d] alone."""
+        made = replicated(self.texts.project(vectors))
+        table = Rows(jnp.arange(len(made) + 1), jnp.pad(made, ((1, 0), (0, 0))))
+        items = placed(jnp.arange(1, len(made) + 1)[:, None], P('data', None))
+        codes = {
+            f.column: items[..., None] * 0 if f.kind == 'set' else items * 0
+            for f in self.config.features
+        }
+        one = {'items': items, 'segments': items * 0 + 1, 'features': codes}
+        one['positions'] = items * 0 + self.max_len - 1
+        return self.encode(one, table, last=1)
 
     def encode(
         self,

@@ -26,6 +26,7 @@ from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
+from jaxrec.data.item_batches import ItemBatches, co_clicks
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.pairs import PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
@@ -57,9 +58,10 @@ class Config(Task):
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
     # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
     # the one event after each (in-batch losses, see jaxrec.data.cuts), on 'pairs' of a user and
-    # an item, in no order (models of a graph; train.batch_rows counts pairs), or on all 'prefixes'
-    # of each user's last window, events to predict aside (pre-training)
-    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs', 'prefixes'))
+    # an item, in no order (models of a graph; train.batch_rows counts pairs), on all 'prefixes'
+    # of each user's last window, events to predict aside (pre-training), or on 'items' by
+    # themselves (models of texts; train.batch_rows counts items)
+    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs', 'prefixes', 'items'))
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
@@ -81,6 +83,9 @@ class Config(Task):
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
+    # evaluate: also lists by the last item of a history: item-CF, TF-IDF, the texts' vectors, and
+    # mixtures of item-CF with these and with the model's own vectors
+    item_lists: bool = field(False, effect='pace')
     batch_users: int = field(512, least=1, effect='pace')
     valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
 
@@ -137,6 +142,9 @@ class Config(Task):
                 "'prefixes'" if inputs.prefixes else "'last', 'all' or 'cuts'"
             )
             raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        if (self.windows == 'items') != bool(inputs.alone):
+            want = 'task.windows=' + ("'items'" if inputs.alone else "'last', 'all' or 'cuts'")
+            raise UserError(f'this model trains on {want}, not {self.windows!r}')
         if self.split in splits.PARTED and not inputs.pairs:
             raise UserError(
                 f'task.split={self.split!r} takes single events out of their order: it goes with '
@@ -159,6 +167,8 @@ class Config(Task):
             raise UserError(f'task.unseen_negatives goes {need}, and they with it')
         if self.popularity and protocol.candidates != 'all':
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
+        if self.item_lists and protocol.candidates != 'all':
+            raise UserError(f"task.item_lists needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.in_domain and self.targets == 'all':
@@ -493,6 +503,8 @@ class NextItem(Retrieval):
             numbered=self._experiment.model.inputs().users,
             domains=self._domains,
             in_domain=self._in_domain,
+            item_lists=self._task.item_lists,
+            texts=self.texts,
             **{'references': self._references(), **options},
         )
 
@@ -534,6 +546,8 @@ class NextItem(Retrieval):
                 negatives=task.unseen_negatives,
                 process=self._process,
             )
+        if task.windows == 'items':
+            return self._item_batches()
         common = self._common()
         extras = self._experiment.model.inputs().extras
         if extras:
@@ -555,6 +569,20 @@ class NextItem(Retrieval):
             windows=task.windows,
             unseen_negatives=task.unseen_negatives,
             **common,
+        )
+
+    def _item_batches(self) -> ItemBatches:
+        titles = np.asarray(self.source.titles)
+        numbers = np.unique(titles, return_inverse=True)[1].reshape(-1) + 1
+        numbers = np.concatenate([[0], np.where(self.texts.vectors[1:].any(1), numbers, 0)])
+        train = self._experiment.train
+        return ItemBatches(
+            co_clicks(self.source, self.split.train_ends),
+            numbers,
+            rows=train.batch_rows,
+            seed=train.seed,
+            how=self._experiment.model.inputs().alone,
+            process=self._process,
         )
 
     def _common(self) -> dict:

@@ -22,7 +22,8 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         evaluation = known[which]()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
         measured = predict(trained.params, evaluation, full=True)
-        return evaluation, measured, evaluation.references()
+        mixtures = evaluation.mixtures(predict.begin(trained.params))
+        return evaluation, measured, {**evaluation.references(), **mixtures}
 
 
 def as_json(
