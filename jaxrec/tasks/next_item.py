@@ -268,8 +268,11 @@ class Config(Task):
         Raises:
           UserError: the model reads features, which they lack.
         """
-        if experiment.model.inputs().features or experiment.model.inputs().rewards:
-            raise UserError('--items has no features, and the model reads some: leave it out')
+        inputs = experiment.model.inputs()
+        if inputs.features or inputs.rewards or experiment.task.texts.encoder:
+            raise UserError(
+                '--items has no features and no texts, and the model reads some: leave it out'
+            )
         length, rows = experiment.model.inputs().max_len + 1, experiment.train.batch_rows
         histories = generated(length, rows, items)
         meta = {'data_hash': '', 'path': ''}
