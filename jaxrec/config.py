@@ -61,6 +61,10 @@ class Data:
     columns: str = ''  # of a text table without a header line: the names of all its columns
     features: str = ''  # of a table `log`: numeric columns kept with every event, 'COL,COL'
     domain_col: str = ''  # of a table `log`: which of several catalogues the item is of, in words
+    # table of the items' texts, of `log` or `dataset`; what it alone names joins the catalogue
+    texts: str = field('', effect='place')  # its content counts
+    text_col: str = 'text'  # of `texts`, beside `item_col`; several, 'title,brand', are joined
+    text_columns: str = ''  # of `texts` without a header line: the names of all its columns
     min_user: int = field(0, least=0)  # k-core: least events per user, iterated with min_item
     min_item: int = field(0, least=0)
     data_dir: str = field('~/.cache/jaxrec', effect='place')  # where prepared data sets are kept
@@ -148,6 +152,25 @@ class Feature:
     def rows(self) -> int:
         """Of its table: codes 0 .. size + 1."""
         return self.size + 2
+
+
+ENCODERS = ('', 'tfidf', 'skipgram', 'wordllama')
+
+
+@dataclasses.dataclass
+class Texts:
+    """What the items' texts are made: unit vectors (`data.text_encoders`).
+
+    encoder     a text's vector
+    tfidf       TF-IDF of its words, in the leading directions of a singular value decomposition
+    skipgram    the mean of its words' vectors, which are learnt from the texts (word2vec)
+    wordllama   the mean of its tokens' vectors, which come in a package (`.[text]`); English above
+                all
+    """
+
+    encoder: str = field('', choices=ENCODERS)  # '' = texts are not read
+    dim: int = field(128, least=1)  # of the vectors; of wordllama 64, 128 or 256
+    centred: bool = True  # the mean of all items taken away, before vectors are made unit
 
 
 SIGNAL_KINDS = ('binary', 'percentile')

@@ -16,6 +16,9 @@ becomes of ids and times, is written at the top of jaxrec/datasets/log_file.py. 
 log and prints what was understood: columns, types, the first rows, ties, the unit of time; nothing
 is written.
 
+--texts is a table `item,text` (columns --item_col and --text_col) of the items of --log or
+--dataset; items that it alone names join the catalogue.
+
 A Parquet log of more than 16 million events is read in pieces, in little memory. One that is too
 large for a machine: --log='FOLDER/*.parquet' --beam_runner=RUNNER --beam_options=OPTION,OPTION
 (see jaxrec/datasets/beam.py; pip install 'jaxrec[beam]').
@@ -51,7 +54,8 @@ TIES = 'sorted by user and time; equal times keep the order of the source'
 TIES_OF_BEAM = 'sorted by user and time; equal times by item'
 
 FLAGS = flags.FLAGS
-FIELDS = (*datasets.OF_A_LOG, 'dataset', 'source', 'log', 'min_user', 'min_item', 'data_dir')
+FIELDS = (*datasets.OF_A_LOG, *datasets.OF_TEXTS)
+FIELDS += ('dataset', 'source', 'log', 'min_user', 'min_item', 'data_dir')
 
 
 def define_flags() -> None:
@@ -88,6 +92,15 @@ def define_flags() -> None:
         'domain_col',
         DEFAULT.domain_col,
         'Column of a table that says which of several catalogues the item is of, e.g. food.',
+    )
+    flags.DEFINE_string(
+        'texts', DEFAULT.texts, 'Table of items and their texts; items may be new to the events.'
+    )
+    flags.DEFINE_string('text_col', DEFAULT.text_col, 'Column of --texts, or several: COL,COL.')
+    flags.DEFINE_string(
+        'text_columns',
+        DEFAULT.text_columns,
+        'COL,COL: names of all columns of --texts without a header line.',
     )
     flags.DEFINE_integer(
         'min_user', DEFAULT.min_user, 'k-core: least events of a user, iterated with --min_item.'
@@ -134,6 +147,8 @@ def main(argv: list[str]) -> None:
     if FLAGS.beam_runner:
         if not FLAGS.log:
             raise UserError('--beam_runner reads your own files: give --log=PATTERN')
+        if FLAGS.texts:
+            raise UserError('--beam_runner reads events alone: leave out --texts')
         options = tuple(FLAGS.beam_options or ())
         histories, meta = beam.prepare(config, FLAGS.beam_runner, options, say)
     else:

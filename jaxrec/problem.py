@@ -106,6 +106,11 @@ class Evaluation:
         """What the simplest of them has in a metric: where learning begins. None = unknown."""
         return None
 
+    def mixtures(self, carried: Any) -> dict[str, Measured]:
+        """The same of predictors that take something of the model, `carried` of `Problem.begin`."""
+        del carried
+        return {}
+
 
 class Batches:
     """Training batches: a pure function of the step, so that a run resumes bit for bit.
@@ -173,6 +178,8 @@ class Problem:
       periods: in order; usually one.
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
+      starts: by the names of `ids`, float32 [n + 1, d] vectors that the rows of all tables numbered
+        so begin with (`warm_start.rows_from`).
       catalogue: of the data what serving needs besides the model, of events only those that are a
         graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is
         served without its data (`Task.open_catalogue`). None where nothing is served.
@@ -194,6 +201,7 @@ class Problem:
     constants: dict[str, Any] = dataclasses.field(default_factory=dict)
     ids: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    starts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     catalogue: Any = None
 
     def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
@@ -341,6 +349,9 @@ class Inputs:
       context: of pairs in two domains, most items of either that come with a pair.
       support: most overlapped users whose training histories are a constant too.
       shuffled: whether their events of one domain are another user's, see `data.overlap`.
+      texts: whether it reads the items' texts, constants beside those of `items`.
+      alone: of a model that learns items by themselves, how their negatives are chosen, one of
+        `item_batches.HOW`; '' = it learns histories or pairs.
     """
 
     max_len: int = 0
@@ -359,6 +370,8 @@ class Inputs:
     context: int = 0
     support: int = 0
     shuffled: bool = False
+    texts: bool = False
+    alone: str = ''
 
 
 @dataclasses.dataclass(frozen=True)

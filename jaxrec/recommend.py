@@ -4,6 +4,7 @@ python -m jaxrec.recommend --workdir=DIR --history=ID,ID,...       (oldest first
 python -m jaxrec.recommend --workdir=DIR --history_file=FILE [--output=FILE.parquet]
 python -m jaxrec.recommend --workdir=DIR --histories=LOG --output=FILE.parquet    (new users)
 python -m jaxrec.recommend --workdir=DIR --user=ID
+python -m jaxrec.recommend --workdir=DIR --text="WORD WORD .."
 python -m jaxrec.recommend --workdir=DIR --users=FILE --output=FILE.parquet
 python -m jaxrec.recommend --workdir=DIR --user=ID --rerank=RANKER [--weights=click=1,like=2]
 
@@ -13,7 +14,10 @@ named .json or .jsonl holds lists, and may hold many histories (see jaxrec/servi
 --users=all takes every user of the data. --histories is a log of users that may be new, with the
 columns of the run's own (see jaxrec/datasets/log_file.py), or a .json or .jsonl file of histories.
 
-Histories need the work directory alone, wherever it is. Users need the data that it was trained on.
+--text asks a model that reads the items' texts for what goes with these words.
+
+Histories and texts need the work directory alone, wherever it is. Users need the data that it was
+trained on.
 
 --output ends in .parquet or .csv. A bulk run that was killed goes on where it stopped when started
 again. Items of the history are left out unless --keep_seen, those of --exclude=FILE always, and
@@ -59,6 +63,7 @@ def define_flags() -> None:
     flags.DEFINE_string('history', None, 'Raw item ids, a line of CSV or JSON, oldest first.')
     flags.DEFINE_string('history_file', None, 'File of one history, or of many with --output.')
     flags.DEFINE_string('histories', None, 'Log of new users, or .jsonl of histories; --output.')
+    flags.DEFINE_string('text', None, 'Words, of a model that reads the texts of items.')
     flags.DEFINE_string('user', None, 'Raw id of a user of the data; all events are used.')
     flags.DEFINE_string('users', None, "File of raw user ids, or 'all'.")
     flags.DEFINE_string('output', None, 'FILE.parquet or FILE.csv; for --users, --history_file.')
@@ -92,14 +97,14 @@ def main(argv: list[str]) -> None:
 def _main() -> None:
     if not FLAGS.workdir:
         raise UserError('give --workdir=DIR, the folder of a run (see --help)')
-    names = ('history', 'history_file', 'histories', 'user', 'users')
+    names = ('history', 'history_file', 'histories', 'text', 'user', 'users')
     inputs = {name: getattr(FLAGS, name) for name in names}
     given = [f'--{name}' for name, value in inputs.items() if value is not None]
     if len(given) != 1:
         found = ' and '.join(given) or 'none of them'
         raise UserError(
-            'give exactly one of --history, --history_file, --histories, --user and --users; here '
-            f'is {found}'
+            'give exactly one of --history, --history_file, --histories, --text, --user and --users; '
+            f'here is {found}'
         )
     for name in ('users', 'histories'):
         if inputs[name] is not None and FLAGS.output is None:
@@ -140,6 +145,9 @@ def _single(trained: Trained) -> dict:
             raise UserError(f'user {FLAGS.user!r} is not in the data{hint}')
         about = {'user': known.raw_user(user)}
         listed = recommender.user(user)
+    elif FLAGS.text is not None:
+        about = {'text': FLAGS.text}
+        listed = recommender.of_texts([FLAGS.text])[0]
     else:
         items = _one_history(catalogue)
         about = {'history': [catalogue.raw_item(item) for item in items]}

@@ -82,6 +82,8 @@ def begun(path):
     if inputs.domains:
         names = np.where(np.arange(histories.num_items) % 2, b'food', b'kitchen')
         histories.item_features['domain'] = names
+    if experiment.task.texts.encoder:
+        histories.titles = np.array([f'item number {n % 9}'.encode() for n in range(30)])
     meta = {'data_hash': '', 'path': ''}
     problem = next_item.NextItem(experiment, histories, meta)
     program = Program(experiment, problem, 10)

@@ -15,7 +15,7 @@ from jaxrec.data import stored
 from jaxrec.errors import UserError
 
 _INTEGER = re.compile('0|-?[1-9][0-9]{0,18}')  # int() also takes '1_0', '+1' and other digits
-_CODE, _FEATURE = 'code.', 'item.'
+_CODE, _FEATURE, _TEXT = 'code.', 'item.', 'text.'
 
 
 class Items:
@@ -67,6 +67,8 @@ class Catalogue(Items):
         of models that know domains; None for others.
       support, support_users: of `overlap.overlapped`, histories that a model compares others with;
         None where it has none.
+      texts: 'vectors' float32 [num_items + 1, d] of the items' texts and what made them, see
+        `item_texts.ItemTexts`, of tasks that read them; {} for others.
     """
 
     KIND: ClassVar[str] = 'catalogue'
@@ -84,6 +86,7 @@ class Catalogue(Items):
     follow_own: np.ndarray | None = None
     support: np.ndarray | None = None
     support_users: np.ndarray | None = None
+    texts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def content_hash(self) -> str:
         """sha256 over every column; independent of file format and platform."""
@@ -108,7 +111,9 @@ class Catalogue(Items):
         def made(columns, name, meta):
             codes, features = stored.named(columns, _CODE), stored.named(columns, _FEATURE)
             num_users = int(columns.pop('num_users')[0])
+            texts = stored.named(columns, _TEXT)
             rest = {'codes': codes, 'features': features, 'data_hash': meta['of'], 'name': name}
+            rest |= {'texts': texts}
             return cls(**columns, num_users=num_users, **rest)
 
         return opened(folder, cls.KIND, made)
@@ -147,6 +152,7 @@ class Catalogue(Items):
         }
         columns |= {_CODE + name: column for name, column in sorted(self.codes.items())}
         columns |= {_FEATURE + name: column for name, column in sorted(self.features.items())}
+        columns |= {_TEXT + name: column for name, column in sorted(self.texts.items())}
         return {name: np.ascontiguousarray(c) for name, c in columns.items() if c is not None}
 
 

@@ -44,6 +44,9 @@ KNOWN |= {  # with item attributes, for pre-training
     'sports-attributes': ('s3rec', 'SPORTS_ATTRIBUTES', 'sports with attributes of its items'),
     'yelp-attributes': ('s3rec', 'YELP_ATTRIBUTES', 'yelp with attributes of its items'),
 }
+KNOWN |= {  # with titles of all items
+    'games-titles': ('llmrank', 'GAMES', 'Amazon Video Games of 2018 with titles'),
+}
 KNOWN |= {  # two domains whose users are shared
     'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),
     'food-kitchen-llmcdsr': ('two_domains', 'LLMCDSR', 'the same, most users in one of them'),
@@ -78,6 +81,7 @@ GENERATED = {  # name -> file here with `parse` and `generate`, and a summary; n
     ),
 }
 OF_A_LOG = ('layout', 'user_col', 'item_col', 'time_col', 'columns', 'features', 'domain_col')
+OF_TEXTS = ('texts', 'text_col', 'text_columns')
 NAMES = (*KNOWN, SYNTHETIC, *GENERATED)
 _FLAG = re.compile(r'--(?=(?:' + '|'.join(config_lib.Data.__dataclass_fields__) + r')\b)')
 
@@ -160,7 +164,7 @@ def _open_prepared(config: config_lib.Data) -> tuple[store.Stored, dict] | None:
         found = store.find(folder)
         if not found:
             continue
-        for option in _set(config, (*OF_A_LOG, 'min_user', 'min_item')):
+        for option in _set(config, (*OF_A_LOG, *OF_TEXTS, 'min_user', 'min_item')):
             raise UserError(
                 f'--log={path} is the folder of a prepared data set, which is taken as it is: '
                 f'leave out --{option}, or give the file it was made from'
@@ -175,10 +179,10 @@ def _open_prepared(config: config_lib.Data) -> tuple[store.Stored, dict] | None:
 
 
 def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
-    from jaxrec.datasets import events, log_file, log_parts, raw_ids
+    from jaxrec.datasets import events, log_file, log_parts, raw_ids, texts_file
 
     root = pathlib.Path(config.data_dir).expanduser().absolute()
-    name = pathlib.Path(config.log).name
+    name, texts = pathlib.Path(config.log).name, texts_file.key(config, root)
     content = log_parts.content_hash(config.log, root)
 
     def read(scratch: pathlib.Path) -> store.Source:
@@ -187,6 +191,8 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
         if histories is None:
             raw = log_file.read_domains(config) if config.domain_col else log_file.read(config)
             histories = events.to_histories(raw, name, config.min_user, config.min_item)
+        if texts:
+            histories = _with_texts(histories, config, root, texts, say)
         for column, ids in (('user', histories.user_ids), ('item', histories.item_ids)):
             for remark in raw_ids.remarks(ids, getattr(config, f'{column}_col')):
                 say(f'note: {remark}')
@@ -195,7 +201,22 @@ def _log(config: config_lib.Data, say: Callable) -> store.Recipe:
         about = f'Interaction log {name}.'
         return store.Source(histories, about, store.log_source(config.log), content)
 
-    return store.Recipe(f'log/{log_file.key(config, content)}/{store.VERSION}', read)
+    folder = log_file.key(config, f'{content} {texts}' if texts else content)
+    return store.Recipe(f'log/{folder}/{store.VERSION}', read)
+
+
+def _with_texts(
+    histories: Histories, config: config_lib.Data, root: pathlib.Path, key: str, say: Callable
+) -> Histories:
+    """The histories with the texts of their items, see `texts_file.joined`."""
+    from jaxrec.datasets import texts_file
+
+    say(f'reading {config.texts}')
+    histories, about = texts_file.joined(histories, config)
+    if texts_file.key(config, root) != key:
+        raise UserError(f'{config.texts} has changed while it was read; start again')
+    say(about)
+    return histories
 
 
 def _rows_log(config: config_lib.Data, say: Callable, columns: Columns) -> store.Recipe:
@@ -270,8 +291,12 @@ def _generated(config: config_lib.Data) -> store.Recipe:
 
 
 def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
+    from jaxrec.datasets import texts_file
+
     module, attribute, _ = KNOWN[config.dataset]
     data_set = getattr(importlib.import_module(f'jaxrec.datasets.{module}'), attribute)
+    root = pathlib.Path(config.data_dir).expanduser().absolute()
+    texts = texts_file.key(config, root)
 
     def read(scratch: pathlib.Path) -> store.Source:
         del scratch
@@ -282,6 +307,10 @@ def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
             raw = events.to_histories(raw, config.dataset, config.min_user, config.min_item)
         elif config.min_user or config.min_item:
             raise UserError(f'--min_user and --min_item are for histories, not {raw.KIND}')
+        if texts and not isinstance(raw, Histories):
+            raise UserError(f'--texts is for histories, not {raw.KIND}')
+        if texts:
+            raw = _with_texts(raw, config, root, texts, say)
         return store.Source(
             raw,
             data_set.description,
@@ -292,10 +321,13 @@ def _public(config: config_lib.Data, say: Callable) -> store.Recipe:
         )
 
     name = config.dataset.replace('-', '_')  # TFDS allows no dash
-    variant = getattr(data_set, 'variant', None)  # of one layout that several data sets have
-    if variant and config.source:
-        name = f'{name}/{variant(config.source)}'
-    return store.Recipe(f'{name}{_k_core(config, "/")}/{store.VERSION}', read)
+    of = getattr(data_set, 'variant', None)  # of one layout that several data sets have
+    if of and config.source:
+        name = f'{name}/{of(config.source)}'
+    variant = _k_core(config, '/')
+    if texts:
+        variant = f'{variant or "/"}{"_" * bool(variant)}texts_{texts}'
+    return store.Recipe(f'{name}{variant}/{store.VERSION}', read)
 
 
 def _k_core(config: config_lib.Data, prefix: str) -> str:

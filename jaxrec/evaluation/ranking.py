@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,13 @@ from jaxrec.data.domains import Domains
 from jaxrec.data.features import Codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths, history_batches
+from jaxrec.data.item_texts import ItemTexts
 from jaxrec.data.ragged import blocks, distinct, ranges
 from jaxrec.data.splits import Split
 from jaxrec.devices import top_k
 from jaxrec.devices.tuning import serving_rows
 from jaxrec.errors import UserError
-from jaxrec.evaluation import baselines, protocols, rank_metrics
+from jaxrec.evaluation import baselines, item_lists, protocols, rank_metrics
 from jaxrec.evaluation.run import collected
 from jaxrec.problem import Batch, Evaluation, Measured, Part
 
@@ -56,6 +58,8 @@ class Ranking(Evaluation):
       domains: of the items, by which metrics are also told apart; None = there are none.
       in_domain: rank among the items of the target's domain alone.
       each: every target is a row by itself, among candidates of its own; values are of rows.
+      item_lists: whether `mixtures` measures lists by the last item, see `item_lists.counts`.
+      texts: vectors of the items' texts, where the task reads them.
 
     Raises:
       UserError: unknown split, or one without targets; several targets of a user in_domain.
@@ -81,7 +85,10 @@ class Ranking(Evaluation):
         domains: Domains | None = None,
         in_domain: bool = False,
         each: bool = False,
+        item_lists: bool = False,
+        texts: ItemTexts | None = None,
     ):
+        self._item_lists, self.texts = item_lists, texts
         limits = [n for n in (protocol.max_users, max_users) if n]
         targets = protocols.choose_users(
             split.targets(which), min(limits, default=0), protocol.user_seed
@@ -215,6 +222,13 @@ class Ranking(Evaluation):
         """That of popularity."""
         counts = baselines.counts(self, ('popularity',))['popularity']
         return self.result(*counts).metrics.get(metric)
+
+    def mixtures(self, carried: Any) -> dict[str, Measured]:
+        """Lists by the last item of the history, some with the model's vectors of items."""
+        if not self._item_lists:
+            return {}
+        counted = item_lists.counts(self, np.asarray(carried['items'], np.float32))
+        return {name: self.result(*counts) for name, counts in counted.items()}
 
     def result(self, greater: np.ndarray, ties: np.ndarray) -> Measured:
         """Metrics from the counts of all targets, int [len(items)]."""

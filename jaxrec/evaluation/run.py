@@ -35,6 +35,10 @@ class Pass:
             for full in (False, True)
         }
 
+    def begin(self, params: dict) -> Any:
+        """What a pass shares, `Problem.begin` of these parameters."""
+        return self._begin(params, self._constants)
+
     def __call__(
         self,
         params: dict,

@@ -13,9 +13,10 @@ from flax import nnx
 
 from jaxrec import rng
 from jaxrec.config import Feature, field
-from jaxrec.nn import embeddings
+from jaxrec.nn import embeddings, item_tokens
 from jaxrec.nn.dropout import Key, dropout
 from jaxrec.nn.embeddings import Rows, lookup
+from jaxrec.nn.item_tokens import ItemTokens
 from jaxrec.nn.linear import linear_layer
 from jaxrec.objectives import in_batch
 from jaxrec.objectives.in_batch import InBatch
@@ -36,23 +37,26 @@ class Config(ModelConfig):
     feature_dim: int = field(16, least=1)  # width of each feature's vectors
     embedding_dropout: float = field(0.1, least=0, below=1, traced=True)
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
+    items: ItemTokens = dataclasses.field(default_factory=ItemTokens)  # ids, texts or both
     init: str = field('xavier_normal', choices=embeddings.INITS)
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""
         self.in_batch.check()
+        self.items.check(self.in_batch.similarity, '')
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'ComiRec':
         """Builds the model for items 1..sizes['item']."""
-        return ComiRec(self, sizes['item'], rngs=rngs)
+        return ComiRec(self, sizes, rngs=rngs)
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
-        return Inputs(self.max_len, self.features, cuts=self.max_len)
+        texts = self.items.texts
+        return Inputs(self.max_len, self.features, cuts=self.max_len, items=texts, texts=texts)
 
     def tables(self) -> dict[str, tuple[str, ...]]:
-        """The item table."""
-        return {'table': ('items', 'targets', 'sampled')}
+        """The item table, where it alone makes item vectors."""
+        return {} if self.items.texts else {'table': ('items', 'targets', 'sampled')}
 
     def whole_batch(self) -> str:
         """The in-batch loss takes a batch's rows as each other's negatives."""
@@ -62,7 +66,8 @@ class Config(ModelConfig):
 class ComiRec(Model):
     """K attentions over the history: V = softmax(W2 tanh(W1 (H + positions)))^T H (eq. 6, 7)."""
 
-    def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
+        num_items = sizes['item']
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         init = embeddings.INITS[config.init]
         linear = linear_layer(init, jnp.float32, bias=False)
@@ -76,6 +81,7 @@ class ComiRec(Model):
         )
         self.inner = linear(config.dim, config.hidden * config.dim, rngs=rngs)
         self.outer = linear(config.hidden * config.dim, config.interests, rngs=rngs)
+        self.texts = item_tokens.make(config.items, sizes, config.init, config.dim, rngs)
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
@@ -83,8 +89,8 @@ class ComiRec(Model):
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{'items': item vectors [rows, D]}, as their dot products are scores."""
-        del constants
-        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
+        table = item_tokens.table_of(self, constants)
+        return {'items': in_batch.compared(self.config.in_batch, table)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, K, D] of right-aligned histories (items, segments, positions [B, W])."""
@@ -119,9 +125,10 @@ class ComiRec(Model):
         self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """In-batch softmax of the interest nearest to the target (eq. 8, 9), and its terms."""
-        del constants
-        table, key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
-        queries = self.encode(batch, table, key, batch['targets'].shape[1])
+        keys = rng.keys(key, *_STREAMS, 'ids')
+        wanted = item_tokens.looked_up(batch)
+        table = item_tokens.table_of(self, constants, keys['ids'], wanted)
+        queries = self.encode(batch, table, keys['encode'], batch['targets'].shape[1])
         queries = in_batch.compared(self.config.in_batch, queries)
         rows = lookup(table, batch['targets'])
         nearest = jnp.einsum('bgkd,bgd->bgk', queries, rows).argmax(2)

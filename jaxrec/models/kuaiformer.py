@@ -19,11 +19,12 @@ from jaxrec import rng
 from jaxrec.config import Feature, field
 from jaxrec.devices.mesh import on_mesh, replicated, reshape_rows
 from jaxrec.errors import UserError
-from jaxrec.nn import embeddings
+from jaxrec.nn import embeddings, item_tokens
 from jaxrec.nn.attention import causal_mask
 from jaxrec.nn.blocks import BlockLlama
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import Rows, lookup
+from jaxrec.nn.item_tokens import ItemTokens
 from jaxrec.nn.linear import linear_layer, rms_norm
 from jaxrec.objectives import contrast as contrast_lib
 from jaxrec.objectives import in_batch
@@ -55,6 +56,7 @@ class Config(ModelConfig):
     embedding_dropout: float = field(0.1, least=0, below=1, traced=True)  # on the tokens
     in_batch: InBatch = dataclasses.field(default_factory=InBatch)  # settings of the loss
     contrast: tuple[Contrast, ...] = ()  # contrastive terms; of the mean of the k vectors of a user
+    items: ItemTokens = dataclasses.field(default_factory=ItemTokens)  # ids, texts or both
     init: str = field('xavier_normal', choices=embeddings.INITS)  # of the item table and the layers
     bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
 
@@ -73,6 +75,8 @@ class Config(ModelConfig):
                 f'model.max_len={self.max_len}, not {sum(self.compress) + self.newest}'
             )
         self.in_batch.check()
+        others = 'model.contrast' if contrast_lib.active(self.contrast) else ''
+        self.items.check(self.in_batch.similarity, others)
         for one in self.contrast:
             one.check()
             if one.pool != 'last':
@@ -87,16 +91,19 @@ class Config(ModelConfig):
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'KuaiFormer':
         """Builds the model for items 1..sizes['item']."""
-        return KuaiFormer(self, sizes['item'], rngs=rngs)
+        return KuaiFormer(self, sizes, rngs=rngs)
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
         extras = contrast_lib.extras(self.contrast)
-        return Inputs(self.max_len, self.features, extras, cuts=self.newest)
+        texts = self.items.texts
+        return Inputs(
+            self.max_len, self.features, extras, cuts=self.newest, items=texts, texts=texts
+        )
 
     def tables(self) -> dict[str, tuple[str, ...]]:
         """The item table, if no average of the whole model is kept."""
-        if any(one.momentum for one in self.contrast):
+        if self.items.texts or any(one.momentum for one in self.contrast):
             return {}
         return {'table': ('items', 'targets', 'sampled', 'similar', 'positive/items')}
 
@@ -108,7 +115,8 @@ class Config(ModelConfig):
 class KuaiFormer(Model):
     """Tokens of item and features, compressed groups, a causal transformer, k query tokens."""
 
-    def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
+        num_items = sizes['item']
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         dtype = jnp.bfloat16 if config.bf16 else jnp.float32
         linear = linear_layer(embeddings.INITS[config.init], dtype, bias=False)
@@ -147,6 +155,7 @@ class KuaiFormer(Model):
         self.contrasting = contrast_lib.active(config.contrast)
         self.heads = contrast_lib.make_heads(config.contrast, init, config.dim, rngs)
         self.objectives = contrast_lib.make_objectives(config.contrast, init, config.dim, rngs)
+        self.texts = item_tokens.make(config.items, sizes, config.init, config.dim, rngs)
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
@@ -154,8 +163,8 @@ class KuaiFormer(Model):
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{'items': item vectors [rows, D]}, as their dot products are scores."""
-        del constants
-        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
+        table = item_tokens.table_of(self, constants)
+        return {'items': in_batch.compared(self.config.in_batch, table)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, k, D] of right-aligned histories (items, segments [B, W], features)."""
@@ -258,9 +267,10 @@ class KuaiFormer(Model):
         self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """In-batch softmax of cuts (`in_batch.loss`) plus contrastive terms, and the carry."""
-        del constants
-        table, encode_key = self.item_table(), rng.keys(key, *_STREAMS)['encode']
-        queries = self.encode(batch, table, encode_key, batch['targets'].shape[1])
+        keys = rng.keys(key, *_STREAMS, 'ids')
+        wanted = item_tokens.looked_up(batch)
+        table = item_tokens.table_of(self, constants, keys['ids'], wanted)
+        queries = self.encode(batch, table, keys['encode'], batch['targets'].shape[1])
         value, (terms, new) = in_batch.loss(
             self.config.in_batch, queries, table, batch, carry, self.num_items
         )

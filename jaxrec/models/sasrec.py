@@ -10,15 +10,18 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import P
 
 from jaxrec import rng
 from jaxrec.config import Feature, field
+from jaxrec.devices.mesh import placed, replicated
 from jaxrec.errors import UserError
-from jaxrec.nn import embeddings
+from jaxrec.nn import embeddings, item_tokens
 from jaxrec.nn.attention import both_ways_mask, causal_mask
 from jaxrec.nn.blocks import BLOCKS
 from jaxrec.nn.dropout import Key, dropout, dropout_rows, split_key
 from jaxrec.nn.embeddings import Rows, lookup
+from jaxrec.nn.item_tokens import ItemTokens
 from jaxrec.nn.linear import layer_norm, linear_layer
 from jaxrec.objectives import contrast as contrast_lib
 from jaxrec.objectives import in_batch, multi_signal, next_item, seq2seq
@@ -65,6 +68,7 @@ class Config(ModelConfig):
     seq2seq: Seq2Seq = dataclasses.field(default_factory=Seq2Seq)
     features: tuple[Feature, ...] = ()  # of the events, beside the item
     feature_dim: int = field(16, least=1)  # width of each feature's vectors
+    items: ItemTokens = dataclasses.field(default_factory=ItemTokens)  # ids, texts or both
     # xavier_uniform is the authors' code; normal has a deviation of .02
     init: str = field('xavier_normal', choices=embeddings.INITS)
     bf16: bool = False  # compute in bfloat16; parameters, scores and losses stay float32
@@ -85,10 +89,17 @@ class Config(ModelConfig):
             raise UserError(
                 f"model.multi_signal.main='label' is for model.loss='bce', not {self.loss!r}"
             )
+        terms = {
+            'model.contrast': contrast_lib.active(self.contrast),
+            'model.multi_signal': self.multi_signal.active,
+            'model.seq2seq': self.seq2seq.weight,
+        }
+        others = ' and '.join(name for name, there in terms.items() if there)
+        self.items.check(self.in_batch.similarity, others)
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'SASRec':
         """Builds the model for items 1..sizes['item']."""
-        return SASRec(self, sizes['item'], rngs=rngs)
+        return SASRec(self, sizes['item'], sizes, rngs=rngs)
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
@@ -99,11 +110,13 @@ class Config(ModelConfig):
             cuts=self.max_len if self.loss == 'in_batch' else 0,
             negatives=self._sampled and self.negatives_per == 'data',
             rewards=self.multi_signal.rewards if self.multi_signal.rewards.signals else None,
+            items=self.items.texts,
+            texts=self.items.texts,
         )
 
     def tables(self) -> dict[str, tuple[str, ...]]:
         """The item table, if the loss is sampled and no average of the whole model is kept."""
-        if self.loss == 'softmax' or any(one.momentum for one in self.contrast):
+        if self.loss == 'softmax' or self.items.texts or any(one.momentum for one in self.contrast):
             return {}
         paths = ('items', 'targets', 'sampled', 'similar', 'positive/items')
         return {'table': (*paths, 'user_targets') if self.multi_signal.active else paths}
@@ -142,7 +155,14 @@ class SASRec(Model):
 
     causal: ClassVar[bool] = True
 
-    def __init__(self, config: Config, num_items: int, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        config: Config,
+        num_items: int,
+        sizes: Mapping[str, int] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.config, self.num_items, self.max_len = config, num_items, config.max_len
         dtype = jnp.bfloat16 if config.bf16 else jnp.float32
         init = embeddings.INITS[config.init]
@@ -179,6 +199,8 @@ class SASRec(Model):
         self.projections = multi_signal.make_projections(
             config.multi_signal, init, config.dim, rngs
         )
+        sizes = sizes or {'item': num_items}
+        self.texts = item_tokens.make(config.items, sizes, config.init, config.dim, rngs)
 
     def item_table(self) -> jax.Array | Rows:
         """[mesh.table_rows(num_items), D]; row 0 and rows above num_items are padding."""
@@ -186,13 +208,26 @@ class SASRec(Model):
 
     def catalogue(self, constants: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """{'items': item vectors [rows, D]}, as their dot products are scores."""
-        del constants
-        return {'items': in_batch.compared(self.config.in_batch, self.item_table())}
+        table = item_tokens.table_of(self, constants)
+        return {'items': in_batch.compared(self.config.in_batch, table)}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """User vectors [B, 1, D] of right-aligned histories (items, segments, positions [B, W])."""
         table = in_batch.own_table(self, catalogue)
         return in_batch.compared(self.config.in_batch, self.encode(batch, table, last=1))
+
+    def text_queries(self, vectors: jax.Array) -> jax.Array:
+        """[n, 1, D] after one event on an item that is known by its text's vector [n, d] alone."""
+        made = replicated(self.texts.project(vectors))
+        table = Rows(jnp.arange(len(made) + 1), jnp.pad(made, ((1, 0), (0, 0))))
+        items = placed(jnp.arange(1, len(made) + 1)[:, None], P('data', None))
+        codes = {
+            f.column: items[..., None] * 0 if f.kind == 'set' else items * 0
+            for f in self.config.features
+        }
+        one = {'items': items, 'segments': items * 0 + 1, 'features': codes}
+        one['positions'] = items * 0 + self.max_len - 1
+        return self.encode(one, table, last=1)
 
     def encode(
         self,
@@ -252,11 +287,12 @@ class SASRec(Model):
         self, batch: dict, constants: dict[str, jax.Array], carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """Next-item loss at every position of packed rows, or of cuts, plus contrastive terms."""
-        del constants
-        config, keys = self.config, rng.keys(key, *_STREAMS)
+        config, keys = self.config, rng.keys(key, *_STREAMS, 'ids')
         framework, given = config.multi_signal, batch
         batch = multi_signal.main_loss(framework, batch)
-        table = embeddings.dropped(self.item_table(), config.table_dropout, keys['table'])
+        wanted = None if config.loss == 'softmax' else item_tokens.looked_up(batch)
+        table = item_tokens.table_of(self, constants, keys['ids'], wanted)
+        table = embeddings.dropped(table, config.table_dropout, keys['table'])
         if config.loss == 'in_batch':
             last = batch['targets'].shape[1]
             hidden = self.encode(batch, table, keys['encode'], last=last)

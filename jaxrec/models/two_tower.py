@@ -23,7 +23,7 @@ from jaxrec.errors import UserError
 from jaxrec.losses import unit
 from jaxrec.models import sasrec
 from jaxrec.nn import embeddings
-from jaxrec.nn.dropout import Key, dropout, hashed
+from jaxrec.nn.dropout import Key, dropout, kept_ids
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.linear import linear_layer
 from jaxrec.objectives import in_batch, item_views
@@ -56,6 +56,7 @@ class Config(ModelConfig):
     id_dropout: float = field(0.1, least=0, below=1)  # how often an id of either tower is left out
     features: tuple[Feature, ...] = ()  # of items, in both towers; of events, in the user's
     feature_dim: int = field(16, least=1)
+    texts: bool = False  # of the items too, in the item tower (task.texts)
     dropout: float = field(0.1, least=0, below=1)  # of the history's events and the hidden layers
     temperature: float = field(0.05, above=0)  # of the cosines; where it is learnt, at the start
     learnt_temperature: bool = False
@@ -70,8 +71,10 @@ class Config(ModelConfig):
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         if min(self.widths, default=1) < 1:
             raise UserError(f'model.widths={self.widths} must be at least 1 each')
-        if not (self.item_id or self.features):
-            raise UserError('model.item_id=False needs model.features: else all items are alike')
+        if not (self.item_id or self.features or self.texts):
+            raise UserError(
+                'model.item_id=False needs model.features or model.texts: else all items are alike'
+            )
         if self.item_views.weight and not self.features:
             raise UserError('model.item_views masks features of items: name some in model.features')
 
@@ -88,6 +91,7 @@ class Config(ModelConfig):
             users=self.user_id,
             items=True,
             information=self.item_views.weight > 0,
+            texts=self.texts,
         )
 
     def whole_batch(self) -> str:
@@ -127,7 +131,8 @@ class TwoTower(Model):
             embeddings.Attributes(features, config.feature_dim, rngs=rngs) if features else None
         )
         described = len(features) * config.feature_dim
-        self.item_tower = Tower(config.item_id * dim + described, config, rngs=rngs)
+        width = config.item_id * dim + described + (sizes['text'] if config.texts else 0)
+        self.item_tower = Tower(width, config, rngs=rngs)
         pooled = dim + (described if config.history == 'mean' else 0)
         self.user_tower = Tower(config.user_id * dim + pooled, config, rngs=rngs)
         if config.history == 'mean':
@@ -168,13 +173,16 @@ class TwoTower(Model):
         known, codes = constants['items']['known'], constants['items']['codes']
         parts = []
         if self.config.item_id:
-            there = known[items] & (self._kept(items, key) if view is None else ~view[1])
+            kept = kept_ids(items, self.config.id_dropout, key) if view is None else ~view[1]
+            there = known[items] & kept
             parts.append(lookup(self.item_table(), items) * there[:, None])
         if self.attributes is not None:  # an item has no attributes of events
             own = {c: codes[c][items] if c in codes else items * 0 for c in self.attributes.columns}
             if view is not None:
                 own |= self._masked({c: own[c] for c in codes}, view[0], key)
             parts += self.attributes.vectors(own)
+        if self.config.texts:
+            parts.append(constants['items']['texts'][items])
         return self.item_tower(jnp.concatenate(parts, -1)[None], key)[0]
 
     def _masked(self, codes, hidden, key):
@@ -236,7 +244,8 @@ class TwoTower(Model):
         if self.users is not None:
             if 'users' in batch:
                 ids = lookup(self.users[...], batch['users'])
-                ids = ids * self._kept(batch['users'], keys['user'])[:, None]
+                there = kept_ids(batch['users'], self.config.id_dropout, keys['user'])
+                ids = ids * there[:, None]
             else:
                 ids = jnp.zeros_like(hidden[:, 0, : self.config.dim])
             parts.append(jnp.broadcast_to(ids[:, None], (*hidden.shape[:2], ids.shape[-1])))
@@ -251,13 +260,6 @@ class TwoTower(Model):
         x = dropout(jnp.concatenate(x, -1), self.config.dropout, key) * real
         total, count = (jnp.cumsum(one, 1)[:, -last:] for one in (x, real))
         return total / jnp.maximum(count, 1)
-
-    def _kept(self, ids, key):
-        """bool like ids: False with the chance that an id is left out, alike for the same id."""
-        if key is None or not self.config.id_dropout:
-            return ids >= 0
-        limit = jnp.uint32(int(self.config.id_dropout * 2**32))
-        return hashed(key, ids.astype(jnp.uint32)) >= limit
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with its uniform negatives, see `in_batch.sample`."""

@@ -70,6 +70,16 @@ def hashed(key: jax.Array, index: jax.Array) -> jax.Array:
     return _mix(_mix(index ^ seed[0]) + seed[1])
 
 
+def kept_ids(ids: jax.Array, rate: float, key: Key) -> jax.Array:
+    """bool like int32 `ids`: False with the chance `rate`, alike for the same id.
+
+    All are True without a key.
+    """
+    if key is None or not rate:
+        return ids >= 0
+    return hashed(key, ids.astype(jnp.uint32)) >= jnp.uint32(int(rate * 2**32))
+
+
 def _mix(x: jax.Array) -> jax.Array:
     """'lowbias32' (Wellons 2018), an invertible mixer of 32 bits."""
     x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)

@@ -87,8 +87,7 @@ def item_table(init: str | float, dim: int, num_items: int, key: jax.Array) -> j
         limit = (6 / (num_items + 1 + dim)) ** 0.5
         draw = functools.partial(jax.random.uniform, minval=-limit, maxval=limit)
     else:
-        scale = 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
-        scale = init if isinstance(init, float) else scale
+        scale = init if isinstance(init, float) else deviation(init, dim, num_items)
         draw = lambda *args, **kwargs: jax.random.normal(*args, **kwargs) * scale  # noqa: E731
     if rows <= _ROWS_AT_ONCE:
         return draw(key, (rows, dim), out_sharding=TABLE if on_mesh() else None)
@@ -101,6 +100,11 @@ def item_table(init: str | float, dim: int, num_items: int, key: jax.Array) -> j
         return _filled(row, key, own, dim, jax.lax.axis_index('model') * own)
 
     return jax.shard_map(shard, in_specs=P(), out_specs=TABLE)(key)
+
+
+def deviation(init: str, dim: int, num_items: int) -> float:
+    """Of the numbers of an item table, by the name of its beginning."""
+    return 0.02 if init == 'normal' else (2 / (num_items + 1 + dim)) ** 0.5
 
 
 def _filled(row, key, rows, dim, first):

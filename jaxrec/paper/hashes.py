@@ -21,6 +21,7 @@ EXEMPT = (
     'devices/cluster',
     'devices/hlo',
     'evaluation/baselines',
+    'evaluation/item_lists',
     'evaluation/plots',
     'evaluation/report',
     'training/checkpoint',

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax import P
 
+from jaxrec.data import item_texts
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.features import item_codes
 from jaxrec.data.histories import Histories
@@ -83,6 +84,7 @@ class Recommender:
         built = trained.graphdef, self.catalogue.num_items
         same = like and (like.trained.graphdef, like.catalogue.num_items) == built
         self._top_k = _program(*built, keep_seen)
+        self._by_text = _program(*built, keep_seen=True)
         self._asked = like._asked if same else _program(*built, keep_seen=False)
         self._dispatch = threading.Lock()
         with self._placed():
@@ -221,6 +223,35 @@ class Recommender:
         lists = self._lists(self._asked, self._parts(requests), len(requests), most)
         return [self._listed(*row) for row in zip(*(x[:, :k] for x in lists), strict=True)]
 
+    def of_texts(self, texts: Sequence[str], k: int | None = None) -> list[list[dict]]:
+        """Lists of the items that go with texts, of a model that reads the items' texts.
+
+        Args:
+          texts: in words; the encoder of the items' own texts makes their vectors.
+          k: length of the lists; None = that of the object.
+
+        Returns:
+          See `recommend`.
+
+        Raises:
+          UserError: the model reads no texts, or none of a text's words is known.
+        """
+        if 'text' not in self.trained.served.sizes or not hasattr(
+            nnx.merge(self.trained.graphdef, self.trained.params), 'text_queries'
+        ):
+            raise UserError(f'the model of {self.trained.workdir} makes nothing of texts')
+        vectors = item_texts.encoder_of(self.catalogue.texts)(list(texts))
+        for text, found in zip(texts, vectors.any(1), strict=True):
+            if not found:
+                raise UserError(f'no word of {text!r} is in a text of the items')
+        k = self._length(k)
+        with self._placed():
+            rows = serving_rows(len(texts))['batch_users']
+        vectors = np.pad(vectors, ((0, rows - len(texts)), (0, 0)))
+        parts = [(np.arange(len(texts)), {'texts': vectors}, self._base_rows)]
+        lists = self._lists(self._by_text, parts, len(texts), k)
+        return [self._listed(*row) for row in zip(*lists, strict=True)]
+
     def warm_up(self) -> None:
         """Compiles all that a request needs, so that none waits for it."""
         parts = ((np.zeros(0, int), *self._part([], *shape)) for shape in self._shapes.every())
@@ -343,7 +374,10 @@ def _program(graphdef, num_items, keep_seen):
 
 def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, allowed=None, *, k):
     model, table = nnx.merge(graphdef, params), catalogue['items']
-    queries = model.queries(batch, catalogue)
+    if 'texts' in batch:
+        queries = model.text_queries(batch['texts'])
+    else:
+        queries = model.queries(batch, catalogue)
     seen = None if keep_seen else batch['seen']
     scores, items = top_k(queries, table, num_items, seen, k, allowed)
     out = scores, items, winners(queries, table, items)

@@ -7,6 +7,7 @@ vectors.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import math
 import pathlib
@@ -17,15 +18,16 @@ import jax
 import numpy as np
 
 from jaxrec import datasets
-from jaxrec.config import field
+from jaxrec.config import ENCODERS, Texts, field
 from jaxrec.data import domains as domains_lib
-from jaxrec.data import overlap, positives, splits
+from jaxrec.data import item_texts, overlap, positives, splits
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import few_widths
 from jaxrec.data.information import mutual_information
+from jaxrec.data.item_batches import ItemBatches, co_clicks
 from jaxrec.data.packed import TrainBatches
 from jaxrec.data.pairs import DomainPairBatches, PairBatches, training_pairs
 from jaxrec.data.rewards import Rewarder
@@ -60,9 +62,10 @@ class Config(Task):
     periods: int = field(1, least=1)  # > 1: predict and learn so many periods in turn (a stream)
     # train on each user's 'last' window of the model, on 'all' windows, on 'cuts': histories and
     # the one event after each (in-batch losses, see jaxrec.data.cuts), on 'pairs' of a user and
-    # an item, in no order (models of a graph; train.batch_rows counts pairs), or on all 'prefixes'
-    # of each user's last window, events to predict aside (pre-training)
-    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs', 'prefixes'))
+    # an item, in no order (models of a graph; train.batch_rows counts pairs), on all 'prefixes'
+    # of each user's last window, events to predict aside (pre-training), or on 'items' by
+    # themselves (models of texts; train.batch_rows counts items)
+    windows: str = field('last', choices=('last', 'all', 'cuts', 'pairs', 'prefixes', 'items'))
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
@@ -81,9 +84,17 @@ class Config(Task):
     # the control of two domains: what users have in the other domain than their test target's is
     # another user's, in training and evaluation
     shuffled: bool = False
+    # of the items' titles, for models that read them (model.items.made_of and others)
+    texts: Texts = dataclasses.field(default_factory=Texts)
+    # tables of items begin with the texts' vectors, of any model: as many of their principal
+    # directions as it has columns, as large as the numbers that it would draw
+    start_table: bool = False
     # evaluate: also Gini, mean popularity and coverage of the top 10 lists, and metrics by decile
     # of the target's popularity
     popularity: bool = field(False, effect='pace')
+    # evaluate: also lists by the last item of a history: item-CF, TF-IDF, the texts' vectors, and
+    # mixtures of item-CF with these and with the model's own vectors
+    item_lists: bool = field(False, effect='pace')
     batch_users: int = field(512, least=1, effect='pace')
     valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
 
@@ -144,6 +155,9 @@ class Config(Task):
                 "'prefixes'" if inputs.prefixes else "'last', 'all' or 'cuts'"
             )
             raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        if (self.windows == 'items') != bool(inputs.alone):
+            want = 'task.windows=' + ("'items'" if inputs.alone else "'last', 'all' or 'cuts'")
+            raise UserError(f'this model trains on {want}, not {self.windows!r}')
         if self.split in splits.PARTED and not inputs.pairs:
             raise UserError(
                 f'task.split={self.split!r} takes single events out of their order: it goes with '
@@ -166,6 +180,8 @@ class Config(Task):
             raise UserError(f'task.unseen_negatives goes {need}, and they with it')
         if self.popularity and protocol.candidates != 'all':
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
+        if self.item_lists and protocol.candidates != 'all':
+            raise UserError(f"task.item_lists needs task.protocol='full', not {self.protocol!r}")
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.in_domain and self.targets == 'all':
@@ -202,6 +218,19 @@ class Config(Task):
             raise UserError(
                 f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
             )
+        if (inputs.texts or self.start_table) and not self.texts.encoder:
+            what = 'task.start_table' if self.start_table else 'this model'
+            raise UserError(
+                f"{what} reads the items' texts: set task.texts.encoder to one of "
+                f'{", ".join(filter(None, ENCODERS))}'
+            )
+        if self.texts.encoder and not (inputs.texts or self.start_table):
+            raise UserError(
+                f'task.texts.encoder={self.texts.encoder!r} and nothing reads the texts: set '
+                "model.items.made_of='ids+texts' or task.start_table"
+            )
+        if self.start_table and train.start_from:
+            raise UserError('task.start_table and train.start_from both say how tables begin')
         if self.periods > 1:
             self._check_stream(experiment)
 
@@ -232,7 +261,7 @@ class Config(Task):
     ) -> 'NextItem':
         """Reads the histories, splits them, and hands out batches and rankings."""
         histories, meta = datasets.load(experiment.data, say=say)
-        return NextItem(experiment, histories, meta, process)
+        return NextItem(experiment, histories, meta, process, say=say)
 
     def open_catalogue(self, folder: pathlib.Path) -> 'Retrieval':
         """Lists after histories need the items alone; see `problem.Task`."""
@@ -242,7 +271,7 @@ class Config(Task):
             data_hash=catalogue.data_hash,
             data_path='',
             source=None,
-            sizes={'item': catalogue.num_items, 'user': catalogue.num_users},
+            sizes=_sizes(catalogue),
             periods=(),
             evaluations={},
             ids={'item': catalogue.item_ids},
@@ -267,8 +296,11 @@ class Config(Task):
         Raises:
           UserError: the model reads features, which they lack.
         """
-        if experiment.model.inputs().features or experiment.model.inputs().rewards:
-            raise UserError('--items has no features, and the model reads some: leave it out')
+        inputs = experiment.model.inputs()
+        if inputs.features or inputs.rewards or experiment.task.texts.encoder:
+            raise UserError(
+                '--items has no features and no texts, and the model reads some: leave it out'
+            )
         length, rows = experiment.model.inputs().max_len + 1, experiment.train.batch_rows
         histories = generated(length, rows, items)
         meta = {'data_hash': '', 'path': ''}
@@ -282,12 +314,14 @@ def constants_of(
 ) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
-    With `information` these also have 'information' float32 [k, k] of the k columns of 'codes' by
-    name, see `data.information`. With `domains` also 'domains' int32 [table rows], numbers from 1
-    by name, 0 on padding. Of models that know two domains besides 'follow' and 'follow_own',
-    entries of means of an item's followers; 'by_domain' int32 [num_items + 1], items by their
-    domain, and 'starts' int32 [3], where those of each begin there and end. Of models that ask for
-    them 'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`.
+    With `information` 'items' also has 'information' float32 [k, k] of the k columns of 'codes' by
+    name, see `data.information`, and where texts are read 'texts' float32 [num_items + 1, d].
+
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
+    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
+    followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
+    where those of each begin there and end. Of models that ask for them 'support', rows of
+    overlapped users: 'users' and 'items' of `overlap.overlapped`.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -311,7 +345,15 @@ def constants_of(
         if information:
             by_name = {name: codes[name] for name in sorted(codes)}
             found['items']['information'] = mutual_information(by_name)
+        if catalogue.texts:
+            found['items']['texts'] = np.asarray(catalogue.texts['vectors'])
     return found
+
+
+def _sizes(catalogue: Catalogue) -> dict[str, int]:
+    """'item' and 'user', and where texts are read 'text', the length of their vectors."""
+    sizes = {'item': catalogue.num_items, 'user': catalogue.num_users}
+    return sizes | ({'text': catalogue.texts['vectors'].shape[1]} if catalogue.texts else {})
 
 
 def _mean_follower(follow, num_items):
@@ -357,6 +399,7 @@ class NextItem(Retrieval):
       meta: their data_hash and path.
       process: (index, count): the part of each batch that this process makes.
       split: instead of the one that the task names.
+      say: called with lines for people.
 
     Attributes:
       split: which events train, validate and test; of a stream, up to the end.
@@ -370,6 +413,7 @@ class NextItem(Retrieval):
         meta: dict,
         process: tuple[int, int] = (0, 1),
         split: Split | None = None,
+        say: Callable = print,
     ):
         self._experiment, self._task, self._process = experiment, experiment.task, process
         task, notes = experiment.task, ()
@@ -443,28 +487,34 @@ class NextItem(Retrieval):
             repeats = int((train_ends - histories.offsets[:-1]).sum()) - self._pairs.shape[1]
             if repeats:
                 notes += (f'note: {repeats:,} repeated pairs are one edge each',)
+        self.texts = _texts(experiment, histories, meta['path'], say)
+        data_hash, texts = meta['data_hash'], {}
+        if self.texts is not None:
+            texts = self.texts.columns()
+            data_hash = hashlib.sha256(f'{data_hash} {self.texts.digest}'.encode()).hexdigest()
         known = None
         if experiment.model.inputs().items:
             known = protocols.training_counts(histories, self.split) > 0
         catalogue = Catalogue(
             histories.item_ids,
             histories.num_users,
-            meta['data_hash'],
+            data_hash,
             histories.titles,
             encoder.of_items,
             histories.item_features,
             histories.name,
             self._pairs,
             known,
+            texts=texts,
             **self._followers(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
-            data_hash=meta['data_hash'],
+            data_hash=data_hash,
             data_path=meta['path'],
             source=histories,
-            sizes={'item': histories.num_items, 'user': histories.num_users},
+            sizes=_sizes(catalogue),
             periods=periods,
             evaluations=evaluations,
             ids={'item': histories.item_ids},
@@ -473,6 +523,7 @@ class NextItem(Retrieval):
             constants=constants_of(
                 catalogue, self._in_domain, experiment.model.inputs().information
             ),
+            starts={'item': self.texts.vectors} if task.start_table else {},
         )
         protocol = protocols.protocol_of(task)
         max_len = experiment.model.inputs().max_len
@@ -517,6 +568,8 @@ class NextItem(Retrieval):
             numbered=self._experiment.model.inputs().users,
             domains=self._domains,
             in_domain=self._in_domain,
+            item_lists=self._task.item_lists,
+            texts=self.texts,
             **{'references': self._references(), **options},
         )
 
@@ -578,6 +631,8 @@ class NextItem(Retrieval):
                 negatives=task.unseen_negatives,
                 process=self._process,
             )
+        if task.windows == 'items':
+            return self._item_batches()
         common = self._common()
         extras = self._experiment.model.inputs().extras
         if extras:
@@ -600,6 +655,20 @@ class NextItem(Retrieval):
             unseen_negatives=task.unseen_negatives,
             numbered=self._experiment.model.inputs().users,
             **common,
+        )
+
+    def _item_batches(self) -> ItemBatches:
+        titles = np.asarray(self.source.titles)
+        numbers = np.unique(titles, return_inverse=True)[1].reshape(-1) + 1
+        numbers = np.concatenate([[0], np.where(self.texts.vectors[1:].any(1), numbers, 0)])
+        train = self._experiment.train
+        return ItemBatches(
+            co_clicks(self.source, self.split.train_ends),
+            numbers,
+            rows=train.batch_rows,
+            seed=train.seed,
+            how=self._experiment.model.inputs().alone,
+            process=self._process,
         )
 
     def _common(self) -> dict:
@@ -653,6 +722,31 @@ class NextItem(Retrieval):
                 **self._common(),
             )
         return Period(batches, evaluations)
+
+
+def _texts(
+    experiment: Any, histories: Histories, folder: str, say: Callable
+) -> item_texts.ItemTexts | None:
+    """The vectors of the items' texts, None where they are not read.
+
+    A run that begins with another one's parameters shares the space of its texts.
+
+    Raises:
+      UserError: there are no texts, a package is missing, or that run has other vectors.
+    """
+    settings, start, encoder = experiment.task.texts, experiment.train.start_from, None
+    if not settings.encoder:
+        return None
+    if start and (pathlib.Path(start) / 'catalogue').exists():
+        kept = Catalogue.load(pathlib.Path(start) / 'catalogue').texts
+        encoder = item_texts.encoder_of(kept) if kept else None
+        if encoder and (encoder.kind, len(encoder.centre)) != (settings.encoder, settings.dim):
+            raise UserError(
+                f'train.start_from={start} has texts by {encoder.kind} of {len(encoder.centre)} '
+                f'numbers, this command by {settings.encoder} of {settings.dim}: they must be the '
+                'same'
+            )
+    return item_texts.of_items(histories, settings, folder, say, encoder)
 
 
 def _everything(histories: Histories) -> Split:

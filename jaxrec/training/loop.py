@@ -338,6 +338,8 @@ class _Run:
         """The train state before the first step, and what run.json tells of where it is from."""
         if self._settings.start_from:
             return warm_start.state_from(self.experiment, self.problem, self.program)
+        if self.problem.starts:
+            return warm_start.rows_from(self.experiment, self.problem, self.program), None
         return self.program.init(), None
 
     def _save(self) -> None:

@@ -31,7 +31,8 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         say(f'{which}: predicting {evaluation.examples:,} examples')
         measured = predict(trained.params, evaluation, full=True, say=say)
         say('measuring what has nothing to learn')
-        return evaluation, measured, evaluation.references()
+        mixtures = evaluation.mixtures(predict.begin(trained.params))
+        return evaluation, measured, {**evaluation.references(), **mixtures}
 
 
 def as_json(

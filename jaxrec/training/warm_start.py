@@ -94,7 +94,8 @@ def state_from(
             named = {}
         else:
             there = restored(folder, checkpoints, which, before, old.sizes)[1]
-            names = () if same_data else old.sizes
+            # coordinates of texts are no rows: their encoder is handed over
+            names = () if same_data else [n for n in old.sizes if n != 'text']
             followed = _followed(
                 lambda sizes: split_model(before.model, sizes)[1], old.sizes, names
             )
@@ -108,6 +109,47 @@ def state_from(
         say(f'parameters of the {which} checkpoint of {folder}, of step {step}: {told}')
     source = {'folder': str(folder), 'run': read_run(folder).get('id')}
     return state, {**source, 'checkpoint': which, 'step': step, **named}
+
+
+def rows_from(experiment: Experiment, problem: Problem, program: Program | Runs) -> dict:
+    """A new train state whose tables begin with the vectors of `problem.starts`.
+
+    A table [rows, D] has their D leading principal components, as large as the numbers that it
+    would have drawn; where vectors are 0, and in columns beyond their length, those remain.
+
+    Raises:
+      UserError: several runs in a program, or the model has no table of that kind.
+    """
+    if isinstance(program, Runs):
+        raise UserError('task.start_table is for one run in a program, not for several')
+    params = program.init()['params']
+    shapes = lambda sizes: split_model(experiment.model, sizes)[1]  # noqa: E731
+    followed = _followed(shapes, problem.sizes, problem.starts)
+    if not any(jax.tree.leaves(followed)):
+        raise UserError('task.start_table: this model has no table of items')
+
+    def begun(name, drawn):
+        if not name or drawn.ndim != 2:
+            return drawn
+        vectors = problem.starts[name]
+        value = np.array(drawn)
+        made = principal(vectors, value.shape[1])
+        there = np.flatnonzero(vectors.any(1))
+        size = value[1 : len(vectors)].std() / max(made[there].std(), 1e-12)
+        value[there, : made.shape[1]] = made[there] * size
+        return jax.device_put(value, drawn.sharding)
+
+    return program.begin(jax.tree.map(begun, followed, params))
+
+
+def principal(vectors: np.ndarray, most: int) -> np.ndarray:
+    """float32 [n, min(d, most)], the leading principal components of vectors [n, d]."""
+    there = vectors[vectors.any(1)].astype(np.float64)
+    mean = there.mean(0)
+    _, directions = np.linalg.eigh((there - mean).T @ (there - mean))
+    directions = directions[:, ::-1][:, :most]
+    largest = directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])]
+    return ((vectors - mean) @ (directions * np.sign(largest))).astype(np.float32)
 
 
 def _all_of(folder, checkpoints, before, old, program, moves) -> dict:

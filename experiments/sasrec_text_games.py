@@ -1,0 +1,50 @@
+r"""SASRec with text tokens on Amazon Video Games (2018), beside SASRec; items unseen in training.
+
+python -m jaxrec.train --config=experiments/sasrec_text_games.py --workdir=runs/text \
+    --config.data.source=FOLDER
+python -m jaxrec.evaluate --workdir=runs/text --task.item_lists=True
+
+FOLDER holds test.inter and items.tsv of the set. `--config=experiments/sasrec_text_games.py:NAME,
+SEED` with NAME of ids (SASRec), ids+texts, texts, and start (SASRec whose table begins with the
+texts' vectors). The report tells targets without training events apart ('training events', 0), for
+popularity and the cosine of texts too. Beauty: --config.data.dataset=beauty
+--config.data.source=FILE --config.data.texts=PHRASES --config.data.text_columns=item,asin,text.
+"""
+
+import dataclasses
+
+from jaxrec.config import Data, Optim, Texts, Train
+from jaxrec.experiment import Experiment
+from jaxrec.models import sasrec
+from jaxrec.nn.item_tokens import ItemTokens
+from jaxrec.tasks import next_item
+
+BASE = sasrec.Config(
+    dim=128,
+    blocks=1,
+    max_len=50,
+    dropout=0.2,
+    embedding_dropout=0.5,
+    table_dropout=0.2,
+    label_smoothing=0.1,
+)
+TEXTS = Texts('tfidf', 256)
+NAMES = ('ids', 'ids+texts', 'texts', 'start')
+
+
+def get_config(arg: str = '') -> Experiment:
+    """The experiment; `arg` is 'NAME,SEED', of NAMES, ids+texts and 0 if empty."""
+    name, _, seed = arg.partition(',')
+    name = name or 'ids+texts'
+    made_of = name if name in ('ids+texts', 'texts') else 'ids'
+    return Experiment(
+        task=next_item.Config(
+            cutoffs=(10, 20, 50),
+            texts=Texts() if name == 'ids' else TEXTS,
+            start_table=name == 'start',
+        ),
+        model=dataclasses.replace(BASE, items=ItemTokens(made_of, id_dropout=0.2)),
+        data=Data(dataset='games-titles'),
+        optim=Optim(learning_rate=1e-3, b2=0.98, ema=0.995),
+        train=Train(batch_rows=24, epochs=30, patience=3, eval_every=2, seed=int(seed or 0)),
+    )
