@@ -219,6 +219,10 @@ def _against(changed: dict) -> Experiment:
 
 def _peer(experiment, problem, users=None) -> peer_lib.Peer:
     """Starts the peer on the data of the suite; `users` are those of suite lists."""
+    if FLAGS.peer == 'torch-rechub':
+        spec = peer_lib.click_spec(experiment, FLAGS.peer_batches)
+        columns = peer_lib.click_columns(problem.periods[0]().batches)
+        return peer_lib.Peer(FLAGS.peer, FLAGS.peer_python, spec, columns)
     histories, split = problem.source, problem.split
     if FLAGS.peer == 'torch-graph':
         spec = peer_lib.graph_spec(experiment, FLAGS.peer_batches)

@@ -103,8 +103,8 @@ def _main() -> None:
     if len(given) != 1:
         found = ' and '.join(given) or 'none of them'
         raise UserError(
-            'give exactly one of --history, --history_file, --histories, --text, --user and --users; '
-            f'here is {found}'
+            'give exactly one of --history, --history_file, --histories, --text, --user and '
+            f'--users; here is {found}'
         )
     for name in ('users', 'histories'):
         if inputs[name] is not None and FLAGS.output is None:

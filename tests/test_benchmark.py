@@ -14,7 +14,8 @@ from jaxrec.benchmarks import ann, flops, lists, measure, peer, report, training
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
-from jaxrec.models import comirec, lightgcn, sasrec
+from jaxrec.models import comirec, lightgcn, mmoe, ple, sasrec
+from jaxrec.problem import Batches
 from jaxrec.serving import ann as serving_ann
 from jaxrec.tasks import next_item
 
@@ -281,6 +282,39 @@ def test_peer_flags():
     ):
         with pytest.raises(UserError, match='--peer'):
             peer.check(*wrong)
+
+
+def test_peer_of_click_models():
+    """The same layers, or a line; every training row once, each field with codes of its own."""
+    model = ple.Config(levels=2, expert_widths=(8, 4, 8, 4))
+    spec = peer.click_spec(Experiment(model=model), 3)
+    assert (spec['model'], spec['expert_widths'], spec['levels']) == ('ple', (8, 4), 2)
+    spec = peer.click_spec(Experiment(model=mmoe.Config(expert_widths=(8, 4))), 3)
+    assert (spec['model'], spec['expert_widths'], spec['experts']) == ('mmoe', (8, 4), 6)
+    for wrong in (mmoe.Config(attend=('past',)), ple.Config(expert_widths=(8, 4)), sasrec.Config()):
+        with pytest.raises(UserError, match='the peer'):
+            peer.click_spec(Experiment(model=wrong), 0)
+
+    class Two(Batches):
+        steps_per_epoch = 2
+
+        def __call__(self, step):
+            return {
+                'weights': np.array([1, 1, 1 - step], np.float32),
+                'labels': np.full((3, 2), step, np.float32),
+                'features': {
+                    'user': np.array([7, 9, 0]) + step,
+                    'past': np.array([[40, 0], [0, 0], [41, 40]]),
+                    'age': np.array([0.5, 1, 2], np.float32),
+                },
+            }
+
+    columns = peer.click_columns(Two())
+    np.testing.assert_array_equal(columns['labels'][:, 0], [0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(columns['field.user'], [1, 3, 0, 2, 4])
+    past = [[1, 0], [0, 0], [2, 1], [1, 0], [0, 0]]
+    np.testing.assert_array_equal(columns['field.past'], past)
+    np.testing.assert_array_equal(columns['field.age'], [0.5, 1, 2, 0.5, 1])
 
 
 def test_peer_takes_turns(tmp_path, monkeypatch):

@@ -15,8 +15,14 @@ from jaxrec.data.ragged import ranges
 from jaxrec.data.splits import Split
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
+from jaxrec.problem import Batches
 
-PEERS = {'rectools': 'rectools_peer.py', 'torch-graph': 'graph_peer.py'}
+PEERS = {
+    'rectools': 'rectools_peer.py',
+    'torch-graph': 'graph_peer.py',
+    'torch-rechub': 'rechub_peer.py',
+}
+_SUITES = {'rectools': ('train', 'eval', 'lists')}  # of others, train
 BATCH_USERS = 128  # of the peer, which gives every user one row
 K = 10  # length of the lists of suite eval
 
@@ -53,7 +59,7 @@ class Peer:
         (folder / 'spec.json').write_text(json.dumps(spec))
         script = pathlib.Path(__file__).parent / PEERS[name]
         self._errors = open(folder / 'stderr', 'w+')
-        say(f'warming up {name} on {len(columns["users"]):,} events')
+        say(f'warming up {name} on {len(next(iter(columns.values()))):,} events')
         try:
             self._process = subprocess.Popen(
                 [python, str(script), str(folder / 'spec.json')],
@@ -110,7 +116,7 @@ def check(name: str | None, python: str | None, suite: str) -> None:
         return
     if name not in PEERS:
         raise UserError(f'unknown --peer={name}: use one of {", ".join(PEERS)}')
-    suites = ('train',) if name == 'torch-graph' else ('train', 'eval', 'lists')
+    suites = _SUITES.get(name, ('train',))
     if suite not in suites:
         raise UserError(f'--peer={name} goes with --suite={", ".join(suites)}, not {suite}')
     if not python:
@@ -156,6 +162,58 @@ def graph_spec(experiment: Experiment, batches: int) -> dict:
         **{name: getattr(views, name) for name in ('kind', 'weight', 'temperature', 'rate')},
         **{name: getattr(views, name) for name in ('noise', 'layer')},
     }
+
+
+def click_spec(experiment: Experiment, batches: int) -> dict:
+    """Spec of the peer of click models; `batches` as in `train_spec`.
+
+    Its MLPs, gates too, have batch normalisation after every layer; ours have it in experts with
+    model.expert=bn_swish.
+    """
+    model = experiment.model
+    name = {'jaxrec.models.mmoe': 'mmoe', 'jaxrec.models.ple': 'ple'}.get(type(model).__module__)
+    if name is None:
+        raise UserError('the peer torch-rechub has MMoE and PLE: set model= to one of them')
+    if model.attend or model.cross:
+        raise UserError('the peer has fields alone: set model.attend and model.cross to nothing')
+    spec = {
+        'model': name,
+        'device': {'cpu': 'cpu', 'gpu': 'cuda'}[_accelerator()],
+        'batch_rows': experiment.train.batch_rows,
+        'batches': batches,
+        'lr': experiment.optim.learning_rate,
+        'dim': model.dim,
+        'expert_widths': model.expert_widths,
+        'tower_widths': model.tower_widths,
+    }
+    if name == 'mmoe':
+        return {**spec, 'experts': model.experts}
+    of_level = len(model.expert_widths) // model.levels
+    widths = model.expert_widths[:of_level]
+    if model.expert_widths != widths * model.levels:
+        raise UserError(
+            f'the peer has the same layers in every level: set model.expert_widths to '
+            f'{model.levels} times the same, not {model.expert_widths}'
+        )
+    spec |= {name: getattr(model, name) for name in ('levels', 'own_experts', 'shared_experts')}
+    return {**spec, 'expert_widths': widths}
+
+
+def click_columns(batches: Batches) -> dict[str, np.ndarray]:
+    """Every training row: 'labels' float32 [N, T] and 'field.NAME', each with codes of its own.
+
+    A code is int64 from 1, 0 is padding; numbers are float32.
+    """
+    parts = [batches(step) for step in range(batches.steps_per_epoch)]
+    real = np.concatenate([part['weights'] for part in parts]) > 0
+    columns = {'labels': np.concatenate([part['labels'] for part in parts])[real]}
+    for name in parts[0]['features']:
+        column = np.concatenate([part['features'][name] for part in parts])[real]
+        if np.issubdtype(column.dtype, np.integer):
+            _, place = np.unique(np.append(column, 0), return_inverse=True)
+            column = place[:-1].reshape(column.shape)
+        columns[f'field.{name}'] = column
+    return columns
 
 
 def eval_spec(experiment: Experiment, suite: str = 'eval') -> dict:

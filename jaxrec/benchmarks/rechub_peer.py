@@ -2,7 +2,7 @@
 
 python rechub_peer.py SPEC.json, as `rectools_peer` does it: a line about itself after the warm-up,
 then for every line it reads an epoch (or `batches` of one) by the library's own trainer, and
-{"seconds": ..., "count": ...}, the labels learnt. Its batches are cut from whole tensors, which is
+{"seconds": ..., "count": ...}, the rows learnt. Its batches are cut from whole tensors, which is
 faster than the library's own loader of single rows.
 """
 
@@ -37,7 +37,7 @@ def main():
     torch.manual_seed(0)
     model = make_model(spec, fields, labels.shape[1])
     types = ['classification'] * labels.shape[1]
-    optimizer = {'lr': 1e-3, 'weight_decay': 0.0}
+    optimizer = {'lr': spec['lr'], 'weight_decay': 0.0}
     trainer = MTLTrainer(model, types, optimizer_params=optimizer, device=spec['device'])
     trainer.train_one_epoch(batches(spec, fields, labels, WARM_UP_BATCHES))
     about = {
@@ -50,9 +50,8 @@ def main():
     while sys.stdin.readline():
         start = time.perf_counter()
         with contextlib.redirect_stdout(sys.stderr):
-            trainer.train_one_epoch(taken := list(batches(spec, fields, labels, spec['batches'])))
-        seconds = time.perf_counter() - start
-        reply({'seconds': seconds, 'count': sum(y.numel() for _, y in taken)})
+            trainer.train_one_epoch(counted(batches(spec, fields, labels, spec['batches'])))
+        reply({'seconds': time.perf_counter() - start, 'count': counted.rows})
 
 
 def make_model(spec, fields, labels):
@@ -90,6 +89,14 @@ def batches(spec, fields, labels, count):
         if count and nth == count:
             return
         yield {name: column[rows] for name, column in fields.items()}, labels[rows]
+
+
+def counted(given):
+    """Batches as they are given; `counted.rows`, how many rows they had."""
+    counted.rows = 0
+    for fields, labels in given:
+        counted.rows += len(labels)
+        yield fields, labels
 
 
 def reply(answer):
