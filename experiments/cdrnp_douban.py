@@ -33,6 +33,6 @@ def get_config(arg: str = '') -> Experiment:
         model=MODELS[name or 'cdrnp'],
         task=ratings.Config(source='book', target='music', split_seed=int(split or 0)),
         data=Data(dataset='douban-ratings'),
-        optim=Optim(learning_rate=1e-3, b2=0.999, weight_decay=1e-2),
-        train=Train(batch_rows=1024, epochs=20, patience=4),
+        optim=Optim(learning_rate=3e-4, b2=0.999, weight_decay=1e-2),
+        train=Train(batch_rows=1024, epochs=20, eval_every=0.5, patience=6),
     )

@@ -447,19 +447,25 @@ def test_mistakes(source, tmp_path):
 
 
 def test_a_run(source, tmp_path):
-    """It trains, goes on, is measured again alike, and lists items of one domain."""
+    """It trains, is measured again alike, and lists items of one domain."""
     one = experiment(source, tmp_path / 'data')
     summary = fit(one, tmp_path / 'run')
     measured = evaluate(tmp_path / 'run', 'valid')
     assert measured.metrics[summary['metric']] == summary['best']
-    asked = iter([False, True])
-    assert fit(one, tmp_path / 'two', stop=lambda: next(asked))['stopped'] == 'signal'
-    assert {**fit(one, tmp_path / 'two'), 'workdir': ''} == {**summary, 'workdir': ''}
     trained = load_trained(tmp_path / 'run')
     histories, _ = datasets.load(one.data, quiet)
     allow = histories.item_features['domain'] == b'b'
     lists = Recommender(trained, 3, allow=allow)(np.arange(5))[1]
     assert (allow[lists - 1]).all()
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit(source, tmp_path):
+    one, asked = experiment(source, tmp_path / 'data'), iter([False, True])
+    summary = fit(one, tmp_path / 'run')
+    asked = iter([False, True])
+    assert fit(one, tmp_path / 'two', stop=lambda: next(asked))['stopped'] == 'signal'
+    assert {**fit(one, tmp_path / 'two'), 'workdir': ''} == {**summary, 'workdir': ''}
 
 
 def test_meshes_agree(source, tmp_path, mesh):

@@ -34,9 +34,8 @@ class Bases:
 
     def _slope(self):
         """Least squares of r - mean - b_i on b_u of the source, over users of both domains."""
-        known, train = np.bincount(self.data.source.users, minlength=self.data.num_users), None
         train = self.data.train
-        bias = np.where(known > 0, self.source.user_bias, 0)[train.users]
+        bias = self.source.user_bias[train.users]  # 0 of who is not in the source
         left = train.values - self.target.of_items(train.items)
         return float((bias * left).sum() / max((bias**2).sum(), 1e-9))
 

@@ -49,7 +49,8 @@ class Config(ModelConfig):
     aggregator: str = field('mean', choices=AGGREGATORS)
     own: float = field(0.5, least=0, most=1, traced=True)  # a: of the user's own vector in u
     context: int = field(10, least=1)  # items of either domain that a step sees of a user
-    max_len: int = field(100, least=1)  # and lists, of both together
+    # and lists, of both together; the order of a log that has none is no reason to leave some out
+    max_len: int = field(1024, least=1)
     shared: bool = True  # u^s; without it every domain is by itself
     # items that u^s is made of where lists are made: of the other domain, as in training, or all
     sees: str = field('all', choices=('other', 'all'))
