@@ -164,8 +164,8 @@ class Problem:
       evaluations: by name: 'valid' during training, 'test'.
       notes: lines to print when training begins.
       catalogue: of the data what serving needs besides the model, of events only those that are a
-        graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is served without
-        its data (`Task.open_catalogue`). None where nothing is served.
+        graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is
+        served without its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
     """
 
