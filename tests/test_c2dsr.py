@@ -118,9 +118,10 @@ def slow_softmax(scores, target, candidates):
     return np.log(np.exp(scores[candidates]).sum()) - scores[target]
 
 
-def test_losses_against_loops():
+@pytest.mark.parametrize('pad', [True, False])
+def test_losses_against_loops(pad):
     """Both cross-entropies among the items of the target's domain and the class of no item."""
-    _, constants, graphdef, params, batch = built(mix=1.0)
+    _, constants, graphdef, params, batch = built(mix=1.0, pad=pad)
     model = nnx.merge(graphdef, params)
     rate = model.config.dropout
     model.config.dropout = 0.0
@@ -140,11 +141,11 @@ def test_losses_against_loops():
     merged, own = [], []
     for row, place in zip(*np.nonzero(segments), strict=True):
 
-        def value(query, pad, target):
+        def value(query, of_none, target):
             scores = heads @ query + bias
-            scores[none] = heads[none] @ pad + bias[none]
+            scores[none] = heads[none] @ of_none + bias[none]
             mine = np.flatnonzero(of_items[: ITEMS + 1] == of_items[target])
-            return slow_softmax(scores, target, np.append(mine, none))
+            return slow_softmax(scores, target, np.append(mine, none) if pad else mine)
 
         h = hidden[0][row, place]
         merged.append(value(h, h, targets[row, place]))

@@ -275,14 +275,17 @@ class C2DSR(Model):
     def _softmax(self, table, hidden, of_none, targets, domain, weights):
         """Mean cross-entropy of targets among the items of their domain, and no item."""
         heads, bias, of_rows, none = table
+        one, pad = jnp.ones_like(hidden[..., :1]), self.config.pad
+        queries = [hidden, of_none, one] if pad else [hidden, one]
+        classes = [heads * ~none, heads * none, bias] if pad else [heads, bias]
         return losses.in_domain(
-            jnp.concatenate([hidden, of_none, jnp.ones_like(hidden[..., :1])], axis=-1),
-            jnp.concatenate([heads * ~none, heads * none, bias], axis=1),
+            jnp.concatenate(queries, axis=-1),
+            jnp.concatenate(classes, axis=1),
             targets,
             weights,
             domain=domain,
             of_rows=of_rows,
-            num_items=self.num_items + self.config.pad,
+            num_items=self.num_items + pad,
         )
 
 
