@@ -146,6 +146,7 @@ def test_many_clients_get_the_lists_of_a_full_sort(service):
         ({'histories': [[5]], 'exclude': [6]}, 422, 'item 6 is not known'),
         ({'histories': [[5]], 'allow': ['x']}, 422, "item 'x' is not known"),
         ({'histories': [[5]], 'where': {'colour': 1}}, 422, "no column 'colour' of items"),
+        ({'histories': [[5]], 'where': {'self': 1}}, 422, "no column 'self' of items"),
         ({'histories': [[5]], 'where': {'year': {}}}, 422, 'where.year'),
     ],
 )

@@ -108,6 +108,8 @@ class _Lists:
     def _mask(self, key):
         """bool [num_items] of a filter; one object for all who ask for the same."""
         where, allow = json.loads(key)
+        if 'self' in (where or {}):  # the one name that Python would take for something else
+            raise UserError("the catalogue has no column 'self' of items")
         chosen = self._known.where(**(where or {}))
         if allow is not None:
             chosen &= np.isin(np.arange(1, self._known.num_items + 1), allow)
