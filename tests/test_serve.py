@@ -170,6 +170,14 @@ def test_one_mistake_in_a_batch_is_its_own(service):
     assert isinstance(bad, UserError) and isinstance(odd, UserError)
 
 
+def test_who_asks_for_the_same_items_is_answered_together(service):
+    asked = [live.Histories([[5]], where={'year': 1992}, exclude=[n]) for n in (8, 11)]
+    other = live.Histories([[5]], where={'year': 1990})
+    first, second, third = (service.live._now.prepared(q)[0][0] for q in (*asked, other))
+    assert first.allowed is second.allowed is not third.allowed
+    assert first.unwanted.tolist() == [1, 2] and second.unwanted.tolist() == [1, 3]
+
+
 def test_paths_and_methods(service):
     for method, path, status, text in (
         ('GET', '/recommend', 405, 'GET does not go here'),
