@@ -204,7 +204,13 @@ def test_no_wrong_and_no_lost_answer(tmp_path):
             asking = (client(server, n, bodies, wanted, done, told) for n in range(CLIENTS))
             await asyncio.gather(*asking, *(slow(server, done, told) for _ in range(2)))
 
-        clients_ = threading.Thread(target=lambda: asyncio.run(all_of_them()))
+        def asked():
+            try:
+                asyncio.run(all_of_them())
+            except Exception as e:
+                failed.append(e)
+
+        clients_, failed = threading.Thread(target=asked), []
         clients_.start()
         try:
             third(server, found, run, told)
@@ -219,7 +225,8 @@ def test_no_wrong_and_no_lost_answer(tmp_path):
         server.end()
     print(dict(told), [[round(mib) for mib in life] for life in server.lives])
     assert not [text for text in server.said if 'Traceback' in text]
-    assert told['wrong'] == 0 and told['answered'] > 10 * CLIENTS and not clients_.is_alive()
+    assert not failed and not clients_.is_alive()
+    assert told['wrong'] == 0 and told['answered'] > 10 * CLIENTS
     assert len(server.lives) == 3 and told['odd'] and told['cut off']
     assert sum(name.startswith('by step') for name in told) == 3
     for life in server.lives:  # each checkpoint before the last third of them and after
