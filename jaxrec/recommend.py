@@ -246,8 +246,8 @@ def read_histories(items: Items, file: str, skip_unknown: bool) -> list[list[int
 def read_log(items: Items, file: str, like: Data, skip_unknown: bool) -> Histories:
     """Histories of the users of a log, by the numbers of `items`.
 
-    The prepared log is kept below the run's `data_dir` and memory-mapped; of it 4 bytes an event
-    are read into memory.
+    The prepared log is kept below the run's `data_dir` and memory-mapped; 4 bytes an event are
+    read into memory, for a moment 17 where items are left out.
 
     Args:
       items: of the model.

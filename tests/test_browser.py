@@ -86,7 +86,7 @@ def test_clicks(report, opened):
     number = told['items'][3]['number']
     page.fill('#item', told['names'][str(number)][1])
     page.press('#item', 'Enter')
-    assert f'id {told["names"][str(number)][0]}' in page.inner_text('#of')
+    assert f'id {told["names"][str(number)][0]}'.strip() in page.inner_text('#of')
     # the item's own dot on the map: a click on it says the same
     at = told['map']['number'].index(told['map']['number'][7])
     box = page.locator('#map').bounding_box()

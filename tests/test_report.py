@@ -162,6 +162,10 @@ def clicked(tmp_path, text, actions):
     return json.loads(done.stdout)
 
 
+def number_of(told, title):
+    return next(number for number, (_, name) in told['names'].items() if name == title)
+
+
 def test_clicking_through(page, tmp_path):
     told = data_of(page[1])['explorer']
     title = lambda n: told['names'][str(n)][1]  # noqa: E731
@@ -186,12 +190,11 @@ def test_clicking_through(page, tmp_path):
         ],
     )
     first, user, by_title, by_id, unknown, _, *keys, picked, whole = found['texts']
-    names_on_map = [title(n) for n in told['map']['number']]
-    under = keys[-1].rsplit('variance', 1)[1]
-    (name,) = (one for one in names_on_map if under.strip().endswith(one))
-    assert name in picked.split('What it says')[1].split('Map of the items')[0]
-    assert 'nearest' in first and 'history' in user and 'recommended' in user
-    assert whole.strip().endswith('nothing under the pointer') or 'Where it comes from' in whole
+    said = [text.split('Where it comes from')[0].strip() for text in found['texts']]
+    (name,) = (title(n) for n in told['map']['number'] if said[-3].endswith(f' {title(n)}'))
+    assert said[-2].count(name) >= 2 and f'id {told["names"][number_of(told, name)][0]}' in picked
+    assert 'history' in user and 'recommended' in user and 'nearest' in by_title
+    assert whole != picked and said[-1].endswith('nothing under the pointer') and len(keys) == 4
     assert 'popularity' in first and f'User {told["users"][0]["id"]}' in first
     assert f'User {other["id"]}' in user
     for number, *_ in other['list']:

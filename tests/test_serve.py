@@ -146,6 +146,7 @@ def test_many_clients_get_the_lists_of_a_full_sort(service):
         ({'histories': [[5]], 'exclude': [6]}, 422, 'item 6 is not known'),
         ({'histories': [[5]], 'allow': ['x']}, 422, "item 'x' is not known"),
         ({'histories': [[5]], 'where': {'colour': 1}}, 422, "no column 'colour' of items"),
+        ({'histories': [[5]], 'where': {'self': 1}}, 422, "no column 'self' of items"),
         ({'histories': [[5]], 'where': {'year': {}}}, 422, 'where.year'),
     ],
 )
@@ -167,6 +168,14 @@ def test_one_mistake_in_a_batch_is_its_own(service):
     good, bad, odd = service.live.answer(questions)
     assert listed(good) == [slow([1], 10)]
     assert isinstance(bad, UserError) and isinstance(odd, UserError)
+
+
+def test_who_asks_for_the_same_items_is_answered_together(service):
+    asked = [live.Histories([[5]], where={'year': 1992}, exclude=[n]) for n in (8, 11)]
+    other = live.Histories([[5]], where={'year': 1990})
+    first, second, third = (service.live._now.prepared(q)[0][0] for q in (*asked, other))
+    assert first.allowed is second.allowed is not third.allowed
+    assert first.unwanted.tolist() == [1, 2] and second.unwanted.tolist() == [1, 3]
 
 
 def test_paths_and_methods(service):

@@ -1,6 +1,8 @@
 """Many clients of the service while it is killed, ended and given other checkpoints; by hand.
 
 SOAK_SECONDS=600 python -m pytest -n 0 -s -m slow tests/test_soak.py    (a minute without it)
+
+A third of the time before SIGTERM, a third before kill -9, a third after; starting is extra.
 """
 
 import asyncio
@@ -8,12 +10,12 @@ import collections
 import contextlib
 import json
 import os
-import pathlib
 import shutil
 import signal
 import subprocess
 import threading
 import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ import runs
 
 import jaxrec
 from jaxrec.benchmarks import clients, measure, service
+from jaxrec.errors import UserError
 from jaxrec.training.loop import fit
 
 pytest.importorskip('jaxrec.serving.http', reason="needs '.[serve]'")
@@ -74,8 +77,7 @@ class Service:
 
     def __init__(self, run):
         self.run, self.port, self.lives, self.said = run, 0, [], []
-        self.stopped = threading.Event()
-        self.ready, self.process = threading.Event(), None
+        self.stopped, self.ready, self.process = threading.Event(), threading.Event(), None
         self._thread = threading.Thread(target=self._supervise)
         self._thread.start()
 
@@ -86,7 +88,7 @@ class Service:
             self.process = subprocess.Popen(
                 line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(UserError):
                 _, self.port = service.listening(self.process)
                 self.lives.append([])
                 self.ready.set()
@@ -94,9 +96,16 @@ class Service:
             self.process.wait()
             self.process.stdout.close()
 
-    def remember(self):
-        if self.lives and self.process.poll() is None:
-            self.lives[-1].append((time.monotonic(), measure.resident(self.process.pid)))
+    def step(self):
+        """Of the model that answers now."""
+        with urllib.request.urlopen(f'http://127.0.0.1:{self.port}/health', timeout=60) as told:
+            return json.load(told)['step']
+
+    def disturb(self, number):
+        """Ends it, and waits until another one answers."""
+        self.ready.clear()
+        self.process.send_signal(number)
+        assert self.ready.wait(900)
 
     def end(self):
         self.stopped.set()
@@ -113,10 +122,10 @@ def fits(rows, wanted):
     return all(abs(by_item.get(r['item'], should[-1]) - r['score']) < CLOSE for r in rows)
 
 
-async def client(server, number, bodies, wanted, until, told):
+async def client(server, number, bodies, wanted, done, told):
     """Asks until it has its answer, whatever becomes of the connection; looks at every answer."""
     rng, connection = np.random.default_rng(number), None
-    while time.monotonic() < until:
+    while not done.is_set():
         at, odd = int(rng.integers(len(bodies))), rng.random() < 0.02
         body = list(ODD)[rng.integers(len(ODD))] if odd else bodies[at]
         asked = time.monotonic()
@@ -154,9 +163,9 @@ async def client(server, number, bodies, wanted, until, told):
         await asyncio.sleep(rng.exponential(0.02))
 
 
-async def slow(server, until, told):
+async def slow(server, done, told):
     """Never sends all of its body: told so, and cut off."""
-    while time.monotonic() < until:
+    while not done.is_set():
         with contextlib.suppress(ConnectionError, OSError):
             reader, writer = await asyncio.open_connection('127.0.0.1', server.port)
             writer.write(b'POST /recommend HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n{')
@@ -165,50 +174,60 @@ async def slow(server, until, told):
         await asyncio.sleep(0.5)
 
 
+def third(server, found, run, told):
+    """A third of the time: one checkpoint after the other, each taken before the next one comes."""
+    began, nth = time.monotonic(), 0
+    while nth < 2 * len(found) or time.monotonic() - began < SECONDS / 3:
+        step = list(found)[nth % len(found)]
+        publish(found[step], run, step)
+        due = time.monotonic() + 300
+        while server.step() != step:
+            assert time.monotonic() < due, f'step {step} is not taken'
+            time.sleep(0.2)
+        time.sleep(1)
+        server.lives[-1].append(measure.resident(server.process.pid))
+        nth += 1
+    told['taken'] += nth
+
+
 @pytest.mark.slow
 def test_no_wrong_and_no_lost_answer(tmp_path):
     found, run = stages(tmp_path)
     _, bodies = service.questions(run)
     bodies = bodies[:100]
     wanted, told = wanted_of(found, bodies), collections.Counter(slowest=0.0)
-    server = Service(run)
+    server, done = Service(run), threading.Event()
     try:
-        assert server.ready.wait(300)
-        until = time.monotonic() + SECONDS
-
-        def disturb():
-            """A checkpoint every 3 s; SIGTERM after a third of the time, kill -9 after two."""
-            steps, ends = list(found), [SECONDS / 3, 2 * SECONDS / 3]
-            began, nth = time.monotonic(), 0
-            while time.monotonic() < until:
-                publish(found[steps[nth % 3]], run, steps[nth % 3])
-                nth += 1
-                for _ in range(6):
-                    server.remember()
-                    time.sleep(0.5)
-                if ends and time.monotonic() - began > ends[0]:
-                    ends.pop(0)
-                    server.process.send_signal(signal.SIGTERM if ends else signal.SIGKILL)
-                    told['ended' if ends else 'killed'] += 1
-            told['published'] = nth
+        assert server.ready.wait(900)
 
         async def all_of_them():
-            asking = (client(server, n, bodies, wanted, until, told) for n in range(CLIENTS))
-            await asyncio.gather(*asking, *(slow(server, until, told) for _ in range(2)))
+            asking = (client(server, n, bodies, wanted, done, told) for n in range(CLIENTS))
+            await asyncio.gather(*asking, *(slow(server, done, told) for _ in range(2)))
 
-        disturbing = threading.Thread(target=disturb)
-        disturbing.start()
-        asyncio.run(all_of_them())
-        disturbing.join()
+        def asked():
+            try:
+                asyncio.run(all_of_them())
+            except Exception as e:
+                failed.append(e)
+
+        clients_, failed = threading.Thread(target=asked), []
+        clients_.start()
+        try:
+            third(server, found, run, told)
+            server.disturb(signal.SIGTERM)
+            third(server, found, run, told)
+            server.disturb(signal.SIGKILL)
+            third(server, found, run, told)
+        finally:
+            done.set()
+            clients_.join(300)
     finally:
         server.end()
-    lives = [[mib for _, mib in life] for life in server.lives if len(life) > 20]
-    print(dict(told), [(len(life), round(life[5]), round(life[-1])) for life in lives])
+    print(dict(told), [[round(mib) for mib in life] for life in server.lives])
     assert not [text for text in server.said if 'Traceback' in text]
+    assert not failed and not clients_.is_alive()
     assert told['wrong'] == 0 and told['answered'] > 10 * CLIENTS
-    assert told['ended'] == told['killed'] == 1 and len(server.lives) >= 3
-    assert sum(name.startswith('by step') for name in told) == 3 and told['cut off']
-    for life in lives:  # after the first checkpoints, of which each has its own two copies at most
-        half = len(life) // 2
-        assert np.median(life[half:]) < 1.1 * np.median(life[5:half])
-    pathlib.Path(tmp_path, 'told.json').write_text(json.dumps(told))
+    assert len(server.lives) == 3 and told['odd'] and told['cut off']
+    assert sum(name.startswith('by step') for name in told) == 3
+    for life in server.lives:  # each checkpoint before the last third of them and after
+        assert max(life[-len(life) // 3 :]) < 1.1 * max(life[: 2 * len(life) // 3])

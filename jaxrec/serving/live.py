@@ -73,9 +73,11 @@ class _Lists:
             None if raw is None else self._numbers(raw, question, unknown)
             for raw in (question.exclude, question.allow)
         )
+        made = self._recommender.requests(numbers)
         if question.where or allow is not None:
-            allow = self._filter(json.dumps([question.where, allow], sort_keys=True))
-        made = self._recommender.requests(numbers, allow=allow)
+            allowed = self._filter(json.dumps([question.where, allow], sort_keys=True))
+            for one in made:
+                one.allowed = allowed
         if exclude:
             for one in made:
                 one.unwanted = np.union1d(one.unwanted, exclude).astype(np.int32)
@@ -106,12 +108,15 @@ class _Lists:
         return found
 
     def _mask(self, key):
-        """bool [num_items] of a filter; one object for all who ask for the same."""
+        """`Request.allowed` of a filter; one object for all who ask for the same, so that they are
+        answered together."""
         where, allow = json.loads(key)
+        if 'self' in (where or {}):  # the one name that Python would take for something else
+            raise UserError("the catalogue has no column 'self' of items")
         chosen = self._known.where(**(where or {}))
         if allow is not None:
             chosen &= np.isin(np.arange(1, self._known.num_items + 1), allow)
-        return chosen
+        return np.concatenate([[False], chosen])
 
 
 class _Scores:
