@@ -425,7 +425,7 @@ def test_mistakes(settings, message):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['imdb-binary', 'proteins'])
 def test_real_files(tmp_path, name):
-    """Published means; what the order of the file would tell an encoder that looks at its batch."""
+    """Published means; the file's order, by class, matters to an encoder that looks at its batch."""
     folder = os.environ.get('JAXREC_TEST_DATA')
     if not folder:
         pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
@@ -454,5 +454,7 @@ def test_real_files(tmp_path, name):
     sizes = np.diff(graphs.offsets)
     in_file = np.array_split(np.arange(graphs.num_graphs), 25)  # of one class each
     assert max(sizes[some].sum() for some in in_file) <= packer.nodes
-    assert accuracy(in_file, train=True) > 0.9 > accuracy(in_file, train=False)
-    assert accuracy(packer.order(), train=False) == accuracy(in_file, train=False)
+    by_file, by_size = (accuracy(chosen, train=True) for chosen in (in_file, packer.order()))
+    assert abs(by_file - by_size) > 0.1
+    by_file, by_size = (accuracy(chosen, train=False) for chosen in (in_file, packer.order()))
+    assert by_file == pytest.approx(by_size, abs=0.003)
