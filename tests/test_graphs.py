@@ -425,7 +425,7 @@ def test_mistakes(settings, message):
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['imdb-binary', 'proteins'])
 def test_real_files(tmp_path, name):
-    """Published means; the file's order, by class, matters to an encoder that looks at its batch."""
+    """Published means; the file's order, by class, matters to who looks at a batch's statistics."""
     folder = os.environ.get('JAXREC_TEST_DATA')
     if not folder:
         pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
