@@ -7,7 +7,9 @@ python -m jaxrec.evaluate --workdir=runs/graphcl
 FOLDER holds IMDBBINARY.txt and PROTEINS.txt. `--config=experiments/graphcl_tu.py:NAME,SEED` with
 graphcl, infonce (the positive counts in the denominator), mix-inputs, mix-hidden, mix-outputs
 (ID-MixGCL beside that), mix-alone (the second view is the graph itself) and untrained. Published
-for GraphCL: IMDB-B .711, PROTEINS .744. Not trained to the end yet.
+for GraphCL: IMDB-B .711, PROTEINS .744. Not trained to the end yet: after two of the 20 epochs
+GraphCL has .706 on IMDB-B (seed 0). What needs no model there: the largest class .500, tags .490,
+smoothed tags .662, five statistics of a graph .643.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -103,6 +103,9 @@ def test_the_same_view_twice_is_a_spread_out_regulariser():
     want = np.mean(np.log(np.exp(cos).sum(1)) - 1 / t)
     x = jnp.asarray(z, jnp.float32)
     assert float(item_views.term(x, x, t)) == pytest.approx(want, rel=1e-5)
+    # of one column, one of the views has nothing left
+    value, slope = jax.value_and_grad(lambda x: item_views.term(0 * x, x, t))(x)
+    assert np.isfinite(value) and np.isfinite(slope).all()
 
 
 def test_values_of_sets_are_left_out():
@@ -139,7 +142,9 @@ def one():
     return made
 
 
-@pytest.mark.parametrize('masks', ['complementary', 'correlated'])
+@pytest.mark.parametrize(
+    'masks', [pytest.param('complementary', marks=pytest.mark.slow), 'correlated']
+)
 def test_loss_with_the_term(masks):
     """Encoded twice by the whole item tower; ids of views are masked by the coin alone."""
     model = views_model(masks=masks, value_dropout=0.0)

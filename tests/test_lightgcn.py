@@ -363,7 +363,8 @@ def test_cold_nodes_have_finite_values_and_gradients(name):
 
 
 @pytest.mark.parametrize(
-    ('name', 'shape'), [('simgcl', (2, 1)), ('sgl', (4, 2)), ('softmax', (2, 2))]
+    ('name', 'shape'),
+    [('simgcl', (2, 1)), ('sgl', (4, 2)), pytest.param('softmax', (2, 2), marks=pytest.mark.slow)],
 )
 def test_the_same_on_every_mesh(mesh, shape, name):
     """Loss, gradient and ranking vectors."""

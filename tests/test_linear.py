@@ -54,6 +54,7 @@ def test_against_dense_formulas(filter_seen, monkeypatch, capsys):
     """All users at once, or a user or two; of many items no matrix is made, and a line says so."""
     task = ranking(filter_seen)
     r = dense(task)
+    monkeypatch.setattr(linear, 'QUIET', 1e9)
     found = [baselines.counts(task, linear.NAMES)]
     assert not capsys.readouterr().out
     monkeypatch.setattr(linear, '_SCORES', 100)

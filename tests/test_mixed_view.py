@@ -82,6 +82,7 @@ def test_a_user_alone_stays():
     np.testing.assert_array_equal(made['identities'], np.eye(2))
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh(mesh):
     expected = jax.tree.map(np.asarray, jit(lambda x: mixed(x, KEY, 1.0, N))(rows()))
     mesh(2, 1)
