@@ -123,7 +123,7 @@ def test_ticks_hold_every_report_once_and_none_too_early(folder):
         tick, made = int(rows.times[0]) + 60 * number, period()
         for one in made.before.values():
             assert one.tick == tick >= rows.times[0] + 200
-            expected = np.flatnonzero((rows.times >= tick) & (rows.times < tick + 120))
+            expected = np.flatnonzero((rows.times > tick) & (rows.times <= tick + 120))
             np.testing.assert_array_equal(np.arange(len(rows))[one.visits], expected)
         if made.batches is None:
             continue
@@ -208,7 +208,7 @@ def test_the_stream_is_measured_tick_by_tick(folder):
     aucs, losses, said, real = [], [], 0.0, 0.0
     ticks = [int(rows.times[0]) + 60 * number for number in evaluation.replays]
     for tick in ticks:
-        index = [n for n in range(len(rows)) if tick <= rows.times[n] < tick + 120]
+        index = [n for n in range(len(rows)) if tick < rows.times[n] <= tick + 120]
         logits = rng.normal(size=(len(index), 3)).astype(np.float32)
         parts.append((np.arange(len(index)), {'logits': logits}))
         y, chance = came[index, 0], special.expit(logits[:, 0].astype(np.float64))

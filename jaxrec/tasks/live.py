@@ -12,7 +12,7 @@ the first tick at which the room's mean probability is half as much again as at 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -89,8 +89,9 @@ class Config(problem.Task):
         return ('stay', *(f'{label}_after' for label in self.labels))
 
     def metrics(self) -> dict[str, problem.Metric]:
-        """AUC, logloss and calibration of every label; of the first, where highlights are known,
-        lag and missed, the share of highlights that were over before they were noticed.
+        """AUC, logloss, calibration of every label; of the first, where highlights are known, lag.
+
+        And missed, the share of highlights that were over before they were noticed.
         """
         found = {}
         for label in self.labels:
@@ -130,7 +131,7 @@ class Config(problem.Task):
         )
 
     def open(
-        self, experiment: Any, say=print, process: tuple[int, int] = (0, 1)
+        self, experiment: Any, say: Callable = print, process: tuple[int, int] = (0, 1)
     ) -> problem.Problem:
         columns = self.columns(experiment.data.time_col)
         rows, meta = datasets.load(experiment.data, say, kind=Rows, columns=columns)
@@ -139,7 +140,7 @@ class Config(problem.Task):
         said = reports(self.stream, visits, window=self.window, fast=self.fast, slow=self.slow)
         begin, end = int(rows.times[0]), int(rows.times[-1])
         ticks = np.arange(begin, end + 1, self.tick)
-        measured = (ticks >= begin + self.warm_up) & (ticks + self.ahead <= end + 1)
+        measured = (ticks >= begin + self.warm_up) & (ticks + self.ahead <= end)
         if not measured.any():
             raise UserError(
                 f'the visits last {end - begin:,} seconds: too few for task.warm_up={self.warm_up} '
@@ -206,8 +207,14 @@ class Config(problem.Task):
 
 @dataclasses.dataclass
 class World:
-    """What evaluations and batches share: the task's config, rows, what came of them, what is said
-    of it, and the rows' features.
+    """What evaluations and batches share.
+
+    Attributes:
+      config: the task's.
+      rows: all of them.
+      visits: what came of the rows.
+      said: what the stream says of it.
+      encode: features of the rows.
     """
 
     config: Config
@@ -216,7 +223,7 @@ class World:
     said: Reports
     encode: Encoder
 
-    @property
+    @functools.cached_property
     def came(self) -> np.ndarray:
         """float32 [N, T], 1 where the behaviour came."""
         return (~np.isnan(self.visits.after)).astype(np.float32)
@@ -304,12 +311,12 @@ def unconditional(logits: jax.Array) -> jax.Array:
 
 
 class Ahead(problem.Evaluation):
-    """The visits of the `ahead` seconds from a tick on, scored by the model of that tick."""
+    """The visits of the `ahead` seconds after a tick, scored by the model of that tick."""
 
     def __init__(self, world: World, tick: int):
         self._world, self.tick = world, tick
         times = world.rows.times
-        self.first, last = np.searchsorted(times, [tick, tick + world.config.ahead])
+        self.first, last = np.searchsorted(times, [tick, tick + world.config.ahead], side='right')
         self.examples, self.protocol = int(last - self.first), world.config.protocol_fields()
 
     @property
