@@ -98,9 +98,9 @@ class Evaluation:
         """The same of predictors that have nothing to learn, by name."""
         return {}
 
-    def mixtures(self, carried: Any) -> dict[str, Measured]:
-        """The same of predictors that take something of the model, `carried` of `Problem.begin`."""
-        del carried
+    def mixtures(self, begin: Callable[[], Any]) -> dict[str, Measured]:
+        """The same of predictors that take something of the model: what `Problem.begin` gives."""
+        del begin
         return {}
 
 

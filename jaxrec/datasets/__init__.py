@@ -111,12 +111,16 @@ def _load(
         prepared = _open_prepared(config)
         if prepared:
             return prepared
+        if config.texts and columns is not None:
+            raise UserError('--texts is for histories, and this task reads rows: leave it out')
         recipe = _log(config, say) if columns is None else _rows_log(config, say, columns)
         return store.find_or_build(recipe, config.data_dir, say)
     for option in _set(config, OF_A_LOG):
         raise UserError(f'--{option} describes your own file: it goes with --log')
     if not config.dataset:
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
+    if config.texts and config.dataset not in KNOWN:
+        raise UserError('--texts is of the items of --log, or of a public --dataset')
     if config.dataset.partition(':')[0] == SYNTHETIC:
         recipe = _synthetic(config)
     elif config.dataset.partition(':')[0] == BLOCK_MODEL:

@@ -22,7 +22,7 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         evaluation = known[which]()
         predict = Pass(trained.graphdef, trained.problem, trained.constants)
         measured = predict(trained.params, evaluation, full=True)
-        mixtures = evaluation.mixtures(predict.begin(trained.params))
+        mixtures = evaluation.mixtures(lambda: predict.begin(trained.params))
         return evaluation, measured, {**evaluation.references(), **mixtures}
 
 
