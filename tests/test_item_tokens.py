@@ -302,8 +302,8 @@ def test_mistakes_found_before_anything_is_read(made_of, changes, message):
 @pytest.mark.parametrize(
     ('content', 'settings', 'message'),
     [
-        ('item,title\ni1,x\n', {}, "items.csv has no column 'text'.*--text_col"),
-        ('i1,x\ni2,y\n', {}, "has no column 'item'.*--text_columns"),
+        ('item,title\ni1,x\n', {}, "items.csv has no column 'text'.*--config.data.text_col"),
+        ('i1,x\ni2,y\n', {}, "has no column 'item'.*--config.data.text_columns"),
         ('item,text\ni1,x\ni1,y\n', {}, "items.csv has item 'i1' with two different texts"),
         ('item,text\nj1,x\n', {}, "no item of the events is in items.csv: its first is 'j1'"),
         ('item,text\ni1,x,y\n', {}, 'cannot read items.csv: CSV parse error'),

@@ -656,7 +656,8 @@ def _texts(
         return None
     if start and (pathlib.Path(start) / 'catalogue').exists():
         kept = Catalogue.load(pathlib.Path(start) / 'catalogue').texts
-        now = text_encoders.digest(settings, histories.titles) if kept else ''
+        there = kept and histories.titles is not None
+        now = text_encoders.digest(settings, histories.titles) if there else ''
         same = kept and kept['digest'][0].decode() == now
         encoder = item_texts.encoder_of(kept) if kept and not same else None
         if encoder and (encoder.kind, len(encoder.centre)) != (settings.encoder, settings.dim):
