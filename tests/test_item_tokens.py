@@ -79,6 +79,20 @@ def test_a_vector_is_its_row_and_its_text(made_of):
     np.testing.assert_allclose(found[12], given['items']['texts'][12] @ model.texts.kernel[...])
 
 
+def test_another_text_of_a_target_changes_no_history_without_it():
+    """Under one encoder: its own vector, and predictions after it, alone."""
+    model, one = make(), batch()
+    target = int(np.setdiff1d(np.arange(1, 31), one['items'][0])[0])
+    texts = np.array(constants()['items']['texts'])
+    texts[target] = 1
+    before, after = (model.catalogue(given) for given in (constants(), constants(texts)))
+    changed = (np.asarray(before['items']) != np.asarray(after['items'])).any(1)
+    assert np.flatnonzero(changed).tolist() == [target]
+    same = ~(one['items'] == target).any(1)
+    queries = [np.asarray(model.queries(one, made)) for made in (before, after)]
+    np.testing.assert_array_equal(queries[0][same], queries[1][same])
+
+
 def test_rows_alone_are_those_of_the_table():
     """Where a step looks few up; ids are left out alike in both, and only in training."""
     model, given = make(id_dropout=0.5), constants()
