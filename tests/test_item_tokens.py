@@ -341,9 +341,9 @@ def test_mistakes_about_the_file(tmp_path):
     with pytest.raises(UserError, match='--texts is of the items of --log, or of a public'):
         datasets.load(dataclasses.replace(data, log='', dataset='synthetic'), flags='--')
     long = 'é' * 2000
-    (tmp_path / 'items.csv').write_text(f'item,text\ni1,{long}\n')
+    (tmp_path / 'items.csv').write_text(f'item,text\ni0,{long}\n')
     histories, _ = datasets.load(data)
-    assert histories.title(histories.find_item('i1')) == 'é' * 500  # 1,000 bytes, whole letters
+    assert histories.title(histories.find_item('i0')) == 'é' * 500  # 1,000 bytes, whole letters
     with pytest.raises(UserError, match='--text_col describes the table of texts'):
         datasets.load(dataclasses.replace(data, texts='', text_col='title'), flags='--')
     assert {f.name for f in dataclasses.fields(config.Data)} >= set(datasets.OF_TEXTS)

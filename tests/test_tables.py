@@ -241,6 +241,7 @@ def test_every_table_file_loads(path, mesh):
         'class': 3,
         'table': 90,
         'label': 8,
+        'text': 16,
     }
     distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
     for model in distinct.values():
