@@ -39,7 +39,7 @@ def get_config(arg: str = '') -> Experiment:
     made_of = name if name in ('ids+texts', 'texts') else 'ids'
     return Experiment(
         task=next_item.Config(
-            cutoffs=(10, 20, 50),
+            cutoffs=(10, 20, 100),
             texts=Texts() if name == 'ids' else TEXTS,
             start_table=name == 'start',
         ),

@@ -106,9 +106,9 @@ class Evaluation:
         """What the simplest of them has in a metric: where learning begins. None = unknown."""
         return None
 
-    def mixtures(self, carried: Any) -> dict[str, Measured]:
-        """The same of predictors that take something of the model, `carried` of `Problem.begin`."""
-        del carried
+    def mixtures(self, begin: Callable[[], Any]) -> dict[str, Measured]:
+        """The same of predictors that take something of the model: what `Problem.begin` gives."""
+        del begin
         return {}
 
 

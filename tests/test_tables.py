@@ -242,6 +242,7 @@ def test_every_table_file_loads(path, mesh):
         'class': 3,
         'table': 90,
         'label': 8,
+        'text': 16,
     }
     distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
     for model in distinct.values():
@@ -557,15 +558,19 @@ def first_format(cell, ranks, **config_changes):
     for name in (
         *(f'task.{n}' for n in NEW_FIELDS),
         'train.start_from',
+        'task.start_table',
         'data.domain_col',
+        'data.text_col',
+        'data.text_columns',
         'model.contrast',
     ):
         fields.pop(name)
+    texts = 'task.texts.', 'model.items.'
     later = tuple(f'model.in_batch.{n}' for n in NEW_OF_IN_BATCH)
     fields = {
         n: v
         for n, v in fields.items()
-        if not n.startswith(('model.multi_signal.', 'model.seq2seq.', *later))
+        if not n.startswith(('model.multi_signal.', 'model.seq2seq.', *texts, *later))
     }
     assert not any(name.startswith('task.') for name in fields)
     fields |= {'train.metric': 'NDCG@10', 'data.log': '', **config_changes}

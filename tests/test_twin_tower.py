@@ -285,7 +285,8 @@ def save(folder):
     """Users keep to one kind of item, and a kind shares a word; the newest items have no events."""
     rng = np.random.default_rng(0)
     kinds = np.arange(40) % 4
-    items = np.concatenate([rng.choice(np.flatnonzero(kinds[:36] == u % 4), 6) for u in range(80)])
+    of_kind = [np.flatnonzero(kinds[:36] == kind) for kind in range(4)]
+    items = np.concatenate([rng.choice(of_kind[u % 4], 6, replace=False) for u in range(80)])
     words = ('lamp', 'chair', 'game', 'shoe')
     titles = [f'{words[kinds[n]]} {rng.choice(["red", "old", "big"])} no{n}' for n in range(40)]
     Histories(
@@ -304,12 +305,12 @@ def test_a_run_learns_and_serves(tmp_path):
         model=Config(widths=(16, 8), hidden=8, positive='near', loss='info_nce'),
         data=save(tmp_path),
         optim=Optim(learning_rate=0.01),
-        train=Train(batch_rows=20, epochs=15, eval_every=5, metric='HR@10'),
+        train=Train(batch_rows=20, epochs=60, eval_every=20, metric='HR@10'),
         mesh=Mesh(2, 1),
     )
     fit(given, tmp_path / 'run')
     measured = evaluate(tmp_path / 'run', item_lists=True)
-    assert measured.metrics['HR@10'] > 0.6  # the kind has 10 items
+    assert measured.metrics['HR@10'] > 0.8  # chance is .3; the kind has 10 items
     recommender = Recommender(load_trained(tmp_path / 'run'), 10)
     (listed,) = recommender.recommend([[37]])  # an item that nobody had
     assert sum(row['item'] % 4 == 1 for row in listed) >= 7

@@ -39,7 +39,8 @@ class ItemTexts:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Everything that is stored, by the name of its file."""
-        columns = {'vectors': self.vectors, **self.encoder.columns()}
+        digest = np.array([self.digest.encode()])
+        columns = {'vectors': self.vectors, 'digest': digest, **self.encoder.columns()}
         return {name: np.ascontiguousarray(column) for name, column in columns.items()}
 
     def content_hash(self) -> str:
@@ -54,7 +55,8 @@ class ItemTexts:
 
 def encoder_of(columns: Mapping[str, np.ndarray]) -> Encoder:
     """What made the vectors, of `ItemTexts.columns`."""
-    made_by = {name: column for name, column in columns.items() if name != 'vectors'}
+    rest = 'vectors', 'digest'
+    made_by = {name: column for name, column in columns.items() if name not in rest}
     return Encoder(**made_by | {'kind': columns['kind'][0].decode()})
 
 

@@ -130,6 +130,8 @@ def _load(
         prepared = _open_prepared(config)
         if prepared:
             return prepared
+        if config.texts and columns is not None:
+            raise UserError('--texts is for histories, and this task reads rows: leave it out')
         if kind is Graph:
             recipe = _graph_log(config, say)
         elif columns is None:
@@ -141,6 +143,8 @@ def _load(
         raise UserError(f'--{option} describes your own file: it goes with --log')
     if not config.dataset:
         raise UserError(f'no data: give --log=FILE or --dataset=NAME ({", ".join(NAMES)})')
+    if config.texts and config.dataset not in KNOWN:
+        raise UserError('--texts is of the items of --log, or of a public --dataset')
     if config.dataset.partition(':')[0] == SYNTHETIC:
         recipe = _synthetic(config)
     elif config.dataset.partition(':')[0] in GENERATED:

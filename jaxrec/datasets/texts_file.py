@@ -49,7 +49,7 @@ def read(config: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
     """(raw ids [n] int64 or utf-8 bytes, ascending and distinct; texts utf-8 bytes [n]).
 
     Raises:
-      UserError: a column is missing, a row does not parse, or an item has two texts.
+      UserError: a column is missing, a row does not parse, an item has two texts, or no rows.
     """
     path = pathlib.Path(config.texts).expanduser()
     columns = [c.strip() for c in config.text_col.split(',')]
@@ -65,7 +65,9 @@ def read(config: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
     parts = [pc.fill_null(table.column(c).cast(pa.large_string()), '') for c in columns]
     joined = pc.binary_join_element_wise(*parts, ' ') if len(parts) > 1 else parts[0]
     joined = pc.replace_substring_regex(joined, r'\s+', ' ')
-    texts = np.array([one.strip().encode()[:LONGEST] for one in joined.to_pylist()] or [b''], 'S')
+    texts = np.array([_cut(one.strip()) for one in joined.to_pylist()] or [b''], 'S')
+    if not len(coded.values):
+        raise UserError(f'{path.name} has no rows')
     order = np.argsort(coded.values, kind='stable')
     number = np.empty(len(order), np.int64)
     number[order] = np.arange(len(order))
@@ -77,6 +79,11 @@ def read(config: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
         item = plain(coded.values[coded.codes[other[0]]])
         raise UserError(f'{path.name} has item {item!r} with two different texts')
     return coded.values[order], found
+
+
+def _cut(text):
+    """utf-8 of at most LONGEST bytes, whole letters."""
+    return text.encode()[:LONGEST].decode(errors='ignore').encode()
 
 
 def joined(histories: Histories, config: config_lib.Data) -> tuple[Histories, str]:
@@ -93,7 +100,7 @@ def joined(histories: Histories, config: config_lib.Data) -> tuple[Histories, st
         order = np.argsort(ids.astype('S'))
         ids, texts = ids.astype('S')[order], texts[order]
     elif known.dtype.kind != ids.dtype.kind:
-        odd = next(one for one in ids.tolist() if not one.isdigit())
+        odd = next((one for one in ids.tolist() if not one.isdigit()), ids[0])
         raise UserError(
             f'{name} has item {plain(odd)!r}, and item ids of the events are whole numbers: remove '
             'such rows, or write all ids as text (7 as item-7)'

@@ -1,7 +1,7 @@
 """Ranking the held-out events of users among the catalogue, or among sampled candidates."""
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -223,11 +223,11 @@ class Ranking(Evaluation):
         counts = baselines.counts(self, ('popularity',))['popularity']
         return self.result(*counts).metrics.get(metric)
 
-    def mixtures(self, carried: Any) -> dict[str, Measured]:
+    def mixtures(self, begin: Callable[[], Any]) -> dict[str, Measured]:
         """Lists by the last item of the history, some with the model's vectors of items."""
         if not self._item_lists:
             return {}
-        counted = item_lists.counts(self, np.asarray(carried['items'], np.float32))
+        counted = item_lists.counts(self, np.asarray(begin()['items'], np.float32))
         return {name: self.result(*counts) for name, counts in counted.items()}
 
     def result(self, greater: np.ndarray, ties: np.ndarray) -> Measured:

@@ -87,7 +87,7 @@ class TextTokens(nnx.Module):
 
         Args:
           table: rows of the ids.
-          constants: 'items', see `next_item.constants_of`: 'known' and 'texts'.
+          constants: 'items', of the problem: 'known' and 'texts'.
           key: of the ids that are left out; None at inference.
           wanted: int32 arrays, the numbers that will be looked up; None = all. Where they are fewer
             than the rows, these alone are made.

@@ -20,7 +20,7 @@ import numpy as np
 from jaxrec import datasets
 from jaxrec.config import ENCODERS, Texts, field
 from jaxrec.data import domains as domains_lib
-from jaxrec.data import item_texts, overlap, positives, splits
+from jaxrec.data import item_texts, overlap, positives, splits, text_encoders
 from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.cuts import CutBatches
 from jaxrec.data.features import Encoder, check_features
@@ -739,7 +739,10 @@ def _texts(
         return None
     if start and (pathlib.Path(start) / 'catalogue').exists():
         kept = Catalogue.load(pathlib.Path(start) / 'catalogue').texts
-        encoder = item_texts.encoder_of(kept) if kept else None
+        there = kept and histories.titles is not None
+        now = text_encoders.digest(settings, histories.titles) if there else ''
+        same = kept and kept['digest'][0].decode() == now
+        encoder = item_texts.encoder_of(kept) if kept and not same else None
         if encoder and (encoder.kind, len(encoder.centre)) != (settings.encoder, settings.dim):
             raise UserError(
                 f'train.start_from={start} has texts by {encoder.kind} of {len(encoder.centre)} '

@@ -31,7 +31,7 @@ def evaluate(trained: Trained, which: str) -> tuple[Evaluation, Measured, dict[s
         say(f'{which}: predicting {evaluation.examples:,} examples')
         measured = predict(trained.params, evaluation, full=True, say=say)
         say('measuring what has nothing to learn')
-        mixtures = evaluation.mixtures(predict.begin(trained.params))
+        mixtures = evaluation.mixtures(lambda: predict.begin(trained.params))
         return evaluation, measured, {**evaluation.references(), **mixtures}
 
 

@@ -120,8 +120,8 @@ def rows_from(experiment: Experiment, problem: Problem, program: Program | Runs)
     Raises:
       UserError: several runs in a program, or the model has no table of that kind.
     """
-    if isinstance(program, Runs):
-        raise UserError('task.start_table is for one run in a program, not for several')
+    if isinstance(program, Runs) or jax.process_count() > 1:
+        raise UserError('task.start_table is for one run in a program, in one process')
     params = program.init()['params']
     shapes = lambda sizes: split_model(experiment.model, sizes)[1]  # noqa: E731
     followed = _followed(shapes, problem.sizes, problem.starts)
