@@ -184,8 +184,8 @@ class Problem:
         graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is
         served without its data (`Task.open_catalogue`). None where nothing is served.
       verbs: what `begin` and `predict` ask a model for, by name.
-      keeps: whether a run keeps what was predicted before each period, `Measured.kept`, in which
-        'places' are those of the examples.
+      keeps: whether a run keeps what was predicted before each period, by one evaluation at most:
+        `Measured.kept`, in which 'places' are those of the examples.
     """
 
     verbs: ClassVar[tuple[str, ...]] = ()

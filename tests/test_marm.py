@@ -270,6 +270,22 @@ def test_windows(rows, monkeypatch, context, frozen):  # noqa: F811
     np.testing.assert_array_equal(np.sort(seen), np.flatnonzero((day >= 7) & (day < 9)))
 
 
+def test_a_stray_row_is_taken_by_its_day(rows, monkeypatch):  # noqa: F811
+    """Around midnight day and time may disagree; more than a few that do are refused."""
+    day = np.sort(rows.features['date'])
+    own = np.flatnonzero(rows.users == 3)
+    day[own[5]], day[own[6]] = 8, 7
+    day[own[:5]], day[own[7:]] = 1, 9
+    encode = lambda index: {'row': index.astype(np.int32) + 1}  # noqa: E731
+    with pytest.raises(UserError, match='must not decrease with time'):
+        streams.Streams(rows, encode, ('click',), day)
+    monkeypatch.setattr(streams, '_STRAY', 0.01)
+    made = streams.Streams(rows, encode, ('click',), day)
+    order = made.order[rows.users[made.order] == 3]
+    np.testing.assert_array_equal(order, [*own[:5], own[6], own[5], *own[7:]])
+    assert made.stray == 1
+
+
 @pytest.fixture
 def in_order(rows, tmp_path):  # noqa: F811
     """Their days ascend, as a model with a past needs it."""

@@ -126,7 +126,7 @@ class Encoder:
         if unit != 'item' or self.units[field.column] != 'user':
             raise UserError(
                 f'field {field.column!r} is of={of!r}: that must be a field of items, and the set '
-                f'one of users'
+                'one of users'
             )
         own, missing = self.coded[of], self.codes[of].missing
         known = own[np.clip(items - 1, 0, len(own) - 1)]

@@ -17,6 +17,7 @@ from jaxrec.errors import UserError
 
 HISTORIES = ('frozen', 'streaming')
 _TARGETS = 128  # of a window at most
+_STRAY = 1e-3  # share of the rows that may be later than one of their user on a later day
 
 
 @dataclasses.dataclass
@@ -54,10 +55,12 @@ class Streams:
       day: [N], the column by which rows are split.
 
     Attributes:
-      order: int64 [N], numbers of the rows, user by user.
+      order: int64 [N], numbers of the rows, user by user, day by day.
+      stray: how many rows come after one of their user on a later day, as around midnight in logs
+        whose day and time are not of one clock; their day counts.
 
     Raises:
-      UserError: a later row of a user has an earlier day.
+      UserError: more than one in a thousand does.
     """
 
     def __init__(
@@ -68,11 +71,13 @@ class Streams:
         day: np.ndarray,
     ):
         self.rows, self.encode, self.labels = rows, encode, labels
-        self.order = np.argsort(rows.users, kind='stable')
-        users = rows.users[self.order]
-        back = (users[1:] == users[:-1]) & (day[self.order][1:] < day[self.order][:-1])
-        if back.any():
-            row = int(self.order[1:][back][0])
+        by_time = np.argsort(rows.users, kind='stable')
+        self.order = np.lexsort((day, rows.users))
+        users = rows.users[by_time]
+        back = (users[1:] == users[:-1]) & (day[by_time][1:] < day[by_time][:-1])
+        self.stray = int(back.sum())
+        if self.stray > _STRAY * len(rows):
+            row = int(by_time[1:][back][0])
             raise UserError(
                 f'row {row + 1} is later than one of its user on a later day: task.day must not '
                 'decrease with time where a model sees the past'

@@ -168,9 +168,14 @@ class Config(problem.Task):
             'process': process,
         }
         levels = experiment.model.expert_levels(self.labels)
-        context = experiment.model.inputs().max_len
+        context, notes = experiment.model.inputs().max_len, ()
         if context:
             streams = Streams(rows, encode, self.labels, day)
+            if streams.stray:
+                notes += (
+                    f'note: {streams.stray:,} rows are later than one of their user on a later '
+                    f'{self.day}: they are taken in the order of {self.day}',
+                )
             batches = StreamBatches(streams, self.valid_from, context=context, **settings)
         else:
             batches = RowBatches(rows, encode, self.labels, parts['train'], **settings)
@@ -203,6 +208,7 @@ class Config(problem.Task):
             sizes=sizes,
             periods=[lambda: problem.Period(batches)],
             evaluations={name: evaluation(name) for name in ('valid', 'test')},
+            notes=notes,
             catalogue=RowCatalogue.of(encode, rows, meta['data_hash'], sizes),
         )
 
