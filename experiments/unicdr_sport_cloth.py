@@ -11,7 +11,7 @@ domains of this pair more than a thousand times: rows whose twin the user has ar
 evaluation prints counts of the other domain beside the model, which learn nothing.
 `--config=experiments/unicdr_sport_cloth.py:NAME,SEED` with a NAME of MODELS.
 
-Only tried for a hundred steps: no numbers yet.
+Not run yet.
 """
 
 from jaxrec.config import Data, Optim, Train
