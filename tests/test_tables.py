@@ -240,6 +240,7 @@ def test_every_table_file_loads(path, mesh):
         'feature': 20,
         'class': 3,
         'table': 90,
+        'factor': 10,
         'label': 8,
     }
     distinct = {repr(cell.experiment.model): cell.experiment.model for cell in cells}
