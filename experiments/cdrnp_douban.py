@@ -9,6 +9,9 @@ with task.source and task.target the names of its domains.
 `--config=experiments/cdrnp_douban.py:NAME,SPLIT` with a NAME of MODELS and the number of the split
 of users; `--config.task.source=music --config.task.target=book` is the way back. Two biases are as
 good as factors here: the data can show that a model is not broken, not that it is good.
+
+One run, split 0: MAE .6445, RMSE .8220 after one epoch, item and source bias .6475, .8178: no gain.
+A learning rate of 3e-4 gave .6488, .8263.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -33,6 +36,6 @@ def get_config(arg: str = '') -> Experiment:
         model=MODELS[name or 'cdrnp'],
         task=ratings.Config(source='book', target='music', split_seed=int(split or 0)),
         data=Data(dataset='douban-ratings'),
-        optim=Optim(learning_rate=3e-4, b2=0.999, weight_decay=1e-2),
-        train=Train(batch_rows=1024, epochs=20, eval_every=0.5, patience=6),
+        optim=Optim(learning_rate=1e-3, b2=0.999, weight_decay=1e-2),
+        train=Train(batch_rows=1024, epochs=20, patience=4),
     )

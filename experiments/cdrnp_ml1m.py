@@ -8,6 +8,10 @@ FOLDER holds ratings.dat and movies.dat. `--config=experiments/cdrnp_ml1m.py:NAM
 NAME of MODELS and the number of the split of users; `--config.task.cold_share=0.8` leaves a fifth
 of them to learn from, and `--config.task.shuffled=True` is the control. Evaluation prints biases,
 common factors, EMCDR and neighbours beside it.
+
+One run of 6 epochs (--config.train.epochs=6, a minute of CPU time), split 0: MAE .7411, RMSE .9377.
+Beside it item and source bias .7640, .9616, neighbours .7521, .9482, EMCDR .7498, .9450, common
+factors .7453, .9472, and PTUPCDR, trained alike, .7481, .9452. The control was not run yet.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -9,6 +9,8 @@ FOLDER/game_video and FOLDER/video_game hold train.txt, valid.txt, test.txt and 
 another pair of the same layout runs alike. A tested user has nothing in the domain: what validates
 there is no input of the test. A test user's other held-out items are never among the candidates.
 `--config=experiments/unicdr_game_video.py:NAME,SEED` with a NAME of MODELS.
+
+Only tried for a hundred steps: no numbers yet.
 """
 
 from jaxrec.config import Data, Optim, Train

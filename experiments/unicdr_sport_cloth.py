@@ -10,6 +10,8 @@ layout runs alike. A tenth of every user's training items validates. The same pr
 domains of this pair more than a thousand times: rows whose twin the user has are told apart, and
 evaluation prints counts of the other domain beside the model, which learn nothing.
 `--config=experiments/unicdr_sport_cloth.py:NAME,SEED` with a NAME of MODELS.
+
+Not run yet.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -241,6 +241,7 @@ def test_every_table_file_loads(path, mesh):
         'tag': 2,
         'class': 3,
         'table': 90,
+        'factor': 10,
         'label': 8,
         'text': 16,
     }

@@ -40,11 +40,11 @@ TABLE = Table(
     rows=(
         row(EMCDR, 'emcdr'),
         row(PTUPCDR, 'ptupcdr'),
-        row('CDRNP without process and FiLM and remainer', 'no-process'),
+        row('CDRNP decoder alone', 'no-process'),
         row('CDRNP without remainer', 'no-remainer'),
         row('CDRNP without FiLM', 'no-film'),
         row(CDRNP, 'cdrnp'),
-        row('CDRNP with users shuffled', 'cdrnp', {'task.shuffled': True}),
+        row('CDRNP users shuffled', 'cdrnp', {'task.shuffled': True}),
     ),
     baseline=EMCDR,
     by_column=True,

@@ -21,7 +21,7 @@ FILES = {
     SPORT_CLOTH: 'experiments/unicdr_sport_cloth.py',
     GAME_VIDEO: 'experiments/unicdr_game_video.py',
 }
-UNICDR, PLUS, MF = 'UniCDR', 'UniCDR+', 'MF in each domain'
+UNICDR, PLUS, MF = 'UniCDR', 'UniCDR plus', 'MF in each domain'
 
 
 def on_pairs(name: str, key: str, columns: tuple[str, ...] = tuple(FILES)) -> Row:
@@ -39,11 +39,11 @@ TABLE = Table(
         on_pairs('MF-BPR on the union', 'mf-union'),
         on_pairs(UNICDR, 'unicdr'),
         on_pairs('UniCDR without critic', 'no-critic'),
-        on_pairs('UniCDR with lists from the other domain', 'other-only'),
+        on_pairs('UniCDR lists from the other domain', 'other-only'),
         on_pairs('UniCDR by attention', 'attention'),
         on_pairs(PLUS, 'plus'),
-        on_pairs('UniCDR+ without propagation', 'plus-no-layers'),
-        on_pairs('UniCDR+ without soft contrast', 'plus-no-soft'),
+        on_pairs('UniCDR plus without propagation', 'plus-no-layers'),
+        on_pairs('UniCDR plus without soft contrast', 'plus-no-soft'),
     ),
     baseline=UNICDR,
     by_column=True,
