@@ -9,6 +9,11 @@ SEED` with NAME of ids (SASRec), ids+texts, texts, and start (SASRec whose table
 texts' vectors). The report tells targets without training events apart ('training events', 0), for
 popularity and the cosine of texts too. Beauty: --config.data.dataset=beauty
 --config.data.source=FILE --config.data.texts=PHRASES --config.data.text_columns=item,asin,text.
+
+Not run on Games, nor to the end. On Beauty, seed 0, dim 64, few steps, test HR@10 / NDCG@10: ids
+.0233 / .0119 and ids+texts .0394 / .0203 after 260 steps (33 and 71 s of a CPU core), ids+texts
+.0670 / .0359 after 900; popularity .0115 / .0054. Of the 138 targets without training events
+HR@10 is 0 for all of these, HR@100 0 by ids and popularity, .1449 and .1739 by ids+texts.
 """
 
 import dataclasses

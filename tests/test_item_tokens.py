@@ -135,7 +135,7 @@ def test_gradients_reach_texts_and_ids(settings):
     assert not grads['table'][...][12].any() and grads['table'][...][batch()['items'][0, 0]].any()
 
 
-@pytest.mark.parametrize('loss', ['softmax', 'bce'])
+@pytest.mark.parametrize('loss', ['softmax', pytest.param('bce', marks=pytest.mark.slow)])
 def test_the_same_on_a_mesh(mesh, loss):
     settings = {'loss': loss, 'negatives': 2, 'negatives_per': 'batch', 'id_dropout': 0.3}
     graphdef = nnx.split(make(**settings))[0]
@@ -159,6 +159,7 @@ def test_the_same_on_a_mesh(mesh, loss):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('module', [kuaiformer, comirec])
 def test_models_of_cuts_read_them_too(module):
     settings = {'dim': 8, 'max_len': 5, 'interests': 2, 'items': ItemTokens('texts')}

@@ -170,8 +170,15 @@ def test_batches():
 # Losses -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('positive', ['autoencoder', 'near'])
-@pytest.mark.parametrize('loss', ['bce', 'info_nce'])
+@pytest.mark.parametrize(
+    ('loss', 'positive'),
+    [
+        ('bce', 'autoencoder'),
+        ('info_nce', 'near'),
+        pytest.param('bce', 'near', marks=pytest.mark.slow),
+        pytest.param('info_nce', 'autoencoder', marks=pytest.mark.slow),
+    ],
+)
 def test_loss(loss, positive):
     model = make(loss=loss, positive=positive, temperature=0.3, residual=positive == 'near')
     one, given = batch(6), constants()
