@@ -55,7 +55,7 @@ def built():
 def closed(params):
     """Parameters whose gates are shut: a sigmoid of exactly 0."""
     gates = jax.tree.map(jnp.zeros_like, params['gates'])
-    for gate in gates.values() if isinstance(gates, dict) else gates:
+    for gate in gates.values():
         gate['bias'] = gate['bias'] - 1e4
     return {**params, 'gates': gates}
 

@@ -13,7 +13,7 @@ own, the other and both domains stand beside every result.
 A row with a gain over SASRec merged says nothing of transfer where its control has the same gain:
 'domains shuffled' trains and reads users whose events of the other domain are another user's,
 'support shuffled' is CDSRNP on a support of such users. The report of a run tells domains and kinds
-of users apart; ABXI's log has no twins (the same product in both domains).
+of users apart. No product of ABXI's log is in both domains.
 
 Not run yet. An epoch of SASRec merged took .8 CPU minutes of one core of a busy machine, when its
 softmax had twice the columns it has now. From the numbers of operations an epoch of the SASRec rows
