@@ -52,7 +52,7 @@ def histories(experiment):
     length, rng = inputs.max_len + 5, np.random.default_rng(0)
     events = USERS * length
     made = Histories(
-        items=rng.integers(1, ITEMS + 1, events).astype(np.int32),
+        items=(np.arange(events) * 7919 % ITEMS + 1).astype(np.int32),  # a user's all distinct
         offsets=np.arange(USERS + 1) * length,
         user_ids=np.arange(USERS),
         item_ids=np.arange(1, ITEMS + 1),
@@ -80,20 +80,27 @@ def impressions(task):
     days = np.where(np.arange(count) % 10 == 8, task.valid_from, 0)
     days = np.where(np.arange(count) % 10 == 9, task.test_from, days)
     columns = {task.day: np.sort(days)}
+    of_items = {field.of for field in task.fields} - {'', 'item'}
     for field in task.fields:
+        if '.' in field.column or field.column in of_items:
+            continue
         if field.kind == 'set':
             columns[field.column] = rng.integers(0, 50, (count, 5)).astype(np.int32)
         elif field.kind == 'category' and field.column not in ('user', 'item'):
             columns[field.column] = rng.integers(0, 50, count)
         elif field.column not in ('user', 'item'):
             columns[field.column] = rng.normal(size=count).astype(np.float32)
+    sets = {field.column for field in task.fields if field.kind == 'set' and field.of == 'item'}
+    sets &= columns.keys()
     return Rows(
         users=rng.integers(0, USERS, count).astype(np.int32),
         items=rng.integers(1, ITEMS + 1, count).astype(np.int32),
         times=np.arange(count),
         user_ids=np.arange(USERS),
         item_ids=np.arange(ITEMS),
-        features=columns,
+        features={name: c for name, c in columns.items() if name not in sets},
+        user_features={name: columns[name][:USERS] for name in sets},
+        item_features={name: rng.integers(0, 50, ITEMS) for name in of_items},
         labels={name: rng.integers(0, 2, count).astype(np.float32) for name in task.labels},
     )
 
@@ -101,6 +108,9 @@ def impressions(task):
 def opened(experiment, monkeypatch):
     """The experiment's problem on made-up data."""
     task, meta = experiment.task, {'data_hash': '', 'path': ''}
+    texts = isinstance(task, next_item.Config) and task.texts.encoder
+    if texts or not isinstance(task, (next_item.Config, click.Config, nodes.Config)):
+        pytest.skip('there are no made-up data of texts, ratings, graphs and live rooms yet')
     if isinstance(task, next_item.Config):
         return next_item.NextItem(experiment, histories(experiment), meta)
     made = (
@@ -109,7 +119,6 @@ def opened(experiment, monkeypatch):
         else block_model.generate(block_model.Parameters(nodes=3_000))
     )
     monkeypatch.setattr(click.datasets, 'load', lambda *args, **kwargs: (made, meta))
-    assert isinstance(task, (click.Config, nodes.Config))
     return task.open(experiment, lambda line: None)
 
 
