@@ -110,7 +110,7 @@ def _main() -> None:
         if inputs[name] is not None and FLAGS.output is None:
             raise UserError(f'--{name} and --output=FILE.parquet go together')
     if FLAGS.output is not None:
-        if FLAGS.history is not None or FLAGS.user is not None:
+        if any(inputs[name] is not None for name in ('history', 'text', 'user')):
             raise UserError('--output goes with --users, --histories and --history_file')
         check_output(pathlib.Path(FLAGS.output))
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:

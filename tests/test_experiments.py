@@ -79,7 +79,7 @@ def begun(path):
     if experiment.task.split == 'given':  # these histories come without one
         experiment = applied(experiment, {'task.split': 'temporal'})
     histories = tiny_histories(inputs.features, inputs.rewards)
-    if inputs.domains:
+    if inputs.domains or experiment.task.in_domain:
         names = np.where(np.arange(histories.num_items) % 2, b'food', b'kitchen')
         histories.item_features['domain'] = names
     if experiment.task.texts.encoder:

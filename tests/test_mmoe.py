@@ -237,7 +237,7 @@ def test_what_it_says_of_itself():
     assert config.inputs().features == ('past', 'user', 'item')
     assert mmoe.Config().inputs().features == ()
     model = config.make(SIZES, rngs=nnx.Rngs(0))
-    assert config.tables() == {}
+    assert config.tables() == {'table': ('features',)}
     assert model.table[...].shape == (64, 4) and model.carry() == {}
 
 

@@ -109,6 +109,7 @@ def flags(**given):
         'history': None,
         'history_file': None,
         'histories': None,
+        'text': None,
         'user': None,
         'users': None,
         'output': None,
@@ -247,10 +248,10 @@ def test_user(tmp_path, mesh, monkeypatch, text_ids):
 @pytest.mark.parametrize(
     'given, text',
     [
-        ({}, '--history, --history_file, --user and --users; here is none'),
+        ({}, '--history, --history_file, --histories, --text, --user and --users; here is none'),
         ({'user': '1', 'history': '5'}, 'here is --history and --user'),
         ({'users': 'all'}, '--users and --output'),
-        ({'user': '100', 'output': 'x.csv'}, 'goes with --users and --history_file'),
+        ({'user': '100', 'output': 'x.csv'}, 'goes with --users, --histories and --history_file'),
         ({'user': '100', 'k': 0}, 'at least 1'),
         ({'user': '101'}, "user '101' is not in the data"),
         ({'history': '5,6'}, "item '6' of --history is not in the data; --skip_unknown"),

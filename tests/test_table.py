@@ -454,8 +454,14 @@ def test_a_browser_draws_the_page(page, chromium, tmp_path):
     drawn = re.search(r'<table id="table">.*?</table>', body, re.S).group(0)
     assert drawn.count('<button') == 4 and 'class="best"' in drawn and '▲' in drawn
     assert 'class="published"' in drawn and 'one run allows 0.0058 to 0.0071' in drawn
-    figures = re.findall(r'<figure id="(\w+)">(.*?)</figure>', body, re.S)
-    assert [name for name, _ in figures] == ['curves', 'groups', 'hr', 'ndcg', 'significance']
+    figures = re.findall(r'<figure id="([\w-]+)">(.*?)</figure>', body, re.S)
+    assert [name for name, _ in figures] == [
+        'curves',
+        'groups',
+        'at-k-hr',
+        'at-k-ndcg',
+        'significance',
+    ]
     for name, drawn in figures:
         assert '<svg' in drawn and ('<path' in drawn or '<rect' in drawn or '<circle' in drawn), (
             name

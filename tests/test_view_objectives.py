@@ -22,7 +22,7 @@ from jaxrec.objectives.view_objectives import Vectors
 from jaxrec.objectives.views import attacked, views
 from jaxrec.problem import Batches
 from jaxrec.training.checkpoint import Checkpoints
-from jaxrec.training.places import Place, Progress, Watch
+from jaxrec.training.places import Patience, Place, Progress, Watch
 from jaxrec.training.state import Program
 
 N, K = 7, 4
@@ -424,7 +424,7 @@ def test_a_collapse_is_told_once():
         steps_per_epoch = examples_per_epoch = targets_per_epoch = 10
 
     runs = [Place(name, None, Quiet(), None, Progress()) for name in ('seed0', 'seed1')]
-    watch = Watch(runs, Epoch(), 0, 0, 10, 0, None)
+    watch = Watch(runs, Epoch(), 0, 0, 10, Patience(0), None)
     for step, spreads in enumerate(((0.5, 0.3), (0.05, 0.3), (0.01, 0.02), (0.0, 0.0)), 1):
         metrics = {'spread.1': np.array(spreads), 'spread.0': np.ones(2), 'spreads': np.zeros(2)}
         watch.add(step, {'loss': np.ones(2), 'grad_norm': np.ones(2), **metrics})

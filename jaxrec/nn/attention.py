@@ -137,7 +137,7 @@ class SelfAttention(nnx.Module):
         two a key. Equal to the longer way up to rounding.
         """
         heads = (self.heads, query.shape[2] // self.heads)
-        q = reshape_rows(self.q(query), (len(query), *heads))
+        q = reshape_rows(self.q(query), (query.shape[0], *heads))
         k, v = (x.kernel[...].astype(q.dtype).reshape(-1, *heads) for x in (self.k, self.v))
         wide = {'preferred_element_type': jnp.promote_types(q.dtype, jnp.float32)}
         q = jnp.einsum('bhd,ihd->bhi', q, k, **wide).astype(q.dtype)
