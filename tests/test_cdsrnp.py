@@ -165,6 +165,7 @@ def test_no_query_or_the_support_itself_leaves_the_prior():
     assert float(cdsrnp.divergence(posterior, prior)) > 0
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_divergence_rises():
     constants, params, batch = built()
     for steps, weight in ((0, 0), (500, 0.05), (1000, 0.1), (9999, 0.1)):
@@ -176,7 +177,7 @@ def test_the_weight_of_the_divergence_rises():
 # ---- reductions
 
 
-@pytest.mark.parametrize('n', [1, 2])
+@pytest.mark.parametrize('n', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_closed_gate_is_sasrec_on_a_domain(n):
     """Check 2.4.2, loss and gradients, on users of one domain.
 

@@ -354,6 +354,7 @@ def experiment(folder, model=CONFIG, **changes):
     return applied(given, changes)
 
 
+@pytest.mark.slow
 def test_a_run_keeps_the_lowest_error(tmp_path):
     """Lower is better: the best checkpoint is that of the least RMSE; an evaluation repeats it."""
     one = experiment(tmp_path)

@@ -338,6 +338,7 @@ def gradients(settings, batch):
     return [np.asarray(x) for x in (value, *jax.tree.leaves((grads, carry[STATISTICS])))]
 
 
+@pytest.mark.slow
 def test_the_same_on_a_mesh(mesh):
     """Value, gradients and running statistics of a mixed step."""
     settings = {'alpha': 1.0, 'positive': True, 'mix_at': 1}

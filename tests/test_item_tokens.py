@@ -135,7 +135,8 @@ def test_gradients_reach_texts_and_ids(settings):
     assert not grads['table'][...][12].any() and grads['table'][...][batch()['items'][0, 0]].any()
 
 
-@pytest.mark.parametrize('loss', ['softmax', pytest.param('bce', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('loss', ['softmax', 'bce'])
 def test_the_same_on_a_mesh(mesh, loss):
     settings = {'loss': loss, 'negatives': 2, 'negatives_per': 'batch', 'id_dropout': 0.3}
     graphdef = nnx.split(make(**settings))[0]
@@ -235,6 +236,7 @@ def test_items_of_texts_alone_join_the_catalogue(tmp_path):
     assert histories.title(histories.find_item('i7')) == ''
 
 
+@pytest.mark.slow
 def test_a_run_serves_items_of_texts_alone(tmp_path):
     """Learnt from others of their kind; by text too; the folder is enough."""
     run = tmp_path / 'run'

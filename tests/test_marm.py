@@ -340,7 +340,7 @@ def test_a_step_on_any_mesh(in_order, mesh):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
 
 
-@pytest.mark.parametrize('search', ['latest', 'same'])
+@pytest.mark.parametrize('search', ['latest', pytest.param('same', marks=pytest.mark.slow)])
 def test_served_as_evaluated(in_order, tmp_path, search):
     """Rows that are shown in order get the scores of the stream; scoring changes nothing."""
     made = experiment(search, history='streaming')

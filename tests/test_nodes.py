@@ -179,7 +179,7 @@ def test_accuracy_of_scores(tmp_path, part):
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 2)])
-@pytest.mark.parametrize('probed', ['scores', 'linear'])
+@pytest.mark.parametrize('probed', ['scores', pytest.param('linear', marks=pytest.mark.slow)])
 def test_the_same_on_any_mesh(tmp_path, mesh, shape, probed):
     problem = nodes.Config(probe=probed).open(experiment(tmp_path), quiet)
     alone = passed(problem, gcn.Config().make(problem.sizes, rngs=nnx.Rngs(0)), 'test')
@@ -303,6 +303,7 @@ def test_gcn_beats_smoothed_features(tmp_path):
     assert accuracy > references['raw features'].metrics['accuracy'] + 0.1
 
 
+@pytest.mark.slow
 def test_mixgcl_learns_without_labels(tmp_path):
     given = experiment(tmp_path, mixgcl.Config(dim=16, head=16))
     problem = nodes.Config(probe='linear', nodes='all').open(given, quiet)

@@ -306,6 +306,7 @@ def save(folder):
     return Data(log=str(folder / 'log'))
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_serves(tmp_path):
     given = Experiment(
         task=next_item.Config(windows='items', cutoffs=(5, 10), texts=Texts('tfidf', 16)),
