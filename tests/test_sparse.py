@@ -319,6 +319,7 @@ def test_a_step_that_needs_the_whole_table_is_refused():
             check(Experiment(model=model, data=data, optim=optim))
 
 
+@pytest.mark.slow
 def test_a_state_laid_out_goes_on_and_is_stored_as_ever(tmp_path, monkeypatch):
     """Column by column, where a CPU lays out row by row: steps, checkpoints and resuming."""
     changes = {
