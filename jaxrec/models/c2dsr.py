@@ -27,7 +27,7 @@ from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
 from jaxrec.nn.blocks import Block2018
 from jaxrec.nn.dropout import Key, dropout, hash_bits, split_key
-from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.nn.linear import layer_norm, linear_layer, product
 from jaxrec.nn.propagate import propagate
 from jaxrec.problem import Inputs, Model, ModelConfig
@@ -149,7 +149,7 @@ class C2DSR(Model):
         h^X is the vector at the last event of X, of who has none that of a place without an event.
         """
         items, segments = batch['items'], batch['segments']
-        domain = _column(catalogue['domains'], items)
+        domain = values_at(catalogue['domains'], items)
         merged, *own = self.encode(items, segments, domain, catalogue['tokens'])
         last = merged[:, -1:]
         length = items.shape[1]
@@ -193,7 +193,7 @@ class C2DSR(Model):
         del carry
         config, keys = self.config, rng.keys(key, *_STREAMS)
         items, segments, targets = batch['items'], batch['segments'], batch['targets']
-        domain, wanted = (_column(constants['domains'], x) for x in (items, targets))
+        domain, wanted = (values_at(constants['domains'], x) for x in (items, targets))
         tokens = self.tokens(constants, keys['tokens'])
         hidden = self.encode(items, segments, domain, tokens, keys['encode'])
         merged, *own = hidden
@@ -254,7 +254,7 @@ class C2DSR(Model):
         for n in (2, 1):
             first, size = starts[n - 1], starts[n] - starts[n - 1]
             place = first + (bits % size.astype(jnp.uint32)).astype(jnp.int32)
-            drawn = _column(constants['by_domain'], place)
+            drawn = values_at(constants['by_domain'], place)
             found.append(jnp.where(domain == n, drawn, items))
         return found
 
@@ -316,8 +316,3 @@ def _before(segments, events):
 
 def _mean(weights, x):
     return jnp.einsum('bij,bjd->bid', weights, x)
-
-
-def _column(column, ids):
-    """Values of a column [rows] at ids [B, L], placed like these."""
-    return lookup(column[:, None], ids)[..., 0]

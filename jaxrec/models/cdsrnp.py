@@ -42,7 +42,7 @@ from jaxrec.models.c2dsr import Encoder
 from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
 from jaxrec.nn.dropout import Key
-from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.nn.linear import linear_layer, product
 from jaxrec.problem import Inputs, Model, ModelConfig
 
@@ -168,7 +168,7 @@ class CDSRNP(Model):
             film = self.process.film(drawn(posterior, keys['latent']))
             new = {'steps': carry['steps'] + 1}
         vectors = self._vectors(read, support, film)
-        wanted = _column(constants['domains'], batch['targets'])
+        wanted = values_at(constants['domains'], batch['targets'])
         terms['softmax'] = losses.in_domain(
             jnp.where((wanted == 2)[..., None], vectors[1], vectors[0]),
             table,
@@ -205,7 +205,7 @@ class CDSRNP(Model):
         """
         items, segments = batch['items'], batch['segments']
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
-        domain = _column(given['domains'], items)
+        domain = values_at(given['domains'], items)
         hidden = [
             encoder(items, given['table'], segments, domain == n if n else segments > 0, keys[n])
             for n, encoder in enumerate(self.encoders)
@@ -339,8 +339,3 @@ def _softmax(logits, shown, like):
     """Weights [.., K] over what is shown, scaled by the width of `like`; 0 where nothing is."""
     logits = jnp.where(shown, logits * like.shape[-1] ** -0.5, jnp.finfo(logits.dtype).min)
     return jax.nn.softmax(logits, axis=-1) * shown
-
-
-def _column(column, ids):
-    """Values of a column [rows] at ids [B, L], placed like these."""
-    return lookup(column[:, None], ids)[..., 0]

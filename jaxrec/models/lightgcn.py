@@ -33,7 +33,7 @@ from jaxrec.losses import unit, weighted_mean
 from jaxrec.nn import bipartite, embeddings, propagate
 from jaxrec.nn.bipartite import Nodes, spread
 from jaxrec.nn.dropout import hash_bits
-from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 DROPS = ('node_drop', 'edge_drop', 'random_walk', 'feature_mask')
@@ -243,7 +243,7 @@ class LightGCN(Model):
         targets, degrees = replicated(batch['targets']), constants['degrees'].items
         log_q = jnp.log(jnp.maximum(degrees / degrees.sum(), 1e-12))
         user, item, count = unit(user), unit(item), replicated(batch['weights']).sum()
-        log_draws = lookup(log_q[:, None], batch['targets'])[:, 0] + jnp.log(count)
+        log_draws = values_at(log_q, batch['targets']) + jnp.log(count)
         return losses.in_batch_softmax(
             (user * item).sum(-1) / self.config.temperature,
             losses.scores(user[:, None], replicated(item)) / self.config.temperature,

@@ -18,7 +18,7 @@ from flax import nnx
 from jaxrec import losses
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated, reshape_rows
-from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.problem import Inputs, Model, ModelConfig
 
 BRIDGES = ('meta', 'linear')
@@ -83,7 +83,7 @@ class Preferences(nnx.Module):
 def base(batch: dict, constants: dict) -> jax.Array:
     """float32 [B], mean + b_i + k b_u, of the constants of `tasks.ratings`."""
     known = constants['base']
-    return _column(known['items'], batch['items']) + _column(known['users'], batch['users'])
+    return values_at(known['items'], batch['items']) + values_at(known['users'], batch['users'])
 
 
 class PTUPCDR(Model):
@@ -127,8 +127,3 @@ class PTUPCDR(Model):
         value = losses.weighted_mean(error**2, batch['weights'])
         decay = losses.weighted_mean((bridges**2).mean((1, 2)), batch['weights'])
         return value + self.config.decay * decay, ({'mse': value}, carry)
-
-
-def _column(column, ids):
-    """Values of a column [rows] at ids [B], placed like these."""
-    return lookup(column[:, None], ids)[..., 0]

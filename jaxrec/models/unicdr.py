@@ -33,7 +33,7 @@ from jaxrec.nn.attention import causal_mask
 from jaxrec.nn.bipartite import Nodes, spread
 from jaxrec.nn.blocks import Block2018
 from jaxrec.nn.dropout import Key, dropout, split_key
-from jaxrec.nn.embeddings import lookup
+from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.nn.linear import layer_norm, linear_layer
 from jaxrec.problem import Inputs, Model, ModelConfig
 
@@ -197,7 +197,7 @@ class UniCDR(Model):
         """[B, 1, 2 D], u^k + u^s of both domains; users who are not of the data have p = 0."""
         items = batch['items']
         vectors = lookup(catalogue['vectors'], items)
-        domain = _column(catalogue['domains'], items)
+        domain = values_at(catalogue['domains'], items)
         sees_all, found = self.config.sees == 'all', []
         for n in (1, 2):
             own, other = domain == n, (domain > 0) & ((domain != n) | sees_all)
@@ -222,7 +222,7 @@ class UniCDR(Model):
         """(u^k, u^s) [B, D] of a training batch, k the domain of each row's target."""
         keys = rng.keys(key, *_STREAMS)
         items, mine = batch['items'], batch['domain'][:, None]
-        drawn, domain = lookup(vectors, items), _column(domains, items)
+        drawn, domain = lookup(vectors, items), values_at(domains, items)
         own_keys, found = split_key(keys['own'], 4), []
         for n in (1, 2):
             p = lookup(self.users[n - 1][...], batch['users'])
@@ -309,8 +309,3 @@ def soft_contrast(
     labels = jax.nn.softmax(jax.lax.stop_gradient(like @ like.T) / temperature + hidden)
     values = -(labels * jax.nn.log_softmax(near @ like.T / temperature + hidden)).sum(-1)
     return losses.weighted_mean(values, weights)
-
-
-def _column(column, ids):
-    """Values of a column [rows] at ids [B, L], placed like these."""
-    return lookup(column[:, None], ids)[..., 0]

@@ -64,6 +64,11 @@ def lookup(table: jax.Array | Rows, ids: jax.Array) -> jax.Array:
     return jnp.where(found[..., None], rows, jnp.nan)
 
 
+def values_at(column: jax.Array, ids: jax.Array) -> jax.Array:
+    """Values of a column [rows] at ids: [*ids.shape], placed like these."""
+    return lookup(column[:, None], ids)[..., 0]
+
+
 def dropped(table: jax.Array | Rows, rate: float | jax.Array, key: Key) -> jax.Array | Rows:
     """The table, or its rows, after dropout of its entries: the same bits for both."""
     if isinstance(table, Rows):
