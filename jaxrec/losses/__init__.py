@@ -15,6 +15,7 @@ from jaxrec.losses.contrastive import (
     uniformity,
     unit,
 )
+from jaxrec.losses.gaussian import gaussian_kl
 from jaxrec.losses.nodes import info_nce_among, info_nce_of_shares, shares_of
 from jaxrec.losses.pointwise import bce, bpr, gbce, weighted_mean
 from jaxrec.losses.sampled import in_batch_softmax, sampled_softmax, scores
@@ -24,6 +25,7 @@ __all__ = [
     'alignment',
     'bce',
     'bpr',
+    'gaussian_kl',
     'gbce',
     'in_batch_softmax',
     'in_domain',

@@ -110,7 +110,7 @@ class CDRNP(Model):
             total = (replicated(own) * weights).sum(0) + state['mean'] * self.config.support
             mean = total / (weights.sum() + self.config.support)
             posterior, prior = self.gaussian(mean), self.gaussian(state['mean'])
-            terms['kl'] = divergence(posterior, prior)
+            terms['kl'] = losses.gaussian_kl(posterior, prior)
             noise = jax.random.normal(keys['latent'], posterior[0].shape)
             z = posterior[0] + jnp.exp(posterior[1] / 2) * noise
         found = self._decoded(batch, constants, state, z, keys['decode'])
@@ -185,13 +185,3 @@ class CDRNP(Model):
         support = constants['support']
         place = jax.random.randint(key, (self.config.support,), 0, support['users'].shape[0])
         return {name: column[place] for name, column in support.items()}
-
-
-def divergence(posterior: tuple[jax.Array, jax.Array], prior: tuple[jax.Array, jax.Array]):
-    """KL of two diagonal Gaussians (mean, log variance), the mean over their dimensions.
-
-    .5 [exp(lq - lp) + (mq - mp)^2 / exp(lp) - 1 + lp - lq]; the sum would grow with the latent.
-    """
-    (mean, log), (other, log_other) = posterior, prior
-    values = jnp.exp(log - log_other) + (mean - other) ** 2 / jnp.exp(log_other)
-    return (values - 1 + log_other - log).mean() / 2

@@ -164,7 +164,7 @@ class CDSRNP(Model):
             prior = self._summed(support, support['weights'])
             both = [a + b for a, b in zip(prior, self._summed(query, newest), strict=True)]
             prior, posterior = self.process.distribution(*prior), self.process.distribution(*both)
-            terms['kl'] = divergence(posterior, prior)
+            terms['kl'] = losses.gaussian_kl(posterior, prior)
             film = self.process.film(drawn(posterior, keys['latent']))
             new = {'steps': carry['steps'] + 1}
         vectors = self._vectors(read, support, film)
@@ -315,18 +315,6 @@ class Process(nnx.Module):
     def film(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """gamma and beta [D] of z [Z]."""
         return z @ self.scale[...], z @ self.shift[...]
-
-
-def divergence(q: tuple[jax.Array, jax.Array], p: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """KL(q || p) of diagonal Gaussians, per dimension: a sum would grow with the width of z.
-
-    Args:
-      q, p: means and log variances [Z].
-    """
-    (mean, log_variance), (of_p, log_of_p) = q, p
-    square = (mean - of_p) ** 2 / jnp.exp(log_of_p)
-    each = jnp.exp(log_variance - log_of_p) + square - 1 + log_of_p - log_variance
-    return 0.5 * each.mean()
 
 
 def drawn(distribution: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
