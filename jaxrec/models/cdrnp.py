@@ -25,6 +25,7 @@ from jaxrec import losses, rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated
 from jaxrec.models.ptupcdr import Layers, Preferences, base
+from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import lookup
 from jaxrec.problem import Inputs, Model, ModelConfig
@@ -152,8 +153,7 @@ class CDRNP(Model):
         """r [B, D], attention over the support without a user's own triples."""
         scores = self.keys(query) @ state['keys'].T / state['keys'].shape[1] ** 0.5
         other = users[:, None] != state['users']
-        weights = jax.nn.softmax(jnp.where(other, scores, -1e9))
-        return jnp.where(other, weights, 0) @ state['e']
+        return softmax_among(scores, other) @ state['e']
 
     def _decoded(self, batch, constants, state, z, key: Key = None):
         known = self.known(batch, constants)

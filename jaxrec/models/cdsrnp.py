@@ -40,7 +40,7 @@ from jaxrec.devices.mesh import on_mesh, replicated
 from jaxrec.errors import UserError
 from jaxrec.models.c2dsr import Encoder
 from jaxrec.nn import embeddings
-from jaxrec.nn.attention import causal_mask
+from jaxrec.nn.attention import causal_mask, softmax_among
 from jaxrec.nn.dropout import Key
 from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.nn.linear import linear_layer, product
@@ -254,7 +254,8 @@ class CDSRNP(Model):
             logits = [jnp.einsum('bmd,bld->bml', query, read['events'])]
             logits += [(query * state).sum(-1, keepdims=True) for state, _ in lent]
             shown = [read['seen'], *(there[..., None] for _, there in lent)]
-            weights = _softmax(*(jnp.concatenate(x, axis=-1) for x in (logits, shown)), own)
+            logits, shown = (jnp.concatenate(x, axis=-1) for x in (logits, shown))
+            weights = softmax_among(logits * own.shape[-1] ** -0.5, shown)
             mixed = merged + jnp.einsum('bml,bld->bmd', weights[..., :length], read['events'])
             for nth, (state, _) in enumerate(lent, length):
                 mixed = mixed + weights[..., nth, None] * state
@@ -274,11 +275,11 @@ class CDSRNP(Model):
             mine, theirs = read['own'][other], replicated(support['own'][other][:, 0])
             lent = replicated(support['own'][n - 1][:, 0])
             query = product(mine, self.bridges[other][...])
-            logits = jnp.einsum('bmd,kd->bmk', query, theirs)
+            logits = jnp.einsum('bmd,kd->bmk', query, theirs) * mine.shape[-1] ** -0.5
             shown = jnp.broadcast_to(read['there'][other][..., None], logits.shape)
             if read['users'] is not None:
                 shown = shown & (read['users'][..., None] != replicated(support['users']))
-            state = jnp.einsum('bmk,kd->bmd', _softmax(logits, shown, mine), lent)
+            state = jnp.einsum('bmk,kd->bmd', softmax_among(logits, shown), lent)
             found.append((state, shown.any(-1)))
         return found
 
@@ -321,9 +322,3 @@ def drawn(distribution: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Arra
     """A sample [Z] of a diagonal Gaussian."""
     mean, log_variance = distribution
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
-
-
-def _softmax(logits, shown, like):
-    """Weights [.., K] over what is shown, scaled by the width of `like`; 0 where nothing is."""
-    logits = jnp.where(shown, logits * like.shape[-1] ** -0.5, jnp.finfo(logits.dtype).min)
-    return jax.nn.softmax(logits, axis=-1) * shown

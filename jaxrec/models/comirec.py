@@ -14,6 +14,7 @@ from flax import nnx
 from jaxrec import rng
 from jaxrec.config import Feature, field
 from jaxrec.nn import embeddings, item_tokens
+from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.dropout import Key, dropout
 from jaxrec.nn.embeddings import Rows, lookup
 from jaxrec.nn.item_tokens import ItemTokens
@@ -117,8 +118,7 @@ class ComiRec(Model):
         width = logits.shape[1]
         before = jnp.arange(width) < width - jnp.arange(cuts)[::-1, None]  # [G, W]
         real = ((batch['segments'] > 0)[:, None] & before)[..., None]
-        logits = jnp.where(real, logits[:, None], jnp.finfo(logits.dtype).min)
-        weights = jax.nn.softmax(logits, axis=2) * real  # [B, G, W, K]
+        weights = softmax_among(logits[:, None], real, axis=2)  # [B, G, W, K]
         return jnp.einsum('bgwk,bwd->bgkd', weights, x)
 
     def loss(

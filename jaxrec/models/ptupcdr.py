@@ -18,6 +18,7 @@ from flax import nnx
 from jaxrec import losses
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated, reshape_rows
+from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.problem import Inputs, Model, ModelConfig
 
@@ -75,9 +76,8 @@ class Preferences(nnx.Module):
     def __call__(self, liked: jax.Array, items: jax.Array) -> jax.Array:
         """[B, d] of items int32 [B, H], 0 = none, and the vectors of all [rows, d]."""
         vectors, real = lookup(items, liked), liked > 0
-        weights = jnp.where(real, self.weigh(vectors)[..., 0], -jnp.inf)
-        weights = jax.nn.softmax(jnp.where(real.any(-1, keepdims=True), weights, 0))
-        return jnp.einsum('bh,bhd->bd', jnp.where(real, weights, 0), vectors)
+        weights = softmax_among(self.weigh(vectors)[..., 0], real)
+        return jnp.einsum('bh,bhd->bd', weights, vectors)
 
 
 def base(batch: dict, constants: dict) -> jax.Array:

@@ -29,7 +29,7 @@ from jaxrec.config import Feature, field
 from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.nn import bipartite, embeddings
-from jaxrec.nn.attention import causal_mask
+from jaxrec.nn.attention import causal_mask, softmax_among
 from jaxrec.nn.bipartite import Nodes, spread
 from jaxrec.nn.blocks import Block2018
 from jaxrec.nn.dropout import Key, dropout, split_key
@@ -117,9 +117,8 @@ class Aggregator(nnx.Module):
             agg = (items * there[..., None]).sum(1) / count
         elif self.kind == 'attention':
             hidden = jnp.tanh(items @ replicated(self.weigh[...]) + self.bias[...])
-            scores = jnp.where(real, jnp.einsum('bld,bd->bl', hidden, p), -jnp.inf)
-            scores = jnp.where(real.any(1, keepdims=True), scores, 0)
-            weights = dropout(jax.nn.softmax(scores) * there, self.rate, key)
+            weights = softmax_among(jnp.einsum('bld,bd->bl', hidden, p), real)
+            weights = dropout(weights, self.rate, key)
             agg = jnp.einsum('bl,bld->bd', weights, items)
         else:
             agg = self._read(items, there, key)

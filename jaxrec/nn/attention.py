@@ -27,6 +27,15 @@ def both_ways_mask(segments: jax.Array) -> jax.Array:
     return (segments[:, :, None] == segments[:, None, :])[:, None]
 
 
+def softmax_among(logits: jax.Array, shown: jax.Array, axis: int = -1) -> jax.Array:
+    """Softmax of logits over what is shown, of a shape that they broadcast to; 0 where nothing is.
+
+    `attention` needs no such care: its masks let every place see something.
+    """
+    logits = jnp.where(shown, logits, jnp.finfo(logits.dtype).min)
+    return jax.nn.softmax(logits, axis=axis) * shown
+
+
 def attention(
     q: jax.Array,
     k: jax.Array,

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.embeddings import lookup
 
 _FEATURE = 'feature.'  # of sizes: how many rows of the table a field has in an example, 0 = number
@@ -72,6 +73,4 @@ def attend(query: jax.Array, members: jax.Array, real: jax.Array) -> jax.Array:
       [B, D].
     """
     logits = jnp.einsum('bd,bnd->bn', query, members) * query.shape[-1] ** -0.5
-    logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min)
-    weights = jax.nn.softmax(logits, axis=1) * real
-    return jnp.einsum('bn,bnd->bd', weights, members)
+    return jnp.einsum('bn,bnd->bd', softmax_among(logits, real), members)

@@ -26,6 +26,7 @@ from jax import P
 from jaxrec import rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import placed, replicated
+from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.dropout import hash_bits
 from jaxrec.objectives.segments import Rows, apart, only, take, uniform
 
@@ -136,9 +137,7 @@ def intentions(
     keys = h + jax.nn.relu(h @ own['kernel'])
     query = _norm(hidden[:, -1] + own['places'][-1] + own['bias'])
     logits = jnp.einsum('nwd,nd->nw', keys, query) * scale
-    logits = jnp.where(real, logits, jnp.finfo(logits.dtype).min / 2)
-    said = jax.nn.softmax(logits, axis=1) * real
-    weights = share * said[..., None]
+    weights = share * softmax_among(logits, real)[..., None]
     return _norm(beta + jnp.einsum('nwk,nwd->nkd', weights, hidden)), weights.sum(1)
 
 
