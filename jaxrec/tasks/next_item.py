@@ -147,17 +147,11 @@ class Config(Task):
         check_features(inputs.features)
         if not inputs.max_len:
             raise UserError('this model reads no history: it is not one of the next-item task')
-        if (self.windows == 'pairs') != inputs.pairs:
-            want = 'task.windows=' + ("'pairs'" if inputs.pairs else "'last', 'all' or 'cuts'")
-            raise UserError(f'this model trains on {want}, not {self.windows!r}')
-        if (self.windows == 'prefixes') != inputs.prefixes:
-            want = 'task.windows=' + (
-                "'prefixes'" if inputs.prefixes else "'last', 'all' or 'cuts'"
-            )
-            raise UserError(f'this model trains on {want}, not {self.windows!r}')
-        if (self.windows == 'items') != bool(inputs.alone):
-            want = 'task.windows=' + ("'items'" if inputs.alone else "'last', 'all' or 'cuts'")
-            raise UserError(f'this model trains on {want}, not {self.windows!r}')
+        learns = {'pairs': inputs.pairs, 'prefixes': inputs.prefixes, 'items': bool(inputs.alone)}
+        for windows, wanted in learns.items():
+            if (self.windows == windows) != wanted:
+                want = f"'{windows}'" if wanted else "'last', 'all' or 'cuts'"
+                raise UserError(f'this model trains on task.windows={want}, not {self.windows!r}')
         if self.split in splits.PARTED and not inputs.pairs:
             raise UserError(
                 f'task.split={self.split!r} takes single events out of their order: it goes with '
