@@ -86,7 +86,7 @@ def _of_run(folder: pathlib.Path, repeats: int) -> dict:
     """Of the items of a run, after histories of its test users, by its exported folder."""
     trained = load_trained(folder)
     with tempfile.TemporaryDirectory() as scratch:
-        export.write(trained, pathlib.Path(scratch, 'out'), index=True)
+        export.write(trained, pathlib.Path(scratch, 'out'))
         model = export.loaded(pathlib.Path(scratch, 'out'))
     count = min(_QUERIES, len(trained.problem.split.test.users))
     _, raw = lists.histories(trained.problem, count)

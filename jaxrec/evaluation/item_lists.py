@@ -24,7 +24,8 @@ def counts(task: Any, vectors: np.ndarray) -> dict[str, tuple[np.ndarray, np.nda
       task: a `ranking.Ranking` among the whole catalogue.
       vectors: float32 [rows, D], of items by the model.
     """
-    known, given = training(task), linear.before(task)[1]
+    known = linear.matrix(task.histories, task.split.train_ends)
+    given = linear.before(task)[1]
     last = last_items(task)
     near = item_cf(known)
     collaborative = lambda rows: (rows @ near).toarray()  # noqa: E731
@@ -47,19 +48,6 @@ def counts(task: Any, vectors: np.ndarray) -> dict[str, tuple[np.ndarray, np.nda
     }
 
 
-def training(task: Any) -> scipy.sparse.csr_array:
-    """R of the training events, 0 or 1 float64 [users, items]."""
-    histories, ends = task.histories, task.split.train_ends
-    owner = np.repeat(np.arange(histories.num_users), np.diff(histories.offsets))
-    some = np.arange(len(owner)) < ends[owner]
-    shape = (histories.num_users, histories.num_items)
-    made = scipy.sparse.csr_array(
-        (np.ones(int(some.sum())), (owner[some], histories.items[some] - 1)), shape
-    )
-    made.data[:] = 1
-    return made
-
-
 def last_items(task: Any) -> scipy.sparse.csr_array:
     """float64 [examples, items], 1 at the newest item before the targets; empty where none is."""
     ends, starts = task.targets.ends, task.histories.offsets[task.targets.users]
@@ -73,9 +61,7 @@ def item_cf(known: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
     """float64 [items, items], users of both over the root of each one's; 0 of an item itself."""
     scale = 1 / np.sqrt(np.maximum(np.asarray(known.sum(0), np.float64), 1))
     scaled = known @ scipy.sparse.diags_array(scale)
-    between = (scaled.T @ scaled).tocoo()
-    between.data[between.row == between.col] = 0
-    return between.tocsr()
+    return linear.together(scaled)
 
 
 def tf_idf(titles: np.ndarray) -> scipy.sparse.csr_array:

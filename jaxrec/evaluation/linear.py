@@ -15,6 +15,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 
 from jaxrec.cli import say
+from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import ranges
 from jaxrec.devices.top_k import UNREACHABLE
 from jaxrec.evaluation.run import QUIET
@@ -109,9 +110,7 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
     """
     known, given = before(task)
     root = np.sqrt(np.maximum(np.asarray(known.sum(0), np.float64), 1))
-    between = (known.T @ known).tocoo()
-    between.data[between.row == between.col] = 0
-    between = between.tocsr()
+    between = together(known)
     of_items, target = task.domains.of_items[1:], task.target_domains
     given = given[task.owner]  # of every target, which may be of several domains
     row = np.repeat(np.arange(given.shape[0]), np.diff(given.indptr))
@@ -125,6 +124,13 @@ def neighbours(task: Any, names: Collection[str]) -> dict[str, tuple[np.ndarray,
     histories = {'items_own': part(own), 'items_other': part(~own), 'items_both': given}
     scorer = lambda rows: (rows @ between).toarray() / root  # noqa: E731
     return {name: ranked(scorer, task, histories[name], given, name) for name in names}
+
+
+def together(known: scipy.sparse.csr_array) -> scipy.sparse.csr_array:
+    """R^T R float64 [items, items] of R [users, items], 0 of an item with itself."""
+    between = (known.T @ known).tocoo()
+    between.data[between.row == between.col] = 0
+    return between.tocsr()
 
 
 def _normalised(known):
@@ -146,20 +152,26 @@ def before(task: Any) -> tuple[scipy.sparse.csr_array, scipy.sparse.csr_array]:
     histories, ends = task.histories, np.array(task.split.train_ends)
     users = task.targets.users
     ends[users] = np.maximum(ends[users], task.targets.inputs)
-
-    def matrix(ends):
-        lengths = ends - histories.offsets[:-1]
-        items = histories.items[ranges(histories.offsets[:-1], lengths)] - 1
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        shape = (histories.num_users, histories.num_items)
-        made = scipy.sparse.csr_array((np.ones(len(items)), items, starts), shape)
-        made.sum_duplicates()
-        made.data[:] = 1
-        return made
-
     inputs = np.array(histories.offsets[:-1])
     inputs[users] = task.targets.inputs
-    return matrix(ends), matrix(inputs)[users]
+    return matrix(histories, ends), matrix(histories, inputs)[users]
+
+
+def matrix(histories: Histories, ends: np.ndarray) -> scipy.sparse.csr_array:
+    """R of each user's events before an end, 0 or 1 float64 [users, items].
+
+    Args:
+      histories: of the users.
+      ends: int [users], places among the events of all.
+    """
+    lengths = ends - histories.offsets[:-1]
+    items = histories.items[ranges(histories.offsets[:-1], lengths)] - 1
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    shape = (histories.num_users, histories.num_items)
+    made = scipy.sparse.csr_array((np.ones(len(items)), items, starts), shape)
+    made.sum_duplicates()
+    made.data[:] = 1
+    return made
 
 
 def ranked(
