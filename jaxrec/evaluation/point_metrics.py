@@ -1,4 +1,4 @@
-"""Metrics of scores of single rows: AUC and its per-user mean, losses, calibration, errors.
+"""Metrics of scores of single rows: AUC and its per-user mean, losses, accuracy, errors.
 
 Everything is computed on the host, sums in float64, and exact. Of n rows and T labels an evaluation
 holds 12 n T bytes (logits, labels and masks, float32) and the users; a metric of one label adds
@@ -221,6 +221,34 @@ def clicks(
             there = np.flatnonzero(count)
             _set(measured, f'GAUC/{name}', *_spread(len(everyone), there, values, weights))
     return measured
+
+
+def classes(
+    predicted: np.ndarray, labels: np.ndarray, unit: str, probe: dict | None = None
+) -> problem.Measured:
+    """Accuracy of predicted classes int [N], of all and by class.
+
+    Args:
+      predicted: int [N].
+      labels: int [N].
+      unit: what each is of.
+      probe: how the classes were found, for the details.
+    """
+    right = (predicted == labels).astype(np.float64)
+    groups = {
+        str(c): {
+            'examples': int((labels == c).sum()),
+            'accuracy': float(right[labels == c].mean()),
+        }
+        for c in np.unique(labels)
+    }
+    return problem.Measured(
+        {'accuracy': float(right.mean())},
+        unit=unit,
+        values={'accuracy': right},
+        groups={'class': groups},
+        details={'probe': probe} if probe else {},
+    )
 
 
 def reliability(logits: np.ndarray, labels: np.ndarray, bins: int = BINS) -> dict[str, list]:

@@ -18,6 +18,7 @@ from jaxrec.config import field
 from jaxrec.data.graphs import GraphBatches, Graphs, Packer
 from jaxrec.devices.mesh import replicated
 from jaxrec.errors import UserError
+from jaxrec.evaluation import point_metrics
 from jaxrec.evaluation.probe import fitted_by_folds, linear_svm, stratified
 
 STRENGTHS = tuple(10.0**n for n in range(-3, 4))  # C that are tried
@@ -167,20 +168,5 @@ class GraphEvaluation(problem.Evaluation):
             chosen.append(c)
         return self._measured(predicted, {'c': chosen})
 
-    def _measured(self, predicted, details=None):
-        labels = self._graphs.labels
-        right = (predicted == labels).astype(np.float64)
-        groups = {
-            str(c): {
-                'examples': int((labels == c).sum()),
-                'accuracy': float(right[labels == c].mean()),
-            }
-            for c in np.unique(labels)
-        }
-        return problem.Measured(
-            {'accuracy': float(right.mean())},
-            unit='graph',
-            values={'accuracy': right},
-            groups={'class': groups},
-            details={'probe': details} if details else {},
-        )
+    def _measured(self, predicted, probe=None):
+        return point_metrics.classes(predicted, self._graphs.labels, 'graph', probe)

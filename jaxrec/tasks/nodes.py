@@ -23,6 +23,7 @@ from jaxrec.data.graph import PARTS, UNKNOWN, Graph, row_normalised
 from jaxrec.data.node_batches import ROW_MULTIPLE, NodeBatches, node_batch
 from jaxrec.devices.mesh import lookup, replicated
 from jaxrec.errors import UserError
+from jaxrec.evaluation import point_metrics
 from jaxrec.evaluation.probe import (
     STRENGTHS,
     fitted_by_folds,
@@ -234,25 +235,11 @@ class NodeEvaluation(problem.Evaluation):
         labels = self._graph.labels[nodes]
         return linear_probe(vectors, labels, train, valid, self._graph.num_classes)
 
-    def _measured(self, classes, details=None):
-        """Accuracy of predicted classes [examples] on the part."""
+    def _measured(self, predicted, probe=None):
+        """Accuracy of predicted classes of `_nodes` on the part."""
         nodes = self._parts[self._part]
-        labels = self._graph.labels[nodes]
-        right = (classes[np.searchsorted(self._nodes, nodes)] == labels).astype(np.float64)
-        groups = {
-            str(c): {
-                'examples': int((labels == c).sum()),
-                'accuracy': float(right[labels == c].mean()),
-            }
-            for c in np.unique(labels)
-        }
-        return problem.Measured(
-            {'accuracy': float(right.mean())},
-            unit='row',
-            values={'accuracy': right},
-            groups={'class': groups},
-            details={'probe': details} if details else {},
-        )
+        mine = predicted[np.searchsorted(self._nodes, nodes)]
+        return point_metrics.classes(mine, self._graph.labels[nodes], 'row', probe)
 
 
 class SplitsEvaluation(problem.Evaluation):
