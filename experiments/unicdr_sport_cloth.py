@@ -14,40 +14,18 @@ evaluation prints counts of the other domain beside the model, which learn nothi
 Not run yet.
 """
 
-from jaxrec.config import Data, Optim, Train
-from jaxrec.experiment import Experiment
-from jaxrec.models import lightgcn, unicdr
-from jaxrec.tasks import next_item
+import pathlib
+import runpy
 
-MODELS = {
-    'unicdr': unicdr.Config(),
-    'attention': unicdr.Config(aggregator='attention'),
-    'no-critic': unicdr.Config(critic=0.0),
-    'other-only': unicdr.Config(sees='other'),
-    'plus': unicdr.Config(aggregator='attention', layers=1, soft=0.1),
-    'plus-no-layers': unicdr.Config(aggregator='attention', soft=0.1),
-    'plus-no-soft': unicdr.Config(aggregator='attention', layers=1),
-    'mf-domain': unicdr.Config(shared=False, critic=0.0, own=1.0),
-    'mf-union': lightgcn.Config(dim=128, layers=0),
-}
+from jaxrec.experiment import Experiment
+
+_BASE = runpy.run_path(str(pathlib.Path(__file__).with_name('unicdr_game_video.py')))
+MODELS = _BASE['MODELS']
 
 
 def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is 'NAME,SEED', unicdr and 0 if empty."""
-    name, _, seed = arg.partition(',')
-    return Experiment(
-        model=MODELS[name or 'unicdr'],
-        task=next_item.Config(
-            split='given',
-            targets='each',
-            windows='pairs',
-            unseen_negatives=10,
-            protocol='uniform',
-            negatives=999,
-            in_domain=True,
-            cutoffs=(1, 5, 10),
-        ),
-        data=Data(dataset='disencdr'),
-        optim=Optim(learning_rate=1e-3, b2=0.999, weight_decay=1e-5),
-        train=Train(batch_rows=1024, epochs=100, eval_every=5, patience=4, seed=int(seed or 0)),
-    )
+    experiment = _BASE['get_config'](arg)
+    experiment.task.valid_seen = True  # what validates comes from the training items
+    experiment.data.dataset = 'disencdr'
+    return experiment
