@@ -94,13 +94,13 @@ def main(argv: list[str]) -> None:
     failed = {}
     if not FLAGS.render:
         failed = _run(cells, folder)
-    written = _render(table, cells, folder, FLAGS.format)
+    written = _render(table, cells, folder, _built(table, cells, folder))
     if FLAGS.results:
         target = pathlib.Path(FLAGS.results) / file.stem
         for cell in cells:
             if cells_lib.path_of(folder, cell).exists():
                 cells_lib.publish(cell, folder, target)
-        written += _render(table, cells, target, FLAGS.format)
+        written += _render(table, cells, target, _built(table, cells, target))
     for path in written:
         say(f'written: {path}')
     if failed:
@@ -147,11 +147,10 @@ def _built(table, cells, folder) -> grid.Grid:
     return grid.build(table, cells, records, FLAGS.test)
 
 
-def _render(table, cells, folder, formats) -> list[pathlib.Path]:
-    made = _built(table, cells, folder)
+def _render(table, cells, folder, made) -> list[pathlib.Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    for name in formats:
+    for name in FLAGS.format:
         file, render = FORMATS[name]
         files.write_text(folder / file, render(made))
         written.append(folder / file)
@@ -213,16 +212,17 @@ def _render_all() -> None:
     """Renders every table below --results again, from the stored cells."""
     if not FLAGS.results:
         raise UserError('--render needs --table and --workdir, or --results=DIR for all there')
+    path = pathlib.Path(FLAGS.readme) if FLAGS.readme else None
+    if path and not path.exists():
+        raise UserError(f'--readme={path} does not exist')
     written, grids = [], {}
     for table, file, folder in _stored():
         cells = spec.cells(table, file)
-        written += _render(table, cells, folder, FLAGS.format)
-        if FLAGS.readme and table.shown:
-            grids[file.stem] = _built(table, cells, folder)
-    if FLAGS.readme:
-        path = pathlib.Path(FLAGS.readme)
-        if not path.exists():
-            raise UserError(f'--readme={path} does not exist')
+        made = _built(table, cells, folder)
+        written += _render(table, cells, folder, made)
+        if table.shown:
+            grids[file.stem] = made
+    if path:
         files.write_text(path, readme.written(path.read_text(), grids, FLAGS.results))
         written.append(path)
     for path in written:
