@@ -126,6 +126,7 @@ class Batches:
     examples_per_epoch: int
     targets_per_epoch: int
     fill: float = 1.0
+    _latest: tuple[int | None, Any] = (None, None)
 
     def __call__(self, step: int) -> Batch:
         """Batch number `step`, this process's rows of it; always with 'weights' float32 [rows, ..].
@@ -146,6 +147,12 @@ class Batches:
         epoch, nth = divmod(step, self.steps_per_epoch)
         first, last = (n * count // self.steps_per_epoch for n in (nth, nth + 1))
         return epoch, slice(first, last)
+
+    def of_epoch(self, epoch: int, make: Callable[[int], Any]) -> Any:
+        """`make(epoch)`, an order say, made once for all steps of the epoch."""
+        if self._latest[0] != epoch:
+            self._latest = epoch, make(epoch)
+        return self._latest[1]
 
 
 @dataclasses.dataclass

@@ -94,7 +94,6 @@ class CutBatches(Batches):
             together = -(-self.rows_per_epoch // self.steps_per_epoch)
             everyone = ranges(self._first, self._targets)
             extras.expect(np.ones(together, np.int64), together, everyone)
-        self._epoch = (-1, None, None)
 
     @property
     def fill(self) -> float:
@@ -104,7 +103,7 @@ class CutBatches(Batches):
         """
         every = max(self.examples_per_epoch >> 22, 1)
         users, places = self._placed(
-            np.arange(0, self.examples_per_epoch, every), self._order(0)[0]
+            np.arange(0, self.examples_per_epoch, every), self.of_epoch(0, self._order)[0]
         )
         last = np.minimum(places, self._targets[users] - 1) + self._first[users]
         before = last - self._histories.offsets[self._users[users]]
@@ -123,7 +122,7 @@ class CutBatches(Batches):
           int32 [B / processes].
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
-        starts, order = self._order(epoch)
+        starts, order = self.of_epoch(epoch, self._order)
         users, places = self._placed(order[part_of_epoch].astype(np.int64), starts)
         extras = {}
         if self._extras is not None:
@@ -167,12 +166,10 @@ class CutBatches(Batches):
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """In [0, 1), where each user's windows of `epoch` start, and the order of all windows."""
-        if self._epoch[0] != epoch:
-            generator = rng.host(self._seed, rng.CUTS, epoch)
-            starts, count = generator.random(len(self._users)), self.examples_per_epoch
-            kind = np.int32 if count < 2**31 else np.int64  # half the memory
-            self._epoch = (epoch, starts, generator.permutation(np.arange(count, dtype=kind)))
-        return self._epoch[1:]
+        generator = rng.host(self._seed, rng.CUTS, epoch)
+        starts, count = generator.random(len(self._users)), self.examples_per_epoch
+        kind = np.int32 if count < 2**31 else np.int64  # half the memory
+        return starts, generator.permutation(np.arange(count, dtype=kind))
 
     def _placed(self, windows: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """User (an index of self._users) and place of these windows, numbered user by user."""

@@ -189,6 +189,9 @@ class GraphBatches(problem.Batches):
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Batch number `step`, see `Packer`; labels are not in it."""
         epoch, n = divmod(step, self.steps_per_epoch)
-        batch = self._packer(self._packer.order(rng.host(self._seed, rng.ORDER, epoch))[n])
+        batch = self._packer(self.of_epoch(epoch, self._order)[n])
         del batch['labels']
         return part(batch, *self._process)
+
+    def _order(self, epoch):
+        return self._packer.order(rng.host(self._seed, rng.ORDER, epoch))

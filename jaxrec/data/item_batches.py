@@ -115,7 +115,7 @@ class ItemBatches(problem.Batches):
         none; `titles`, equal where the titles are. Padding is 0.
         """
         epoch, some = self.place(step, self.examples_per_epoch)
-        items = rng.host(self._seed, rng.ORDER, epoch).permutation(self._items)[some]
+        items = self.of_epoch(epoch, self._order)[some]
         generator = rng.host(self._seed, rng.NEGATIVES, step)
         titles = self._titles[items]
         places = unlike(self._clicks, items, titles, generator, self._how)
@@ -129,6 +129,9 @@ class ItemBatches(problem.Batches):
         batch = {name: np.pad(x, missing).astype(np.int32) for name, x in batch.items()}
         batch['weights'] = np.pad(np.ones(len(items), np.float32), missing)
         return part(batch, *self._process)
+
+    def _order(self, epoch):
+        return rng.host(self._seed, rng.ORDER, epoch).permutation(self._items)
 
     def _near(self, items, generator):
         rows = self._clicks[items]

@@ -4,6 +4,7 @@ import numpy as np
 
 from jaxrec import problem, rng
 from jaxrec.data.graph import UNKNOWN
+from jaxrec.data.ragged import part
 
 ROW_MULTIPLE = 64  # batches are padded to this, so that they split over most meshes
 
@@ -39,13 +40,13 @@ class NodeBatches(problem.Batches):
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Batch number `step`: nodes and labels int32, weights float32, each [rows / processes]."""
         epoch, n = divmod(step, self.steps_per_epoch)
-        order = self._nodes
-        if self.steps_per_epoch > 1:
-            order = rng.host(self._seed, rng.ORDER, epoch).permutation(order)
-        batch = node_batch(order[n * self._each : (n + 1) * self._each], self._labels, self.rows)
-        index, count = self._process
-        size = self.rows // count
-        return {name: column[index * size : (index + 1) * size] for name, column in batch.items()}
+        chosen = self.of_epoch(epoch, self._order)[n * self._each : (n + 1) * self._each]
+        return part(node_batch(chosen, self._labels, self.rows), *self._process)
+
+    def _order(self, epoch):
+        if self.steps_per_epoch == 1:
+            return self._nodes
+        return rng.host(self._seed, rng.ORDER, epoch).permutation(self._nodes)
 
 
 def node_batch(nodes: np.ndarray, labels: np.ndarray, rows: int) -> dict[str, np.ndarray]:

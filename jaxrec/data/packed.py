@@ -84,7 +84,6 @@ class TrainBatches(Batches):
                 -(-self.rows_per_epoch // self.steps_per_epoch),
             )
             extras.expect(segments, together, self._starts + self._lengths)
-        self._epoch = (-1, None, None)
         self._negatives = None
         if unseen_negatives:
             self._negatives = UnseenNegatives(histories, train_ends, unseen_negatives)
@@ -106,7 +105,7 @@ class TrainBatches(Batches):
           Where `numbered`, users: int32 [.., L] from 0.
         """
         epoch, part_of_epoch = self.place(step, self.rows_per_epoch)
-        row_order, window_of_slot = self._order(epoch)
+        row_order, window_of_slot = self.of_epoch(epoch, self._order)
         chosen = row_order[part_of_epoch]
         (index, count), rows = self._process, self.rows
         if self._negatives is None and self._extras is None:  # else they are of the whole batch
@@ -158,14 +157,12 @@ class TrainBatches(Batches):
 
     def _order(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Order of the rows in `epoch`, and the window that each slot holds."""
-        if self._epoch[0] != epoch:
-            generator = rng.host(self._seed, rng.ORDER, epoch)
-            shuffled = generator.permutation(len(self._lengths))
-            by_length = shuffled[np.argsort(self._lengths[shuffled], kind='stable')]
-            window_of_slot = np.empty(len(by_length), np.int64)
-            window_of_slot[self._slot_order] = by_length
-            self._epoch = (epoch, generator.permutation(self.rows_per_epoch), window_of_slot)
-        return self._epoch[1:]
+        generator = rng.host(self._seed, rng.ORDER, epoch)
+        shuffled = generator.permutation(len(self._lengths))
+        by_length = shuffled[np.argsort(self._lengths[shuffled], kind='stable')]
+        window_of_slot = np.empty(len(by_length), np.int64)
+        window_of_slot[self._slot_order] = by_length
+        return generator.permutation(self.rows_per_epoch), window_of_slot
 
 
 def with_extras(batch: dict, extras: Users | None, process: tuple[int, int]) -> list[dict]:

@@ -62,7 +62,6 @@ class PairBatches(problem.Batches):
         self.examples_per_epoch = self.targets_per_epoch = pairs.shape[1]
         self.steps_per_epoch = -(-pairs.shape[1] // rows)
         self.fill = pairs.shape[1] / (rows * self.steps_per_epoch)
-        self._epoch = (-1, None)
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """Batch number `step`: users (from 0) and targets int32, weights float32, [B / processes].
@@ -70,7 +69,7 @@ class PairBatches(problem.Batches):
         With negatives also these, int32 [B / processes, k]. Padding is user 0 and item 0.
         """
         epoch, some = self.place(step, self.examples_per_epoch)
-        users, targets = self._pairs[:, self._order(epoch)[some]]
+        users, targets = self._pairs[:, self.of_epoch(epoch, self._order)[some]]
         missing = (0, self.rows - len(users))
         batch = {
             'users': np.pad(users, missing),
@@ -85,10 +84,7 @@ class PairBatches(problem.Batches):
 
     def _order(self, epoch: int) -> np.ndarray:
         """Of all pairs in this epoch."""
-        if self._epoch[0] != epoch:
-            generator = rng.host(self._seed, rng.ORDER, epoch)
-            self._epoch = (epoch, generator.permutation(self.examples_per_epoch))
-        return self._epoch[1]
+        return rng.host(self._seed, rng.ORDER, epoch).permutation(self.examples_per_epoch)
 
 
 class DomainPairBatches(problem.Batches):

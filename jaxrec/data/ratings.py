@@ -275,16 +275,15 @@ class RatingBatches(problem.Batches):
         self.examples_per_epoch = self.targets_per_epoch = len(ratings)
         self.steps_per_epoch = -(-len(ratings) // rows)
         self.fill = len(ratings) / (rows * self.steps_per_epoch)
-        self._epoch = (-1, None)
 
     def __call__(self, step: int) -> problem.Batch:
         """Batch number `step`, see `rating_batch`."""
         epoch, some = self.place(step, len(self._ratings))
-        if self._epoch[0] != epoch:
-            generator = rng.host(self._seed, rng.ORDER, epoch)
-            self._epoch = (epoch, generator.permutation(len(self._ratings)))
-        batch = rating_batch(self._ratings.take(self._epoch[1][some]), self.rows)
-        return part(batch, *self._process)
+        chosen = self.of_epoch(epoch, self._order)[some]
+        return part(rating_batch(self._ratings.take(chosen), self.rows), *self._process)
+
+    def _order(self, epoch):
+        return rng.host(self._seed, rng.ORDER, epoch).permutation(len(self._ratings))
 
 
 def rating_batch(ratings: Triples, rows: int) -> problem.Batch:

@@ -236,21 +236,17 @@ class RowBatches(problem.Batches):
         )
         self.steps_per_epoch = -(-len(index) // batch_rows)
         self.fill = len(index) / (self.steps_per_epoch * batch_rows)
-        self._epoch = (-1, None)
 
     def __call__(self, step: int) -> problem.Batch:
         """Batch number `step`, this process's rows of it; see `row_batch`."""
         epoch, part_of_epoch = self.place(step, len(self._index))
         number, count = self._process
         own = self.rows // count
-        chosen = self._order(epoch)[part_of_epoch][number * own : (number + 1) * own]
+        chosen = self.of_epoch(epoch, self._order)[part_of_epoch][number * own : (number + 1) * own]
         return self._made(chosen, own)
 
     def _made(self, chosen, size):
         return row_batch(self._rows, self._encode, self._labels, chosen, size)
 
     def _order(self, epoch):
-        if self._epoch[0] != epoch:
-            generator = rng.host(self._seed, rng.ORDER, epoch)
-            self._epoch = (epoch, generator.permutation(self._index))
-        return self._epoch[1]
+        return rng.host(self._seed, rng.ORDER, epoch).permutation(self._index)
