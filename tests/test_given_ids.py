@@ -15,7 +15,7 @@ from pyarrow import parquet
 from test_recommend import command, make_trained
 
 from jaxrec import recommend
-from jaxrec.data.catalogue import Items, find
+from jaxrec.data.catalogue import Items, find, find_all
 from jaxrec.errors import UserError
 from jaxrec.serving import bulk, given_ids
 from jaxrec.serving.recommender import Recommender
@@ -242,3 +242,23 @@ def test_an_output_of_another_format_is_refused(tmp_path, mesh, monkeypatch, nam
     mesh(1, 1)
     with pytest.raises(UserError, match=r'must end in \.parquet or \.csv'):
         command(monkeypatch, make_trained(tmp_path), users='all', output=str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    'ids',
+    [np.array([-7, 3, 12, 2**63 - 1]), np.array([b'', b'12', b'a', b'a b', 'é'.encode()], 'S3')],
+    ids=['numbers', 'texts'],
+)
+def test_many_at_once_are_found_as_one_by_one(ids):
+    strange = [3, -7, 12, 2**63 - 1, 2**63, '3', ' 3', '3.0', 3.0, True, None, np.int64(12)]
+    strange += ['', 'a', 'a b', 'a bc', 'a\0', 'é', 'zz', '\ud800', b'a', '12']
+    ints = [one for one in strange if type(one) is int]
+    texts = [one for one in strange if type(one) is str]
+    plain = [one for one in texts if one.isascii() and '\0' not in one and len(one) < 4]
+    found = 0
+    for raw in (strange, ints, ints[:4], texts, plain, [], *([one] for one in strange)):
+        wanted = [find(ids, one) for one in raw]
+        wanted = [-1 if place is None else place for place in wanted]
+        assert find_all(ids, raw).tolist() == wanted
+        found += sum(place >= 0 for place in wanted)
+    assert found > 8

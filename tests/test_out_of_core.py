@@ -15,7 +15,7 @@ from jaxrec.data.features import GAP, Encoder, _spread
 from jaxrec.data.histories import NO_TIME, Histories
 from jaxrec.data.negatives import UnseenNegatives
 from jaxrec.data.packed import TrainBatches
-from jaxrec.data.ragged import blocks, distinct
+from jaxrec.data.ragged import blocks, distinct, distinct_each
 from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, protocols
 from jaxrec.evaluation.ranking import Ranking
@@ -113,6 +113,11 @@ def test_moments_and_distinct_against_numpy():
     keys = rng.integers(0, 50, (20, 5))
     np.testing.assert_array_equal(distinct(keys), np.unique(keys))
     assert len(distinct(keys[:0])) == 0
+    parts = [[keys[0] % 4, keys[1] % 4], [], [keys[0, :0]], [np.array([7, 0, 7], np.int32)]]
+    found = distinct_each(parts, 7)
+    assert [one.tolist() for one in found[1:]] == [[], [], [0, 7]] and found[0].dtype == np.int32
+    np.testing.assert_array_equal(found[0], np.unique(keys[:2] % 4))
+    assert distinct_each([], 7) == []
 
 
 def test_a_sample_makes_the_edges_of_a_long_log(monkeypatch):

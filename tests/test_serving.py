@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import itertools
 import json
 
 import jax
@@ -250,4 +251,6 @@ def test_buckets():
         shapes = requests.Shapes(most, batch_users=256, multiple=2, tokens=6400)
         assert shapes.sizes[-1][0] == most and shapes.sizes == sorted(shapes.sizes)
         for width, _ in shapes.sizes:
-            assert max(shapes.rows(width)) * width <= max(6400, 2 * width)
+            rows = shapes.rows(width)
+            assert max(rows) * width <= max(6400, 2 * width)
+            assert all(n <= 64 or n <= 2 * fewer for fewer, n in itertools.pairwise(rows))

@@ -6,7 +6,7 @@ Without events but those of a graph, and of users whom a model compares others w
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -38,13 +38,25 @@ class Items:
         index = find(self.item_ids, raw)
         return None if index is None else index + 1
 
+    def find_items(self, raw: Sequence) -> np.ndarray:
+        """int64 [n], `find_item` of each, 0 where it is unknown."""
+        return find_all(self.item_ids, raw) + 1
+
     def raw_item(self, item: int) -> int | str:
         """Raw id of item number `item`, as the source gave it."""
         return plain(self.item_ids[item - 1])
 
+    def raw_items(self, items: np.ndarray) -> list[int | str]:
+        """`raw_item` of each of int [n]."""
+        return _plain(self.item_ids[items - 1])
+
     def title(self, item: int) -> str:
         """Title of item number `item`, '' where there is none."""
         return '' if self.titles is None else plain(self.titles[item - 1])
+
+    def titles_of(self, items: np.ndarray) -> list[str]:
+        """`title` of each of int [n]."""
+        return [''] * len(items) if self.titles is None else _plain(self.titles[items - 1])
 
 
 @dataclasses.dataclass
@@ -193,6 +205,38 @@ def find(ids: np.ndarray, raw) -> int | None:
         return None
     index = int(np.searchsorted(ids, raw))
     return index if index < len(ids) and ids[index] == raw else None
+
+
+def find_all(ids: np.ndarray, raw: Sequence) -> np.ndarray:
+    """`find` of each: int64 [n], -1 where it is not there."""
+    if (keys := _keys(ids, raw)) is None:
+        found = (find(ids, one) for one in raw)
+        return np.array([-1 if index is None else index for index in found], np.int64)
+    index = np.searchsorted(ids, keys)
+    there = index < len(ids)
+    there[there] = ids[index[there]] == keys[there]
+    return np.where(there, index, -1)
+
+
+def _keys(ids, raw):
+    """Raw ids as an array of the dtype of `ids`, in which each is what `find` makes of it; or
+    None."""
+    kind = int if ids.dtype.kind != 'S' else str
+    if set(map(type, raw)) - {kind}:
+        return None
+    if kind is int:
+        try:
+            return np.array(raw, np.int64)
+        except OverflowError:
+            return None
+    together = ''.join(raw)  # zeros at an end are lost in an array, what is too long is cut
+    exact = together.isascii() and '\0' not in together
+    exact = exact and max(map(len, raw), default=0) <= ids.dtype.itemsize
+    return np.array(raw, ids.dtype) if exact else None
+
+
+def _plain(values):
+    return [value.decode() if isinstance(value, bytes) else value for value in values.tolist()]
 
 
 def plain(value) -> int | str:

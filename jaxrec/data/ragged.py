@@ -1,7 +1,7 @@
 """Ragged arrays as flat columns: index ranges, blocks of users, scattering, tallies of keys."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -16,6 +16,15 @@ def distinct(keys: np.ndarray) -> np.ndarray:
     """
     keys = np.sort(keys, axis=None)
     return keys[np.concatenate([[True], keys[1:] != keys[:-1]])] if len(keys) else keys
+
+
+def distinct_each(parts: Sequence[Sequence[np.ndarray]], most: int) -> list[np.ndarray]:
+    """The distinct numbers int32 [n], ascending, of each row's arrays of integers in 0..most."""
+    size, row = most + 1, np.repeat(np.arange(len(parts)), [sum(map(len, some)) for some in parts])
+    flat = np.concatenate([np.zeros(0, np.int64), *(one for some in parts for one in some)])
+    row, found = np.divmod(distinct(row * size + flat), size)
+    ends, found = np.searchsorted(row, np.arange(1, len(parts) + 1)), found.astype(np.int32)
+    return [found[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
 class Tally:

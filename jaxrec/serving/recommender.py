@@ -17,7 +17,7 @@ from jaxrec.data.catalogue import Catalogue
 from jaxrec.data.features import item_codes
 from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
-from jaxrec.data.ragged import distinct
+from jaxrec.data.ragged import distinct_each
 from jaxrec.data.splits import Targets
 from jaxrec.devices.mesh import place_rows, place_whole
 from jaxrec.devices.top_k import top_k, winners
@@ -171,9 +171,8 @@ class Recommender:
         """
         if any(isinstance(history, int | str) for history in histories):
             raise UserError('histories is a list of lists of item ids, one for each user')
-        numbers = [[self._filter.number(item) for item in history] for history in histories]
-        known = [[n for n in history if n is not None] for history in numbers]
-        return self.after(known, k, exclude=exclude, allow=allow)
+        numbers = self._filter.histories(histories)
+        return self.after(numbers, k, exclude=exclude, allow=allow)
 
     def after(
         self,
@@ -195,33 +194,31 @@ class Recommender:
           UserError: see `recommend`.
         """
         count = len(histories)
+        histories = [np.asarray(history, np.int32).reshape(-1) for history in histories]
         excludes = self._filter.each(exclude, count, 'exclude')
         allows = self._filter.each(allow, count, 'allow')
         shared = self._base
         for_all = allow if allows is None else None, exclude if excludes is None else None
         if any(one is not None for one in for_all):
             shared = self._filter.allowed(*for_all, self._base)
-        found, made = [], {}  # what `allow` makes of each of its objects
-        for n, history in enumerate(histories):
-            history = np.asarray(history, np.int32).reshape(-1)
-            unwanted = [] if self.keep_seen else [history]
+        unwanted = [[np.zeros(0, np.int32) if self.keep_seen else one] for one in histories]
+        allowed, made = [shared] * count, {}  # what `allow` makes of each of its objects
+        for n in range(count):
             if excludes and excludes[n] is not None:
-                unwanted.append(self._filter.numbers(excludes[n], 'exclude'))
-            allowed = shared
+                unwanted[n].append(self._filter.numbers(excludes[n], 'exclude'))
             if allows and allows[n] is not None:
                 if id(allows[n]) not in made:
                     made[id(allows[n])] = self._filter.allowed(allows[n], None, shared)
-                allowed = made[id(allows[n])]
-            unwanted = distinct(np.concatenate([np.zeros(0, np.int32), *unwanted]))
-            found.append(Request(history, unwanted, allowed))
-        return found
+                allowed[n] = made[id(allows[n])]
+        unwanted = distinct_each(unwanted, self.catalogue.num_items)
+        return [Request(*one) for one in zip(histories, unwanted, allowed, strict=True)]
 
     def answers(self, requests: Sequence[Request], k: int | None = None) -> list[list[dict]]:
         """The lists of `requests`, whoever asked; see `recommend`."""
         k = self._length(k)
         most = self.k if k <= self.k else min(1 << (k - 1).bit_length(), self.catalogue.num_items)
         lists = self._lists(self._asked, self._parts(requests), len(requests), most)
-        return [self._listed(*row) for row in zip(*(x[:, :k] for x in lists), strict=True)]
+        return self._listed(*(column[:, :k] for column in lists))
 
     def of_texts(self, texts: Sequence[str], k: int | None = None) -> list[list[dict]]:
         """Lists of the items that go with texts, of a model that reads the items' texts.
@@ -250,7 +247,7 @@ class Recommender:
         vectors = np.pad(vectors, ((0, rows - len(texts)), (0, 0)))
         parts = [(np.arange(len(texts)), {'texts': vectors}, self._base_rows)]
         lists = self._lists(self._by_text, parts, len(texts), k)
-        return [self._listed(*row) for row in zip(*lists, strict=True)]
+        return self._listed(*lists)
 
     def warm_up(self) -> None:
         """Compiles all that a request needs, so that none waits for it."""
@@ -269,7 +266,7 @@ class Recommender:
 
     def user(self, user: int) -> list[dict]:
         """The list of a user of the data, by 0-based number, see `recommend`."""
-        return self._listed(*(column[0] for column in self(np.array([user]))))
+        return self._listed(*self(np.array([user])))[0]
 
     def _length(self, k):
         k = self.k if k is None else min(k, self.catalogue.num_items)
@@ -308,13 +305,17 @@ class Recommender:
         return place_rows(np.pad(allowed, (0, rows - len(allowed))))
 
     def _listed(self, scores, items, interests):
-        known, listed = self.catalogue, []
-        for score, item, interest in zip(scores, items, interests, strict=True):
-            if item:
-                row = {'item': known.raw_item(item), 'title': known.title(item)}
-                found_by = {'interest': int(interest) + 1} if self.explain else {}
-                listed.append({**row, 'score': float(score), **found_by})
-        return listed
+        """Lists as `recommend` gives them, of columns [n, k]; item 0 is none."""
+        there = items > 0
+        flat = items[there]
+        ids, titles = self.catalogue.raw_items(flat), self.catalogue.titles_of(flat)
+        columns = zip(ids, titles, scores[there].tolist(), strict=True)
+        rows = [{'item': item, 'title': title, 'score': score} for item, title, score in columns]
+        if self.explain:
+            for row, interest in zip(rows, interests[there].tolist(), strict=True):
+                row['interest'] = interest + 1
+        ends = np.cumsum(there.sum(1)).tolist()
+        return [rows[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
     def _lists(self, program, parts, count, k):
         """What `program` gives of (places, batch, allowed rows) .., at their places of `count`."""

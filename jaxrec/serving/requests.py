@@ -1,6 +1,7 @@
 """Requests for lists: a history each, and which items may be in its list, in a few shapes."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -13,6 +14,7 @@ from jaxrec.errors import UserError
 from jaxrec.serving.buckets import buckets
 from jaxrec.serving.given_ids import near
 
+_COSTLY = 64  # rows
 _WIDTH, _SEEN = 16, 64  # the smallest shapes of what the model sees, and of unwanted items
 
 
@@ -49,16 +51,26 @@ class Shapes:
         sizes = [(width, max(_SEEN, 4 * width)) for width in widths]
         self.sizes = [*sizes, (max_len, 8 * sizes[-1][1])]
 
-    def of(self, request: Request) -> tuple[int, int] | None:
-        """The smallest that holds a request; None if there are more unwanted items than in any."""
-        length = min(len(request.history), self.max_len)
-        fits = (s for s in self.sizes if s[0] >= length and s[1] >= len(request.unwanted))
-        return next(fits, None)
+    def of(self, requests: Sequence[Request]) -> np.ndarray:
+        """Of each request the place int64 [n] in `sizes` of the smallest that holds it.
+
+        `len(sizes)` where there are more unwanted items than in any.
+        """
+        events = np.minimum([len(one.history) for one in requests], self.max_len)
+        unwanted = [len(one.unwanted) for one in requests]
+        widths, seen = zip(*self.sizes, strict=True)
+        return np.maximum(np.searchsorted(widths, events), np.searchsorted(seen, unwanted))
 
     def rows(self, width: int) -> tuple[int, ...]:
-        """How many rows batches of this width have."""
+        """How many rows batches of this width have.
+
+        Above `_COSTLY` twice as many at most as the next fewer: padding is scored like the rest.
+        """
         most = min(self._batch_users, max(self._tokens // width, self._multiple))
-        return buckets(most // self._multiple * self._multiple, self._multiple)
+        most = most // self._multiple * self._multiple
+        finer = itertools.takewhile(lambda n: n < most, (_COSTLY << n for n in itertools.count()))
+        finer = {-(-n // self._multiple) * self._multiple for n in finer}
+        return tuple(sorted({*buckets(most, self._multiple), *finer}))
 
     def every(self) -> Iterator[tuple[tuple[int, int], int]]:
         """(size, rows) of every shape there is."""
@@ -73,15 +85,15 @@ def batches(
     Those that share what is allowed do. More unwanted items than any shape holds are no longer
     allowed instead, so that such a request goes alone.
     """
-    groups = {}
-    for place, request in enumerate(requests):
-        if (size := shapes.of(request)) is None:
+    groups, last = {}, len(shapes.sizes) - 1
+    for place, (request, size) in enumerate(zip(requests, shapes.of(requests), strict=True)):
+        if size > last:
             allowed = request.allowed.copy()
             allowed[request.unwanted] = False
             request.allowed, request.unwanted = allowed, request.unwanted[:0]
-            size = shapes.of(request)
-        groups.setdefault((id(request.allowed), size), []).append(place)
-    for (_, size), places in groups.items():
+        groups.setdefault((id(request.allowed), min(size, last)), []).append(place)
+    for (_, place), places in groups.items():
+        size = shapes.sizes[place]
         sizes = shapes.rows(size[0])
         for first in range(0, len(places), sizes[-1]):
             some = np.array(places[first : first + sizes[-1]])
@@ -139,6 +151,20 @@ class Filter:
             hint = near(raw, self._items.find_item)
             raise UserError(f'item {raw!r} is not in the data{hint}')
         return found
+
+    def histories(self, given: Sequence[Sequence[Any]]) -> list[np.ndarray]:
+        """int64 item numbers of histories of raw ids.
+
+        Raises:
+          UserError: an unknown item that is not to be left out.
+        """
+        flat = [raw for history in given for raw in history]
+        found = self._items.find_items(flat)
+        if not found.all() and not self._skip_unknown:
+            self.number(flat[int(found.argmin())])
+        ends = np.cumsum([len(history) for history in given], dtype=int)
+        parts = (found[first:end] for first, end in zip([0, *ends], ends, strict=False))
+        return [part[part > 0] for part in parts]
 
     def numbers(self, given: Any, what: str) -> np.ndarray:
         """int32 distinct item numbers of raw ids, or of a mask bool [num_items].
