@@ -112,9 +112,9 @@ def _compared(index: Any, items: np.ndarray, queries: np.ndarray, repeats: int) 
     tuned = min(_TUNED, len(queries) // 2)
     ann.widen(index, queries[:tuned], best[:tuned])
     others = queries[tuned:]
-    reached = ann.recall(index.search(others, K)[1], best[tuned:])
+    reached = ann.recall(ann.search(index, others, K), best[tuned:])
     ways = {
-        'graph': lambda some: index.search(some, K),
+        'graph': lambda some: ann.search(index, some, K),
         'compiled': _compiled(items),
         'faiss_exact': lambda some: flat.search(some, K),
     }

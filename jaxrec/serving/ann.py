@@ -1,6 +1,8 @@
 """A graph of the items that finds most of the best ones without looking at all of them.
 
-HNSW (Malkov & Yashunin 2018) over inner products, by faiss; needs `jaxrec[ann]`.
+HNSW (Malkov & Yashunin 2018) over inner products, by faiss; needs `jaxrec[ann]`. Items get one
+dimension more, which makes all equally long, and queries 0 there (Bachrach et al. 2014, section 3):
+no inner product changes, and no item is left without neighbours because it is short.
 """
 
 from typing import Any
@@ -13,17 +15,24 @@ _SEARCH = 64  # considered in a search, at first
 
 
 def built(items: np.ndarray) -> Any:
-    """faiss.IndexHNSWFlat of vectors float32 [n, D], an item's at its number - 1."""
+    """faiss.IndexHNSWFlat of vectors float32 [n, D], an item's at its number - 1; see `search`."""
     import faiss
 
-    index = faiss.IndexHNSWFlat(items.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
+    squares = np.square(items, dtype=np.float32).sum(1, keepdims=True)
+    longer = np.concatenate([items, np.sqrt(squares.max(initial=0) - squares)], 1)
+    index = faiss.IndexHNSWFlat(longer.shape[1], _LINKS, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = _BUILD
-    index.add(np.ascontiguousarray(items, np.float32))
+    index.add(np.ascontiguousarray(longer, np.float32))
     return index
 
 
+def search(index: Any, queries: np.ndarray, k: int) -> np.ndarray:
+    """int64 [n, k] of the index's items for queries float32 [n, D], best first, -1 = none found."""
+    return index.search(np.pad(queries, ((0, 0), (0, 1))), k)[1]
+
+
 def widen(index: Any, queries: np.ndarray, best: np.ndarray, least: float = LEAST) -> float:
-    """Doubles what a search considers until it finds `least` of the best; the recall then.
+    """Has a search consider more and more until it finds `least` of the best; the recall then.
 
     Args:
       index: of `built`; keeps the width, in its file too.
@@ -33,11 +42,11 @@ def widen(index: Any, queries: np.ndarray, best: np.ndarray, least: float = LEAS
     """
     index.hnsw.efSearch = _SEARCH
     while True:
-        found = index.search(queries, best.shape[1])[1]
+        found = search(index, queries, best.shape[1])
         reached = recall(found, best)
         if reached >= least or index.hnsw.efSearch >= index.ntotal:
             return reached
-        index.hnsw.efSearch *= 2
+        index.hnsw.efSearch = index.hnsw.efSearch * 5 // 4
 
 
 def recall(found: np.ndarray, best: np.ndarray) -> float:

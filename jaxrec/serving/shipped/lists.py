@@ -45,7 +45,8 @@ class Model:
         for vectors, seen in zip(self.vectors(numbers), numbers):  # noqa: B905
             among, unwanted = np.arange(1, len(self.ids) + 1), [] if keep_seen else seen
             if index is not None:
-                found = index.search(vectors, min(k + len(set(unwanted)), len(self.ids)))[1]
+                longer = np.pad(vectors, ((0, 0), (0, 1)))  # items are, and 0 changes no product
+                found = index.search(longer, min(k + len(set(unwanted)), len(self.ids)))[1]
                 among = np.unique(found[found >= 0]) + 1
             rows = self.items[among] if index is not None else self.items[1 : len(self.ids) + 1]
             scores = np.where(np.isin(among, unwanted), -np.inf, (rows @ vectors.T).max(1))
