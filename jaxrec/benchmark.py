@@ -13,13 +13,14 @@ python -m jaxrec.benchmark --suite=train --config=experiments/lightgcn_gowalla.p
 --suite=data       the training command on 2M and on 200M generated events: targets/s and memory
 --suite=lists      jaxrec.load(run).recommend after 256 histories at once and one by one
 --suite=serve      the service under 1, 16 and 64 clients: requests/s, and how long an answer takes
+--suite=soak       ten minutes of a service that is killed, reloaded and asked wrongly
 --suite=ann        the graph of an exported model beside exact lists, 10k to 1M items, and of a run
 --suite=bulk       recommend --users=all for 2.5M and 10M generated users: users/s and memory
 
-Suites lists, serve and ann take --workdir=DIR, a run, or make a model of --config (of which recall
-means nothing). Compilation and warm-up are left out; figures are medians over --repeats turns, each
-of which also times a large matrix product on every device. With --peer every turn also runs the
-peer on the same data with the same model size, loss and batch; with
+Suites lists, serve, soak and ann take --workdir=DIR, a run, or make a model of --config (of which
+recall means nothing). Compilation and warm-up are left out; figures are medians over --repeats
+turns, each of which also times a large matrix product on every device. With --peer every turn also
+runs the peer on the same data with the same model size, loss and batch; with
 --against=model.contrast.0.weight=0 it also runs the step of the experiment changed like that.
 --output=DIR gets benchmark_<suite>.json, .md and .png. Several processes measure train and eval
 together, their rates summed; the other suites and a peer are for one.
@@ -42,6 +43,7 @@ from jaxrec.benchmarks import (
     report,
     service,
     sizes,
+    soak,
     training,
 )
 from jaxrec.benchmarks import peer as peer_lib
@@ -54,8 +56,8 @@ from jaxrec.training import workdir
 FLAGS = flags.FLAGS
 _PLACES = ('data.source', 'data.data_dir')
 _SHARED = ('train', 'eval')  # which several processes measure together
-SUITES = ('train', 'eval', 'loss', 'catalogue', 'data', 'lists', 'serve', 'ann', 'bulk')
-_OF_RUNS = ('lists', 'serve', 'ann')  # which take --workdir
+SUITES = ('train', 'eval', 'loss', 'catalogue', 'data', 'lists', 'serve', 'soak', 'ann', 'bulk')
+_OF_RUNS = ('lists', 'serve', 'soak', 'ann')  # which take --workdir
 
 
 def define_flags() -> None:
@@ -63,7 +65,7 @@ def define_flags() -> None:
     config_flags.DEFINE_config_file(
         'config', None, 'Experiment file, optionally with an argument: experiments/x.py[:arg].'
     )
-    flags.DEFINE_string('workdir', None, 'Suites lists, serve and ann: folder of a run.')
+    flags.DEFINE_string('workdir', None, 'Suites lists, serve, soak and ann: folder of a run.')
     cluster.define_flags()
     flags.DEFINE_string('suite', None, ', '.join(SUITES) + '.')
     flags.DEFINE_integer('repeats', 5, 'Turns; the figures are medians over them.')
@@ -98,7 +100,8 @@ def define_flags() -> None:
         None,
         'Suites loss and catalogue: sizes instead of the usual ones, ascending: 6400x12000x64 '
         '(tokens x items x dim) or 100000 (items). Suite data: events of the small and the large '
-        'log, 2000000,200000000; bulk: users of both. Suite serve: clients. Suite ann: items.',
+        'log, 2000000,200000000; bulk: users of both. Suite serve: clients; soak: seconds; ann: '
+        'items.',
     )
     flags.DEFINE_integer('max_items', 10_000_000, 'Suites loss and catalogue: largest catalogue.')
     flags.DEFINE_float(
@@ -190,6 +193,8 @@ def _run(settings: dict) -> dict:
         run = FLAGS.config, FLAGS.workdir
         if FLAGS.suite == 'lists':
             measured = lists.measure_lists(*run, repeats=FLAGS.repeats, peer=peer)
+        elif FLAGS.suite == 'soak':
+            measured = soak.measure_soak(*run, FLAGS.cases)
         else:
             suite = {'serve': service.measure_service, 'ann': ann.measure_ann}[FLAGS.suite]
             measured = suite(*run, FLAGS.cases, FLAGS.repeats)

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from jaxrec import benchmark
-from jaxrec.benchmarks import ann, flops, lists, measure, peer, report, training
+from jaxrec.benchmarks import ann, flops, lists, measure, peer, report, soak, training
 from jaxrec.data.splits import leave_one_out
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment
@@ -188,6 +188,19 @@ def test_suite_ann(tmp_path, monkeypatch):
     assert items.shape == (300, 64) and queries.shape == (1024, 64) and (items == again).all()
 
 
+def test_short_items_are_found_too():
+    """Of lengths over six powers of ten, beside a full sort, and the products are those without."""
+    pytest.importorskip('faiss', reason="needs '.[ann]'")
+    rng = np.random.default_rng(0)
+    items = rng.normal(size=(2000, 16)) * 10 ** rng.uniform(-3, 3, size=(2000, 1))
+    items, queries = items.astype(np.float32), items[:50].astype(np.float32)
+    items[:1900] *= np.sign(-items[:1900, :1])  # the first 50 lie where only short ones do
+    best = np.argsort(-(queries.astype(np.float64) @ items.T), axis=1)[:, :10]
+    index = serving_ann.built(items)
+    assert serving_ann.widen(index, queries, best) >= 0.99
+    assert serving_ann.search(index, queries, 3).shape == (50, 3)
+
+
 def test_recall_by_hand():
     found, best = np.array([[1, 2, 3], [4, 5, 6]]), np.array([[3, 9, 1], [7, 8, 9]])
     assert serving_ann.recall(found, best) == pytest.approx((2 / 3 + 0) / 2)
@@ -199,6 +212,36 @@ def test_suite_serve(experiment, tmp_path):
     assert [case['case'] for case in result['cases']] == ['1', '4'] and result['resident_mib'] > 50
     for case in result['cases']:
         assert 0 < case['milliseconds'] <= case['p99_ms'] and case['requests_per_second'] > 1
+
+
+@pytest.mark.slow
+def test_suite_soak(experiment, tmp_path, monkeypatch):
+    """The service is killed and reloaded, and an answer that is not the wanted one is seen."""
+    result = run('soak', experiment, tmp_path, '--cases=25')
+    assert result['wrong'] == result['lost'] == 0 and result['kills'] == 5
+    assert min(result[name] for name in ('right', 'refused', 'slow', 'asked_again')) > 0
+    assert result['checkpoints'] > 20 and result['steps_seen'] > 2
+    assert sum(result[n] for n in ('right', 'wrong', 'lost', 'refused')) == result['asked']
+
+
+@pytest.mark.parametrize(
+    ('items', 'scores', 'right'),
+    [
+        ('abc', (4, 3, 3), True),
+        ('acb', (4, 3, 3), True),  # their scores are near
+        ('abd', (4, 3, 3), False),
+        ('bac', (4, 3, 3), False),
+        ('abc', (4, 3, 2.9), False),
+        ('abx', (4, 3, 3), False),
+        ('ab', (4, 3), False),
+    ],
+)
+def test_which_answer_of_a_soak_is_right(items, scores, right):
+    def listed(items, scores):
+        return [{'item': i, 'score': s} for i, s in zip(items, scores, strict=True)]
+
+    wanted = listed('abcd', (4, 3, 3 - 1e-6, 1))
+    assert soak.right({'lists': [listed(items, scores)]}, wanted) == right
 
 
 @pytest.mark.slow
@@ -215,10 +258,11 @@ def test_suite_bulk(tmp_path):
 def test_error_lines(experiment):
     one_error_line(['--suite=nope'], '--suite=nope', 'catalogue')
     one_error_line(['--suite=eval'], '--config')
-    one_error_line(['--suite=eval', '--workdir=x'], '--workdir goes with', 'lists, serve, ann')
+    one_error_line(['--suite=eval', '--workdir=x'], '--workdir goes with', 'lists, serve, soak, ann')
     one_error_line(['--suite=serve'], '--workdir=DIR', '--config')
     one_error_line(['--suite=serve', '--workdir=x', '--cases=many'], 'numbers of clients')
     one_error_line(['--suite=ann', '--cases=3'], 'numbers of items')
+    one_error_line(['--suite=soak', '--workdir=x', '--cases=1,2'], 'number of seconds')
     given = f'--config={experiment}'
     train = ['--suite=train', given]
     one_error_line([*train, '--against=model.layers=1'], 'model.layers')

@@ -68,6 +68,12 @@ def measure_service(
     }
 
 
+def start(folder: pathlib.Path, *words: str) -> subprocess.Popen:
+    """The serving command of a run; see `listening`."""
+    command = [sys.executable, '-u', '-m', 'jaxrec.serve', f'--workdir={folder}', *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
 @contextlib.contextmanager
 def started(
     folder: pathlib.Path, *words: str
@@ -77,16 +83,7 @@ def started(
     Raises:
       UserError: it ended before it was ready.
     """
-    command = [
-        sys.executable,
-        '-u',
-        '-m',
-        'jaxrec.serve',
-        f'--workdir={folder}',
-        '--port=0',
-        *words,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = start(folder, '--port=0', *words)
     try:
         yield listening(process), process
     finally:
