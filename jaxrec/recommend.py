@@ -27,8 +27,9 @@ the user's vectors (interests of a multi-interest model, numbered from 1) found 
 
 With --rerank=RANKER, the folder of a click model, the first --candidates items are put in the order
 of the sum of weight * probability over its labels, all weights 1 without --weights; the best --k
-are shown. --context='{"hour": 20}' has the values of the ranker's fields of a row. With --history
-the user is one that the ranker does not know.
+are shown. --combined=product takes the product of (1 + probability)^weight instead.
+--context='{"hour": 20}' has the values of the ranker's fields of a row. With --history the user is
+one that the ranker does not know.
 """
 
 import itertools
@@ -49,7 +50,7 @@ from jaxrec.errors import UserError
 from jaxrec.serving import given_ids
 from jaxrec.serving.bulk import check_output, write_lists
 from jaxrec.serving.recommender import Recommender
-from jaxrec.serving.rerank import Reranker, parse_context, parse_weights
+from jaxrec.serving.rerank import COMBINED, Reranker, parse_context, parse_weights
 from jaxrec.serving.scorer import Scorer
 from jaxrec.training.restore import Trained, load_trained
 
@@ -77,6 +78,7 @@ def define_flags() -> None:
     flags.DEFINE_string('rerank', None, 'Folder of the run of a click model, for one list.')
     flags.DEFINE_integer('candidates', 100, 'Items that are ranked again; with --rerank.')
     flags.DEFINE_string('weights', None, 'LABEL=NUMBER,.. of the score; with --rerank.')
+    flags.DEFINE_enum('combined', None, list(COMBINED), 'Of the labels; with --rerank: sum.')
     flags.DEFINE_string('context', None, 'JSON object of fields of a row; with --rerank.')
     flags.DEFINE_string('checkpoint', 'best', 'best (by validation) or last.')
     flags.DEFINE_integer('batch_users', 256, 'Users scored at once; with --output.')
@@ -116,7 +118,7 @@ def _main() -> None:
     if min(FLAGS.k, FLAGS.batch_users, FLAGS.part_users) < 1:
         raise UserError('--k, --batch_users and --part_users must be at least 1')
     if FLAGS.rerank is None:
-        for name in ('weights', 'context'):
+        for name in ('weights', 'context', 'combined'):
             if getattr(FLAGS, name) is not None:
                 raise UserError(f'--{name} goes with --rerank=RANKER')
     elif FLAGS.output is not None:
@@ -174,7 +176,7 @@ def _one_history(items: Items) -> list[int]:
 def _reranker() -> Reranker:
     ranker = load_trained(FLAGS.rerank, FLAGS.checkpoint)
     weights, context = parse_weights(FLAGS.weights or ''), parse_context(FLAGS.context or '{}')
-    return Reranker(Scorer(ranker), weights, context)
+    return Reranker(Scorer(ranker), weights, context, FLAGS.combined or 'sum')
 
 
 def _recommender(trained: Trained, batch_users: int, k: int) -> Recommender:

@@ -258,7 +258,9 @@ def test_suite_bulk(tmp_path):
 def test_error_lines(experiment):
     one_error_line(['--suite=nope'], '--suite=nope', 'catalogue')
     one_error_line(['--suite=eval'], '--config')
-    one_error_line(['--suite=eval', '--workdir=x'], '--workdir goes with', 'lists, serve, soak, ann')
+    one_error_line(
+        ['--suite=eval', '--workdir=x'], '--workdir goes with', 'lists, serve, soak, ann'
+    )
     one_error_line(['--suite=serve'], '--workdir=DIR', '--config')
     one_error_line(['--suite=serve', '--workdir=x', '--cases=many'], 'numbers of clients')
     one_error_line(['--suite=ann', '--cases=3'], 'numbers of items')

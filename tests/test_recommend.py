@@ -122,6 +122,7 @@ def flags(**given):
         'skip_unknown': False,
         'rerank': None,
         'weights': None,
+        'combined': None,
         'context': None,
         'checkpoint': 'best',
         'batch_users': 16,

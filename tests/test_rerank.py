@@ -56,20 +56,25 @@ def asked(folders, *words):
     return runs.inside('recommend', f'--workdir={folders}/retriever', '--json', *words)
 
 
+@pytest.mark.parametrize('combined', ['', 'sum', 'product'])
 @pytest.mark.parametrize('weights', [{}, {'click': 1.0, 'like': -2.5}])
-def test_order_of_the_ranker(folders, weights):
+def test_order_of_the_ranker(folders, weights, combined):
     user = load_trained(folders / 'retriever').problem.source.raw_user(3)
     plain = asked(folders, f'--user={user}', '--k=30').result['items']
     given = ','.join(f'{label}={weight}' for label, weight in weights.items())
     words = [f'--user={user}', f'--rerank={folders}/ranker', '--context={"hour": 20}']
     words += [f'--weights={given}'] if given else []
+    words += [f'--combined={combined}'] if combined else []
     found = asked(folders, *words, '--candidates=30', '--k=7').result
     weights = weights or {'click': 1, 'like': 1}
     assert found['weights'] == weights and len(found['items']) == 7
     scorer, wanted = api.load(folders / 'ranker'), []
     for one in plain:
         (chances,) = scorer.score([{'user': user, 'item': one['item'], 'hour': 20}])
-        wanted.append((sum(weights[name] * chances[name] for name in weights), one))
+        score = sum(weights[name] * chances[name] for name in weights)
+        if combined == 'product':
+            score = np.prod([(1 + chances[name]) ** weights[name] for name in weights])
+        wanted.append((score, one))
     wanted.sort(key=lambda pair: -pair[0])
     for one, (score, before) in zip(found['items'], wanted, strict=False):
         assert one['score'] == pytest.approx(score, abs=1e-6)
@@ -99,6 +104,7 @@ def test_refusals(folders):
         (rerank, hour, '--k=200'): '--candidates=100 must be at least --k=200',
         (f'--rerank={folders}/retriever', hour): 'holds no model that scores rows',
         (hour,): '--context goes with --rerank',
+        ('--combined=product',): '--combined goes with --rerank',
     }.items():
         assert message in asked(folders, '--user=1', *words).error
     words = ('--users=all', f'--output={folders}/x.csv', rerank)

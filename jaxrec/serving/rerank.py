@@ -1,26 +1,40 @@
 """Two stages: the items that a retriever lists, in the order of a ranker's labels."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrec.errors import UserError
 from jaxrec.serving.scorer import Scorer
 
+COMBINED = {  # by name, the score of (weight, probability) of every label
+    'sum': lambda pairs: sum(weight * chance for weight, chance in pairs),
+    'product': lambda pairs: math.prod((1 + chance) ** weight for weight, chance in pairs),
+}
+
 
 class Reranker:
-    """Orders a list by sum of weight * probability over the ranker's labels.
+    """Orders a list by what the ranker's labels come to together.
 
     Args:
       scorer: of the ranker.
       weights: by label; {} = 1 each.
+      combined: 'sum' of weight * p over the labels, or 'product' of (1 + p)^weight, by which Moment
+        serves (Kuaishou 2024, arXiv 2408.05709).
       context: of the request, values of the ranker's fields of a row; other columns do not matter.
 
     Raises:
       UserError: a label or a number that cannot be, or a field of a row is missing.
     """
 
-    def __init__(self, scorer: Scorer, weights: Mapping[str, float], context: Mapping[str, Any]):
+    def __init__(
+        self,
+        scorer: Scorer,
+        weights: Mapping[str, float],
+        context: Mapping[str, Any],
+        combined: str = 'sum',
+    ):
         for label in weights:
             if label not in scorer.labels:
                 raise UserError(
@@ -35,6 +49,7 @@ class Reranker:
                 'their values, null where one is not known'
             )
         self._scorer, self._context = scorer, dict(context)
+        self._combined = COMBINED[combined]
         self.weights = dict(weights) or dict.fromkeys(scorer.labels, 1.0)
 
     def __call__(self, user: Any, listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -54,7 +69,7 @@ class Reranker:
         rows = [{**self._context, 'user': user, 'item': one['item']} for one in listed]
         found = []
         for one, chances in zip(listed, self._scorer.score(rows), strict=True):
-            score = sum(weight * chances[label] for label, weight in self.weights.items())
+            score = self._combined((weight, chances[name]) for name, weight in self.weights.items())
             found.append({**one, 'retrieved': one['score'], 'score': score, 'labels': chances})
         return sorted(found, key=lambda one: -one['score'])
 
