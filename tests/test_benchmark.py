@@ -222,6 +222,7 @@ def test_suite_soak(experiment, tmp_path, monkeypatch):
     assert min(result[name] for name in ('right', 'refused', 'slow', 'asked_again')) > 0
     assert result['checkpoints'] > 20 and result['steps_seen'] > 2
     assert sum(result[n] for n in ('right', 'wrong', 'lost', 'refused')) == result['asked']
+    assert sum(case['right'] for case in result['cases']) == result['right']
 
 
 @pytest.mark.parametrize(

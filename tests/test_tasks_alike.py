@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from jaxrec.evaluation.run import Beginning
 from jaxrec.experiment import Experiment, applied, flat, to_record
 from jaxrec.models import gcn, lightgcn, mmoe, sasrec
 from jaxrec.tasks import click, next_item, nodes
+from jaxrec.training import restore
+from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
+from jaxrec.training.workdir import read_run
 
 TASKS = ('click', 'next_item', 'nodes', 'pairs')
 
@@ -146,6 +150,41 @@ def test_the_same_on_another_mesh(made, whole, tmp_path, task):
         np.testing.assert_allclose(one, two, atol=2e-4)
 
 
+@pytest.mark.parametrize('vanished', [True, False])
+def test_a_checkpoint_that_is_replaced_while_it_is_read(
+    whole, tmp_path, monkeypatch, capsys, vanished
+):
+    """The new one is opened without a word; one that is damaged and not replaced is told once."""
+    shutil.copytree(whole['next_item'][0], tmp_path / 'run')
+    before, read = load_trained(tmp_path / 'run'), restore.restored
+    folder = tmp_path / 'run' / 'checkpoints' / 'best' / str(before.step)
+
+    def replaced(*args):
+        if folder.exists():
+            if vanished:
+                checkpoints = Checkpoints(tmp_path / 'run')
+                owner = {'run': read_run(tmp_path / 'run')['id']}
+                with jax.set_mesh(before.mesh):
+                    new = jax.tree.map(lambda x: x + 1, before.params)
+                    checkpoints.save_best(before.step + 1, new, owner)
+                checkpoints.close()
+                assert not folder.exists()
+            else:
+                shutil.rmtree(folder / 'tree')
+        return read(*args)
+
+    monkeypatch.setattr(restore, 'restored', replaced)
+    if not vanished:
+        with pytest.raises(Exception, match='tree'):
+            load_trained(tmp_path / 'run')
+        return
+    capsys.readouterr()
+    after = load_trained(tmp_path / 'run')
+    assert after.step == before.step + 1 and 'damaged' not in str(capsys.readouterr())
+    for one, two in zip(*(jax.tree.leaves(x.params) for x in (before, after)), strict=True):
+        np.testing.assert_array_equal(np.asarray(one) + 1, two)
+
+
 def test_a_pass_hands_an_item_table_on_without_a_copy(whole):
     trained = load_trained(whole['next_item'][0])
     with jax.set_mesh(trained.mesh):
@@ -159,6 +198,8 @@ import pathlib, sys
 from jaxrec.devices import cluster
 from jaxrec.experiment import from_record
 from jaxrec.files import read_json
+from jaxrec.training import restore
+from jaxrec.training.checkpoint import Checkpoints
 from jaxrec.training.loop import fit
 experiment = from_record(read_json(pathlib.Path(sys.argv[1])))
 fit(experiment, pathlib.Path(sys.argv[2]))

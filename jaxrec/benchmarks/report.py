@@ -65,13 +65,16 @@ def _draw(result: dict):
     time, memory = figure.subplots(1, 2)
     names = [case['case'] for case in result['cases']]
     time.plot(names, [case['milliseconds'] for case in result['cases']], marker='o')
-    of = {'serve': 'an answer', 'ann': 'a list', 'bulk': 'a list'}.get(result['suite'], 'a step')
+    of = {'serve': 'an answer', 'soak': 'an answer', 'ann': 'a list', 'bulk': 'a list'}.get(
+        result['suite'], 'a step'
+    )
     time.set(yscale='log', ylabel='ms', title=f'time of {of}')
     for name, label in (
         ('above_start_mib', 'peak, above the start'),
         ('state_mib', 'parameters and optimiser state'),
         ('logits_mib', 'logits of a plain softmax'),
         ('anonymous_mib', 'peak of the command'),
+        ('resident_mib', 'of the service'),
     ):
         if all(name in case for case in result['cases']):
             memory.plot(names, [c[name] for c in result['cases']], marker='o', label=label)

@@ -36,6 +36,7 @@ SECONDS = '600'
 CLIENTS = 64
 _KILLS = 5  # in the first half; the second half is one life, of which memory is told
 _RENEWALS = 60  # new checkpoints in all
+_PARTS = 10  # of the time, each told by itself
 _WRONG_EVERY = 50  # questions of a client, of which one is wrong
 _LOST = 60.0  # seconds after which a question counts as such
 _PATIENCE = 2.0  # seconds that a slow client gets
@@ -54,8 +55,9 @@ def measure_soak(
 ) -> dict:
     """What 64 clients, some of them slow or wrong, were answered while the service was killed.
 
-    A client whose connection closes asks the same again until it is answered. Memory is that of
-    the service's last life, at its beginning and at its end, medians of a fifth of it each.
+    A client whose connection closes asks the same again until it is answered. The cases are the
+    tenths of the time; the last half is one life of the service, and `memory_growth` what it holds
+    in the last tenth over what it held in the second of that half.
 
     Args:
       experiment, workdir: see `served_run`.
@@ -77,7 +79,8 @@ def measure_soak(
         trained = load_trained(folder)
         wanted = _wanted(trained, bodies)
         with _Kept(folder) as kept, concurrent.futures.ThreadPoolExecutor() as pool:
-            until = time.perf_counter() + seconds
+            kept.began = time.perf_counter()
+            until = kept.began + seconds
             beside = [
                 pool.submit(kept.killed, until, seconds),
                 pool.submit(kept.watched, until),
@@ -88,10 +91,9 @@ def measure_soak(
             )
             for one in beside:
                 one.result()
-    counts, memory = kept.counts + told, kept.memory[-1]
-    fifth = max(len(memory) // 5, 1)
-    first, last = (float(np.median(some)) for some in (memory[:fifth], memory[-fifth:]))
+    counts = kept.counts + told
     counts = {name: counts[name] for name in _NAMES}
+    cases = [_case(n, kept, seconds) for n in range(_PARTS)]
     return {
         'unit': 'right answers/s',
         'ours': counts['right'] / seconds,
@@ -100,10 +102,8 @@ def measure_soak(
         **counts,
         'clients': CLIENTS,
         'seconds': seconds,
-        'resident_first_mib': first,
-        'resident_last_mib': last,
-        'memory_growth': last / first,
-        'cases': [{'case': name, 'count': count} for name, count in counts.items()],
+        'memory_growth': cases[-1]['resident_mib'] / cases[_PARTS // 2 + 1]['resident_mib'],
+        'cases': cases,
         'matmul_gflops': None,
         'data_hash': None,
     }
@@ -127,8 +127,8 @@ class _Kept:
     """A service that is started anew whenever it was killed, at the same address."""
 
     def __init__(self, folder: pathlib.Path):
-        self.folder, self.counts, self.memory = folder, Counter(), []
-        self.steps, self._ending = set(), False
+        self.folder, self.counts, self.steps, self.began = folder, Counter(), set(), 0.0
+        self.memory, self.answers = [], []  # (when, MiB), (when, seconds)
 
     def __enter__(self):
         self._start(0)
@@ -144,7 +144,6 @@ class _Kept:
         self.process = service.start(self.folder, *words)
         self.address = service.listening(self.process)
         threading.Thread(target=_drained, args=(self.process.stdout,), daemon=True).start()
-        self.memory.append([])
 
     def killed(self, until: float, seconds: float) -> None:
         for left in range(_KILLS, 0, -1):
@@ -157,10 +156,28 @@ class _Kept:
 
     def watched(self, until: float) -> None:
         while time.perf_counter() < until:
-            life, found = self.memory[-1], measure.resident(self.process.pid)
-            if found and life is self.memory[-1]:
-                life.append(found)
+            self.memory.append((time.perf_counter(), measure.resident(self.process.pid)))
             time.sleep(0.2)
+
+
+def _case(number: int, kept: _Kept, seconds: float) -> dict:
+    """Of one tenth of the time."""
+
+    def within(rows):
+        at, values = np.array(rows, float).reshape(-1, 2).T
+        return values[((at - kept.began) * _PARTS // seconds).astype(int) == number]
+
+    took, memory = within(kept.answers) * 1e3, within(kept.memory)
+    half, most = np.quantile(took, [0.5, 0.99]) if len(took) else (None, None)
+    held = float(np.median(memory[memory > 0])) if (memory > 0).any() else None
+    case = f'{number + 1}/{_PARTS}'
+    return {
+        'case': case,
+        'right': len(took),
+        'milliseconds': half,
+        'p99_ms': most,
+        'resident_mib': held,
+    }
 
 
 def _drained(lines) -> None:
@@ -235,7 +252,7 @@ async def _client(kept: _Kept, bodies, wanted, until: float, seed: int) -> Count
         if not rng.integers(_WRONG_EVERY):
             body = wrong[rng.integers(len(wrong))]
             status = WRONG[body]
-        counts['asked'] += 1
+        counts['asked'], asked = counts['asked'] + 1, time.perf_counter()
         told = None
         try:
             async with asyncio.timeout(_LOST):
@@ -260,6 +277,8 @@ async def _client(kept: _Kept, bodies, wanted, until: float, seed: int) -> Count
         kept.steps.add(answer['step'])
         fits = right(answer, wanted(answer['step'])[number])
         counts['right' if fits else 'wrong'] += 1
+        if fits:
+            kept.answers.append((asked, time.perf_counter() - asked))
     _closed(connection)
     return counts
 

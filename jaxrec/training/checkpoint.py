@@ -205,7 +205,7 @@ class Checkpoints:
 
     def _note(self, folder, wrong):
         self._wrong[folder] = wrong
-        if wrong:
+        if wrong and folder.exists():  # else it was replaced while it was read
             say(f'the checkpoint {folder} is damaged: {wrong}')
 
 

@@ -17,7 +17,7 @@ from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, check, effect
 from jaxrec.problem import Problem
 from jaxrec.training import catalogue
-from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.checkpoint import Checkpoints, standing
 from jaxrec.training.optim import make_optimizer
 from jaxrec.training.state import abstract_state, evaluated, split_model
 from jaxrec.training.workdir import check_owner, read_config, read_run
@@ -55,6 +55,9 @@ def load_trained(
 ) -> Trained:
     """Opens the best (or last) checkpoint of a run.
 
+    A training of the run may go on meanwhile: where it replaces the checkpoint while that is read,
+    the new one is opened.
+
     Args:
       workdir: folder of a run of `jaxrec.train`.
       which: 'best' (by validation) or 'last'.
@@ -77,6 +80,16 @@ def load_trained(
     for name, why in experiment.task.idle().items():
         if f'task.{name}' in changed:
             raise UserError(f'task.{name} says nothing here, {why}: leave it out')
+    while True:
+        there = standing(workdir, which)
+        try:
+            return _opened(workdir, which, experiment)
+        except Exception:
+            if standing(workdir, which) in (there, None):
+                raise
+
+
+def _opened(workdir: pathlib.Path, which: str, experiment: Experiment) -> Trained:
     checkpoints = Checkpoints(workdir)
     newest = checkpoints.best_step if which == 'best' else checkpoints.last_step
     if newest() is None:
