@@ -46,11 +46,21 @@ def test_the_newest_two_are_kept_and_best_stands_beside(tmp_path):
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path):
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.save_last(1, {'x': jnp.zeros(3)}, {})
+    checkpoints.save_last(1, {'x': jnp.zeros(3), 'z': jnp.zeros(2)}, {})
     checkpoints.close()
-    with pytest.raises(UserError, match='does not fit this model') as error:
-        Checkpoints(tmp_path).restore_last({'y': jax.ShapeDtypeStruct((4,), jnp.float32)})
-    assert '\n' not in str(error.value)
+    shape = lambda *sizes: jax.ShapeDtypeStruct(sizes, jnp.float32)  # noqa: E731
+    for other in (
+        {'y': shape(3), 'z': shape(2)},
+        {'x': shape(4), 'z': shape(2)},
+        {'x': shape(2), 'z': shape(2)},
+        {'x': shape(3, 1), 'z': shape(2)},
+        {'x': shape(3)},
+        {'x': shape(3), 'z': shape(2), 'y': shape(1)},
+        {'x': {'y': shape(3)}, 'z': shape(2)},
+    ):
+        with pytest.raises(UserError, match='does not fit this model') as error:
+            Checkpoints(tmp_path).restore_last(other)
+        assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize(

@@ -183,13 +183,11 @@ class Checkpoints:
         for step in self._whole(name):
             folder = self._folder / name / str(step)
             try:
-                _check_fit(folder, abstract)
                 restored = self._series[name].restore(step, args=args)
                 return restored.tree, restored.host
-            except UserError:
-                raise
             except Exception as e:
                 if (folder / files.SEAL).exists():  # its files are those that were written
+                    _check_fit(folder, abstract)
                     raise
                 self._note(folder, (str(e).strip() or type(e).__name__).splitlines()[0])
         raise UserError(self.missing(name))
@@ -257,8 +255,10 @@ def by_name(tree: dict) -> dict[str, Any]:
 
 
 def _check_fit(folder: pathlib.Path, abstract: dict) -> None:
-    """Raises UserError if a checkpoint's arrays are not those of `abstract`."""
+    """Raises UserError if a checkpoint's arrays are not those of `abstract`.
 
+    Asked when it could not be read, not before: each answer costs orbax 100 KiB for good.
+    """
     tree = ocp.StandardCheckpointHandler().metadata(folder / 'tree').tree
     there, here = (
         {name: tuple(x.shape) for name, x in by_name(tree).items()} for tree in (tree, abstract)
