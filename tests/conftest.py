@@ -30,6 +30,13 @@ jax.config.update('jax_compilation_cache_dir', str(_CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
+def pytest_configure(config):
+    """What is not run by hand is short: compiling it is most of the time, a third of which LLVM's
+    passes would take."""
+    if config.getoption('markexpr') == 'not slow and not accelerators':
+        os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
+
+
 def pytest_collection_modifyitems(items):
     """What is run by hand may take its time."""
     for item in items:

@@ -235,14 +235,16 @@ def test_suite_soak(experiment, tmp_path, monkeypatch):
         ('abc', (4, 3, 2.9), False),
         ('abx', (4, 3, 3), False),
         ('ab', (4, 3), False),
+        ('abcd', (4, 3, 3, 1), False),
     ],
 )
 def test_which_answer_of_a_soak_is_right(items, scores, right):
     def listed(items, scores):
         return [{'item': i, 'score': s} for i, s in zip(items, scores, strict=True)]
 
-    wanted = listed('abcd', (4, 3, 3 - 1e-6, 1))
-    assert soak.right({'lists': [listed(items, scores)]}, wanted) == right
+    wanted, answer = listed('abcd', (4, 3, 3 - 1e-6, 1)), {'lists': [listed(items, scores)]}
+    assert soak.right(answer, wanted, 3) == right
+    assert soak.right({'lists': [wanted[:2]]}, wanted[:2], 3)  # there are no more items
 
 
 @pytest.mark.slow

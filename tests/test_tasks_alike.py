@@ -24,7 +24,7 @@ from jaxrec.experiment import Experiment, applied, flat, to_record
 from jaxrec.models import gcn, lightgcn, mmoe, sasrec
 from jaxrec.tasks import click, next_item, nodes
 from jaxrec.training import restore
-from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.checkpoint import Checkpoints, by_name
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
 from jaxrec.training.workdir import read_run
@@ -146,8 +146,11 @@ def test_the_same_on_another_mesh(made, whole, tmp_path, task):
     other = dataclasses.replace(made[task], mesh=Mesh(data=2, model=2))
     found = fit(other, tmp_path)
     assert found['step'] == whole[task][1]['step']
-    for one, two in zip(parameters(tmp_path), parameters(whole[task][0]), strict=True):
-        np.testing.assert_allclose(one, two, atol=2e-4)
+    one, two = (by_name(load_trained(at, 'last').params) for at in (tmp_path, whole[task][0]))
+    for name in one.keys() | two.keys():
+        # softmax does not see the keys' bias: its gradient is rounding, blown up by Adam
+        if not name.endswith('attention.k.bias'):
+            np.testing.assert_allclose(one[name], two[name], atol=2e-4, err_msg=name)
 
 
 @pytest.mark.parametrize('vanished', [True, False])
@@ -199,7 +202,7 @@ from jaxrec.devices import cluster
 from jaxrec.experiment import from_record
 from jaxrec.files import read_json
 from jaxrec.training import restore
-from jaxrec.training.checkpoint import Checkpoints
+from jaxrec.training.checkpoint import Checkpoints, by_name
 from jaxrec.training.loop import fit
 experiment = from_record(read_json(pathlib.Path(sys.argv[1])))
 fit(experiment, pathlib.Path(sys.argv[2]))

@@ -22,6 +22,7 @@ from jaxrec.training import catalogue
 
 CLIENTS = ('1', '16', '64')
 _SECONDS = 3.0  # of a turn of each
+K = 10
 _QUESTIONS, _LENGTH, _CANDIDATES = 500, 20, 20  # events of a history on average; rows of a question
 
 
@@ -112,7 +113,7 @@ def questions(folder: pathlib.Path, seed: int = 0) -> tuple[str, list[bytes]]:
     known = Catalogue.load(kept)
     lengths = rng.geometric(1 / _LENGTH, _QUESTIONS)
     drawn = (rng.integers(1, known.num_items + 1, length) for length in lengths)
-    asked = ({'histories': [[known.raw_item(n) for n in one]], 'k': 10} for one in drawn)
+    asked = ({'histories': [[known.raw_item(n) for n in one]], 'k': K} for one in drawn)
     return '/recommend', [json.dumps(one).encode() for one in asked]
 
 

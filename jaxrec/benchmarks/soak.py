@@ -211,22 +211,21 @@ def _renewed(trained, kept: _Kept, until: float, seconds: float) -> None:
 def _wanted(trained, bodies: Sequence[bytes]) -> list[list[list[dict]]]:
     """The lists of every question, of both variants."""
     asked = [json.loads(body) for body in bodies]
-    histories, k = [one['histories'][0] for one in asked], asked[0]['k']
+    histories = [one['histories'][0] for one in asked]
     variants = (_variant(trained.params, number) for number in (0, 1))
     models = (dataclasses.replace(trained, params=params) for params in variants)
-    return [Recommender(model, k=k + 1).recommend(histories) for model in models]
+    return [Recommender(model, k=service.K + 1).recommend(histories) for model in models]
 
 
-def right(answer: dict, wanted: Sequence[dict]) -> bool:
-    """Whether a list is the wanted one, which has one item more; near-equal scores may change
+def right(answer: dict, wanted: Sequence[dict], k: int) -> bool:
+    """Whether a list is the wanted one, which may have an item more; near-equal scores may change
     places."""
     found = answer['lists'][0]
     have, want = (np.array([row['score'] for row in rows]) for rows in (found, wanted))
     close = _TOLERANCE * np.abs(want).max(initial=1.0)
-    if len(have) != len(want) - 1 or not np.allclose(have, want[:-1], rtol=0, atol=close):
-        return False
+    same = len(have) == min(k, len(want)) and np.allclose(have, want[: len(have)], 0, close)
     places = {row['item']: n for n, row in enumerate(wanted)}
-    return all(
+    return same and all(
         row['item'] in places and abs(want[places[row['item']]] - want[n]) <= close
         for n, row in enumerate(found)
     )
@@ -275,7 +274,7 @@ async def _client(kept: _Kept, bodies, wanted, until: float, seed: int) -> Count
             continue
         answer = json.loads(found)
         kept.steps.add(answer['step'])
-        fits = right(answer, wanted(answer['step'])[number])
+        fits = right(answer, wanted(answer['step'])[number], service.K)
         counts['right' if fits else 'wrong'] += 1
         if fits:
             kept.answers.append((asked, time.perf_counter() - asked))
