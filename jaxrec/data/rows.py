@@ -180,7 +180,11 @@ def row_batch(
       mask: float32 [size, T], 1 where a label is known; weights: float32 [size], 1 on real rows.
     """
     values, mask = rows.outcomes(labels, index)
-    filled = lambda x: np.pad(x, [(0, size - len(x)), *[(0, 0)] * (x.ndim - 1)])  # noqa: E731
+
+    def filled(x):
+        missing = size - len(x)
+        return np.pad(x, [(0, missing), *[(0, 0)] * (x.ndim - 1)]) if missing else x
+
     return {
         'features': {name: filled(column) for name, column in encode(index).items()},
         'labels': filled(values),

@@ -88,6 +88,8 @@ def batch_part() -> tuple[int, int]:
 def put_batch(batch: dict) -> dict:
     """Places this process's rows of a nested batch on the current mesh, split over 'data'."""
     split = jax.NamedSharding(jax.sharding.get_mesh(), BATCH)
+    if jax.process_count() == 1:  # half the time of one by one
+        return jax.device_put(batch, split)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(split, x), batch)
 
 

@@ -51,13 +51,13 @@ def look_up(table: jax.Array, features: dict[str, jax.Array], widths: dict[str, 
     codes = jnp.concatenate(codes, axis=1)
     rows = lookup(table, codes)
     rows = rows * (codes > 0)[..., None].astype(rows.dtype)
-    found, first = Vectors({}, {}, {}), 0
-    for name, width in widths.items():
-        found.members[name] = rows[:, first : first + width]
-        found.real[name] = codes[:, first : first + width] > 0
+    found, sizes = Vectors({}, {}, {}), list(widths.values())
+    # whose gradients are put together at once; of slices each would be one of the whole
+    parts = zip(widths, jax.lax.split(rows, sizes, 1), jax.lax.split(codes, sizes, 1), strict=True)
+    for name, members, own in parts:
+        found.members[name], found.real[name] = members, own > 0
         count = jnp.maximum(found.real[name].sum(1, keepdims=True), 1).astype(rows.dtype)
-        found.mean[name] = found.members[name].sum(1) / count
-        first += width
+        found.mean[name] = members.sum(1) / count
     return found
 
 
