@@ -135,7 +135,10 @@ class _Planned:
     def __init__(self, experiment: Experiment, items: int, target: Target | None):
         self._experiment, self._target = experiment, target
         self.problem = _problem(experiment, items)
-        self.batches = self.problem.periods[0]().batches
+        learnt = (period().batches for period in self.problem.periods)
+        self.batches = next((batches for batches in learnt if batches is not None), None)
+        if self.batches is None:
+            raise UserError('there is nothing to learn: no period of the data has training rows')
         horizon = experiment.train.epochs * self.batches.steps_per_epoch
         self._program = Program(experiment, self.problem, horizon)
         self._state = self._program.abstract()
