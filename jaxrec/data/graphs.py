@@ -131,8 +131,7 @@ class Packer:
         )
         most = lambda x: sum(int(x[s].max()) for s in self._strata)  # noqa: E731
         self.rows, self.nodes, self.entries = (
-            -(-n // multiple) * multiple
-            for n in (len(self._strata), most(sizes), most(per_graph))
+            -(-n // multiple) * multiple for n in (len(self._strata), most(sizes), most(per_graph))
         )
 
     def order(self, generator: np.random.Generator | None = None) -> list[np.ndarray]:
