@@ -1,9 +1,8 @@
 """Every experiment compiled for machines that are not here, by their own compilers.
 
 pytest -m accelerators; skipped where they are not installed ('jax[tpu]', 'jax[cuda13]'). Models
-and batches are those of the experiments, on made-up data of 400,000 items; nothing runs. One core
-takes two hours for all: `-k v5e:4x4`, `-k sasrec_beauty`. What several experiments have in common
-is compiled once.
+and batches are those of the experiments, on made-up data (made_up.py); nothing runs. `-k v5e:4x4`
+and `-k sasrec_beauty` choose. What several experiments have in common is compiled once.
 """
 
 import dataclasses
