@@ -352,6 +352,18 @@ def test_the_same_on_a_mesh(mesh):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_batches_split_over_any_mesh(mesh, monkeypatch):
+    """Over three devices too, as over 96 of a pod."""
+    mesh(3, 1)
+    meta = {'data_hash': '', 'path': ''}
+    monkeypatch.setattr(task_lib.datasets, 'load', lambda *args, **kwargs: (GRAPHS, meta))
+    experiment = Experiment(graphcl.Config(), task_lib.Config(folds=2), train=Train(batch_rows=9))
+    problem = experiment.task.open(experiment)
+    _, evaluated = next(problem.evaluations['test']().batches())
+    for batch in (problem.periods[0]().batches(0), evaluated):
+        np.testing.assert_array_equal(put_batch(batch)['tags'], batch['tags'])
+
+
 def test_svm_and_folds():
     rng = np.random.default_rng(0)
     x, labels = rng.normal(size=(60, 3)), rng.integers(0, 3, 60)

@@ -11,7 +11,7 @@ from scipy import special
 
 import jaxrec
 from jaxrec import datasets
-from jaxrec.config import Data, Optim, Train
+from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data.fields import Field
 from jaxrec.data.rows import Rows
 from jaxrec.datasets import live_rooms
@@ -20,6 +20,7 @@ from jaxrec.evaluation import point_metrics
 from jaxrec.experiment import Experiment, check
 from jaxrec.models import marm, mmoe
 from jaxrec.tasks import live
+from jaxrec.training import plan
 from jaxrec.training.loop import fit
 from jaxrec.training.restore import load_trained
 
@@ -145,6 +146,14 @@ def test_ticks_hold_every_report_once_and_none_too_early(folder):
     known = ~np.isnan(visits.after)
     done = rows.times[:, None] + np.where(known, visits.after, visits.stay[:, None])
     assert seen <= known.size and seen >= (done <= rows.times[-1] - 60).sum()
+
+
+def test_a_stream_that_says_nothing_at_first_is_planned(folder):
+    """fast_slow is silent for five minutes."""
+    experiment = make(folder, stream='fast_slow')
+    assert opened(experiment).periods[0]().batches is None
+    found = plan.plan(experiment, Mesh(1, 1))
+    assert found['batch_rows'] == 32 and found['steps_per_epoch'] > 0
 
 
 @pytest.mark.parametrize('stream, key', [('fast_slow', 'missed'), ('fake_negative', 'told_early')])

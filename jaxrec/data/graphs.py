@@ -10,7 +10,7 @@ from jaxrec import problem, rng
 from jaxrec.data import stored
 from jaxrec.data.ragged import part, ranges
 
-ROW_MULTIPLE = 64  # what a batch has of graphs, nodes and entries is padded to this
+ROW_MULTIPLE = 64  # batches are padded to this, so that they split over most meshes
 
 
 @dataclasses.dataclass
@@ -110,13 +110,14 @@ class Packer:
     Args:
       graphs: all of them.
       rows: graphs of a batch, at most.
+      multiple: what a batch has of graphs, nodes and entries is padded to a multiple of this.
 
     Attributes:
       steps: batches that hold every graph once.
       rows, nodes, entries: the shape; entries are directions of edges.
     """
 
-    def __init__(self, graphs: Graphs, rows: int):
+    def __init__(self, graphs: Graphs, rows: int, multiple: int = ROW_MULTIPLE):
         self._graphs, count = graphs, graphs.num_graphs
         self.steps = -(-count // rows)
         sizes = np.diff(graphs.offsets)
@@ -130,8 +131,7 @@ class Packer:
         )
         most = lambda x: sum(int(x[s].max()) for s in self._strata)  # noqa: E731
         self.rows, self.nodes, self.entries = (
-            -(-n // ROW_MULTIPLE) * ROW_MULTIPLE
-            for n in (len(self._strata), most(sizes), most(per_graph))
+            -(-n // multiple) * multiple for n in (len(self._strata), most(sizes), most(per_graph))
         )
 
     def order(self, generator: np.random.Generator | None = None) -> list[np.ndarray]:

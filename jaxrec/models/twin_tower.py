@@ -101,9 +101,9 @@ class TwinTower(Model):
 
     def catalogue(self, constants: dict) -> dict[str, jax.Array]:
         """{'items': [rows, D]} of all items."""
-        made = self.tower(constants['items']['texts'])
-        rows = table_rows(self.num_items)
-        return {'items': placed(jnp.pad(made, ((0, rows - len(made)), (0, 0))), TABLE)}
+        texts = constants['items']['texts']
+        beyond = (0, table_rows(self.num_items) - len(texts))
+        return {'items': self.tower(placed(jnp.pad(texts, (beyond, (0, 0))), TABLE))}
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
         """[B, 1, D], the vector of the newest event of right-aligned histories."""

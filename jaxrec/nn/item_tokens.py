@@ -102,8 +102,7 @@ class TextTokens(nnx.Module):
                 values = values + lookup(table, ids) * there[:, None]
             return Rows(ids, values)
         beyond = (0, len(table) - len(texts))
-        made = self.project(jnp.pad(texts, (beyond, (0, 0))))
-        made = placed(made, TABLE)
+        made = self.project(placed(jnp.pad(texts, (beyond, (0, 0))), TABLE))
         if self.ids:
             ids = jnp.arange(len(table))
             there = jnp.pad(known, beyond) & kept_ids(ids, self.rate, key)

@@ -20,6 +20,7 @@ from jaxrec.devices.mesh import replicated
 from jaxrec.errors import UserError
 from jaxrec.evaluation import point_metrics
 from jaxrec.evaluation.probe import fitted_by_folds, linear_svm, stratified
+from jaxrec.tasks.nodes import row_multiple
 
 STRENGTHS = tuple(10.0**n for n in range(-3, 4))  # C that are tried
 
@@ -59,8 +60,8 @@ class Config(problem.Task):
             raise UserError(
                 f'a class of {graphs.name} has {few} graphs, too few for task.folds={self.folds}'
             )
-        packer, seed = Packer(graphs, experiment.train.batch_rows), experiment.train.seed
-        batches = GraphBatches(packer, graphs.num_graphs, seed, process)
+        packer = Packer(graphs, experiment.train.batch_rows, row_multiple())
+        batches = GraphBatches(packer, graphs.num_graphs, experiment.train.seed, process)
         return GraphClasses(
             about=f'{graphs.name}: {graphs.num_graphs:,} graphs, {len(graphs.tags):,} nodes, '
             f'{graphs.edges.shape[1]:,} edges, {graphs.num_tags} tags, '

@@ -101,7 +101,7 @@ class Config(problem.Task):
         shown = np.full(graph.num_nodes, UNKNOWN, np.int32)
         if parted:
             shown[parts['train']] = graph.labels[parts['train']]
-        multiple = _multiple()
+        multiple = row_multiple()
 
         def batches():
             rows = experiment.train.batch_rows
@@ -342,6 +342,6 @@ def _labelled(graph: Graph, part: str) -> np.ndarray:
     return nodes
 
 
-def _multiple() -> int:
+def row_multiple() -> int:
     """What the rows of a batch are padded to on the current mesh."""
     return math.lcm(ROW_MULTIPLE, jax.sharding.get_abstract_mesh().shape.get('data', 1))

@@ -16,6 +16,7 @@ memory or the compiler's cycles, whichever is longest, and then the network. Rea
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -135,7 +136,10 @@ class _Planned:
     def __init__(self, experiment: Experiment, items: int, target: Target | None):
         self._experiment, self._target = experiment, target
         self.problem = _problem(experiment, items)
-        self.batches = self.problem.periods[0]().batches
+        learnt = (period().batches for period in self.problem.periods)
+        self.batches = next((batches for batches in learnt if batches is not None), None)
+        if self.batches is None:
+            raise UserError('there is nothing to learn: no period of the data has training rows')
         horizon = experiment.train.epochs * self.batches.steps_per_epoch
         self._program = Program(experiment, self.problem, horizon)
         self._state = self._program.abstract()
@@ -165,7 +169,7 @@ class _Planned:
     def vectors(self) -> dict | None:
         """What an evaluation computes once for all its batches; None if there is nothing."""
         parts = {'parameters': per_device(self._params)}
-        return self._compiled(self._begun(), parts) if self._made() else None
+        return self._compiled(self._begun, parts) if self._made else None
 
     def evaluation(self) -> dict | None:
         """The longest batch of an evaluation in training, beside the state; None without any."""
@@ -191,21 +195,23 @@ class _Planned:
             return function(params, self._beginning.whole(params, constants, made), batch)
 
         batch = abstract(batch, BATCH)
-        parts = {'parameters': self._params, 'vectors': self._made(), 'batch': batch}
+        parts = {'parameters': self._params, 'vectors': self._made, 'batch': batch}
         parts |= {'constants': self._constants}
         with jax.default_matmul_precision(self._experiment.task.precision):
             program = jax.jit(call, compiler_options=options)
-            lowered = program.lower(self._params, self._constants, self._made(), batch)
+            lowered = program.lower(self._params, self._constants, self._made, batch)
         parts = {name: per_device(x) for name, x in parts.items() if x}
         parts |= {'train state': beside} if beside else {}
         return {'rows': len(jax.tree.leaves(batch)[0]), **self._compiled(lowered, parts)}
 
+    @functools.cached_property
     def _begun(self):
         with jax.default_matmul_precision(self._experiment.task.precision):
             return self._beginning.lower(self._params, self._constants)
 
+    @functools.cached_property
     def _made(self):
-        return concrete(self._begun().out_info)
+        return concrete(self._begun.out_info)
 
     def _compiled(self, lowered: Any, parts: dict[str, int]) -> dict:
         """Memory by part, products, what crosses devices, and for a target times."""
