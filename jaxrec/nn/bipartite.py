@@ -32,11 +32,13 @@ class Side(NamedTuple):
       starts: int32 [P, n + 1], where each row's entries begin among the piece's.
       rows: int32 [P, E] ascending, within the piece; n on padding.
       columns: int32 [P, E].
+      shares: float32 [P, E], 1 / sqrt(d_r d_c) with the degrees of the entry's row and column.
     """
 
     starts: jax.Array | np.ndarray
     rows: jax.Array | np.ndarray
     columns: jax.Array | np.ndarray
+    shares: jax.Array | np.ndarray
 
 
 def graph(users: np.ndarray, items: np.ndarray, rows: Nodes, pieces: int) -> tuple[Nodes, Nodes]:
@@ -47,14 +49,19 @@ def graph(users: np.ndarray, items: np.ndarray, rows: Nodes, pieces: int) -> tup
       rows: of both tables; `pieces` divides them.
       pieces: P, a multiple of the devices that will share them.
     """
-    sides = (_side(users, items, rows.users, pieces), _side(items, users, rows.items, pieces))
-    degrees = (np.bincount(x, minlength=n) for x, n in zip((users, items), rows, strict=True))
-    return Nodes(*sides), Nodes(*(d.astype(np.float32) for d in degrees))
+    ends = zip((users, items), rows, strict=True)
+    degrees = Nodes(*(np.bincount(x, minlength=n).astype(np.float32) for x, n in ends))
+    shares = (degrees.users[users] * degrees.items[items]) ** -0.5
+    sides = (
+        _side(users, items, shares, rows.users, pieces),
+        _side(items, users, shares, rows.items, pieces),
+    )
+    return Nodes(*sides), degrees
 
 
-def _side(rows, columns, count, pieces):
+def _side(rows, columns, shares, count, pieces):
     order = np.lexsort((columns, rows))
-    rows, columns, each = rows[order], columns[order], count // pieces
+    rows, columns, shares, each = rows[order], columns[order], shares[order], count // pieces
     piece, first = rows // each, np.searchsorted(rows, np.arange(0, count, each))
     place = np.arange(len(rows)) - first[piece]
     shape = pieces, int(place.max(initial=0)) + 1
@@ -62,8 +69,10 @@ def _side(rows, columns, count, pieces):
         starts=np.arange(pieces)[:, None] * each + np.arange(each + 1),
         rows=np.full(shape, each, np.int32),
         columns=np.zeros(shape, np.int32),
+        shares=np.zeros(shape, np.float32),
     )
     side.rows[piece, place], side.columns[piece, place] = rows - piece * each, columns
+    side.shares[piece, place] = shares
     starts = np.searchsorted(rows, side.starts) - first[:, None]
     return side._replace(starts=starts.astype(np.int32))
 
@@ -100,7 +109,7 @@ def _product(side, kept, x):
 
     def local(side, kept, x):
         kept = [None] * len(side.starts) if kept is None else kept
-        pieces = zip(*side, kept, strict=True)
+        pieces = zip(side.starts, side.rows, side.columns, kept, strict=True)
         return jnp.concatenate([_of_piece(*piece, x) for piece in pieces])
 
     if not on_mesh():
@@ -126,7 +135,12 @@ def degrees(edges: Nodes, kept: Nodes, rows: Nodes) -> Nodes:
 
 
 def propagated(edges: Nodes, kept: Nodes | None, degrees: Nodes, x: Nodes) -> Nodes:
-    """D^-1/2 A D^-1/2 x with A of `exchange` and D the degrees; nodes of degree 0 get 0."""
+    """D^-1/2 A D^-1/2 x with A of `exchange` and D the degrees; nodes of degree 0 get 0.
+
+    Of the whole graph the roots are in the entries' weights, and no pass over x is for them.
+    """
+    if kept is None:
+        return exchange(edges, Nodes(*(side.shares for side in edges)), Nodes(*map(spread, x)))
     scale = [spread(inverse_root(d))[:, None] for d in degrees]
     scaled = Nodes(*(s * spread(v) for s, v in zip(scale, x, strict=True)))
     return Nodes(*(s * v for s, v in zip(scale, exchange(edges, kept, scaled), strict=True)))
