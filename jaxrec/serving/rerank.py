@@ -20,9 +20,9 @@ class Reranker:
     Args:
       scorer: of the ranker.
       weights: by label; {} = 1 each.
+      context: of the request, values of the ranker's fields of a row; other columns do not matter.
       combined: 'sum' of weight * p over the labels, or 'product' of (1 + p)^weight, by which Moment
         serves (Kuaishou 2024, arXiv 2408.05709).
-      context: of the request, values of the ranker's fields of a row; other columns do not matter.
 
     Raises:
       UserError: a label or a number that cannot be, or a field of a row is missing.
