@@ -1,7 +1,7 @@
 """Requests for lists: a history each, and which items may be in its list, in a few shapes."""
 
 import dataclasses
-import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any
 
@@ -14,7 +14,7 @@ from jaxrec.errors import UserError
 from jaxrec.serving.buckets import buckets
 from jaxrec.serving.given_ids import near
 
-_COSTLY = 64  # rows
+_COLUMNS = 64  # see devices.top_k
 _WIDTH, _SEEN = 16, 64  # the smallest shapes of what the model sees, and of unwanted items
 
 
@@ -62,15 +62,14 @@ class Shapes:
         return np.maximum(np.searchsorted(widths, events), np.searchsorted(seen, unwanted))
 
     def rows(self, width: int) -> tuple[int, ...]:
-        """How many rows batches of this width have.
+        """How many rows batches of this width have: `buckets`, and quarters of the most.
 
-        Above `_COSTLY` twice as many at most as the next fewer: padding is scored like the rest.
+        Padding is scored like the rest. A product takes `_COLUMNS` vectors in the time of fewer.
         """
         most = min(self._batch_users, max(self._tokens // width, self._multiple))
-        most = most // self._multiple * self._multiple
-        finer = itertools.takewhile(lambda n: n < most, (_COSTLY << n for n in itertools.count()))
-        finer = {-(-n // self._multiple) * self._multiple for n in finer}
-        return tuple(sorted({*buckets(most, self._multiple), *finer}))
+        most, step = most // self._multiple * self._multiple, math.lcm(_COLUMNS, self._multiple)
+        quarters = {-(-most * n // (4 * step)) * step for n in (1, 2, 3)}
+        return tuple(sorted({*buckets(most, self._multiple), *(n for n in quarters if n < most)}))
 
     def every(self) -> Iterator[tuple[tuple[int, int], int]]:
         """(size, rows) of every shape there is."""
@@ -82,8 +81,9 @@ def batches(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, tuple[int, int], int]]:
     """Requests that go together: their places int64 [n], what is allowed, their size and rows.
 
-    Those that share what is allowed do. More unwanted items than any shape holds are no longer
-    allowed instead, so that such a request goes alone.
+    Those that share what is allowed do; what is left of a batch's rows is taken by requests that
+    would fit a smaller size. More unwanted items than any shape holds are no longer allowed
+    instead, so that such a request goes alone.
     """
     groups, last = {}, len(shapes.sizes) - 1
     for place, (request, size) in enumerate(zip(requests, shapes.of(requests), strict=True)):
@@ -91,14 +91,17 @@ def batches(
             allowed = request.allowed.copy()
             allowed[request.unwanted] = False
             request.allowed, request.unwanted = allowed, request.unwanted[:0]
-        groups.setdefault((id(request.allowed), min(size, last)), []).append(place)
-    for (_, place), places in groups.items():
-        size = shapes.sizes[place]
-        sizes = shapes.rows(size[0])
-        for first in range(0, len(places), sizes[-1]):
-            some = np.array(places[first : first + sizes[-1]])
-            rows = next(rows for rows in sizes if rows >= len(some))
-            yield some, requests[places[0]].allowed, size, rows
+        groups.setdefault(id(request.allowed), []).append((min(size, last), place))
+    for group in groups.values():
+        group.sort()  # by size; the largest are taken first
+        while group:
+            place = group[-1][0]
+            size, count = shapes.sizes[place], sum(other == place for other, _ in group)
+            sizes = shapes.rows(size[0])
+            rows = next((rows for rows in sizes if rows >= count), sizes[-1])
+            some, group = group[-rows:], group[:-rows]
+            places = np.array([place for _, place in some])
+            yield places, requests[places[0]].allowed, size, rows
 
 
 def batch(
