@@ -138,7 +138,9 @@ def test_a_held_out_rating_tells_nothing(kind):
     np.testing.assert_array_equal(one.train.values, two.train.values)
     for a, b in zip(*(task.base_of(s).values() for s in (one, two)), strict=True):
         np.testing.assert_array_equal(a, b)
-    leaky = [np.concatenate([p.before for p in parts(split(g, kind, leak=True))]) for g in (given, other)]
+    leaky = [
+        np.concatenate([p.before for p in parts(split(g, kind, leak=True))]) for g in (given, other)
+    ]
     assert (leaky[0] != leaky[1]).any()
 
 
@@ -242,8 +244,10 @@ def test_dare():
     one = np.asarray(dare(deltas[:1], 0.85, KEY))
     assert abs((one == 0).mean() - 0.85) < 3 * np.sqrt(0.85 * 0.15 / one.size)
     np.testing.assert_allclose(one[one != 0], deltas[0][one != 0] / 0.15, rtol=1e-5)
-    many = np.asarray(jit(jax.vmap(lambda key: dare(deltas, 0.85, key)))(jax.random.split(KEY, 400)))
-    # of an entry (1/K) sum_k mask_k delta_k / (1 - p): its variance is sum_k delta_k^2 p/(1-p) / K^2
+    many = np.asarray(
+        jit(jax.vmap(lambda key: dare(deltas, 0.85, key)))(jax.random.split(KEY, 400))
+    )
+    # an entry is (1/K) sum_k mask_k delta_k / (1-p), of variance sum_k delta_k^2 p/(1-p) / K^2
     deviation = np.sqrt((deltas**2).sum(0) * 0.85 / 0.15) / 3 / np.sqrt(400)
     off = np.abs(many.mean(0) - deltas.mean(0)) / deviation
     assert (off < 3).mean() > 0.99 and off.max() < 6
@@ -311,7 +315,9 @@ def slow_attention(params, query, vectors, heads=2):
     """One query [D] over projected texts [M, D], head by head."""
     if not len(vectors):
         return np.zeros(DIM)
-    q, k, v = (x @ wide(params[n]) for x, n in ((query, 'query'), (vectors, 'key'), (vectors, 'value')))
+    q, k, v = (
+        x @ wide(params[n]) for x, n in ((query, 'query'), (vectors, 'key'), (vectors, 'value'))
+    )
     out = []
     for h in range(heads):
         cut = slice(h * DIM // heads, (h + 1) * DIM // heads)
@@ -333,7 +339,7 @@ def slow_sides(params, given, one, row):
         asks = q, p
     else:
         p = q = np.zeros(DIM)
-        asks = items[item], items[liked].mean(0) if liked else np.zeros(DIM)
+        asks = [x[n].mean(0) if n else np.zeros(DIM) for x, n in ((parts_, of), (items, liked))]
     return (
         p,
         q,
@@ -354,21 +360,22 @@ def slow_rating(params, given, one, row, head):
 def test_ratings_in_float64(settings):
     graph, params = drawn(**settings)
     given, one = constants(), batch()
-    found = jit(lambda p: nnx.merge(graph, p).ratings(one, nnx.merge(graph, p).begin(given)))(params)
+    found = jit(lambda p: nnx.merge(graph, p).ratings(one, nnx.merge(graph, p).begin(given)))(
+        params
+    )
     head = settings.get('head', 'factors')
     wanted = [slow_rating(params, given, one, row, head) for row in range(15)]
     np.testing.assert_allclose(found[:15], wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_one_text_whatever_is_asked_and_none_is_zero():
-    """Check (d): V W_v W_o of one text; a row without a text is exactly 0, not NaN, nor in grads."""
+    """Check (d): V W_v W_o of one text; without any exactly 0, and gradients are finite."""
     graph, params = drawn()
     given, model = constants(), nnx.merge(graph, params)
-    known = model.begin(given)['made']['items']
     ids = jnp.array([[3, 0, 0], [3, 0, 0], [0, 0, 0], [0, 3, 0]])
-    query = jax.random.normal(KEY, (4, DIM))
+    query, known = jax.random.normal(KEY, (4, DIM)), model.read(model.begin(given), 'items', ids)
     found = np.asarray(model.attend(query, ids, known))
-    own = np.asarray(known['t'][3] @ params['value'] @ params['out'])
+    own = np.asarray(known['t'][0, 0] @ params['value'] @ params['out'])
     np.testing.assert_allclose(found[[0, 1, 3]], [own] * 3, rtol=1e-5, atol=1e-5)
     assert (found[2] == 0).all()
     none = given | {'texts': jax.tree.map(jnp.zeros_like, given['texts'])}
@@ -376,6 +383,19 @@ def test_one_text_whatever_is_asked_and_none_is_zero():
     loss = lambda p: nnx.merge(graph, p).loss(one, none, {}, KEY)[0]  # noqa: E731
     for leaf in jax.tree.leaves(jit(jax.value_and_grad(loss))(params)):
         assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize('rows', [3, 16])
+def test_few_rows_project_their_own_texts(rows):
+    """In a step over fewer texts than there are these alone are projected, to the same numbers."""
+    graph, params = drawn()
+    model, given = nnx.merge(graph, params), constants()
+    one = {name: x[:rows] for name, x in batch().items()}
+    assert ('kernel' in model._of_step(one, given)) == (rows == 3)
+    alone = given | {'kernel': model.projection()}
+    found = [model.ratings(one, carried) for carried in (alone, model.begin(given))]
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+    assert np.isfinite(jit(lambda p: nnx.merge(graph, p).loss(one, given, {}, KEY)[0])(params))
 
 
 def slow_info_nce(text, own, ids, counted, temperature):
@@ -438,7 +458,10 @@ def test_no_weight_is_no_alignment():
     settings = {'decay': 0.1}
     plain, params = drawn(align=0.0, **settings)
     triplet, _ = drawn(align=1e-30, alignment='triplet', **settings)
-    found = [jit(jax.value_and_grad(lambda p, g=g: value(nnx.merge(g, p))))(params) for g in (plain, triplet)]
+    found = [
+        jit(jax.value_and_grad(lambda p, g=g: value(nnx.merge(g, p))))(params)
+        for g in (plain, triplet)
+    ]
     for one, other in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-7)
 
@@ -541,15 +564,13 @@ def experiment(folder, **changes):
 
 
 def test_problem_and_its_references(tmp_path, mesh):
-    """Biases and factors beside the model; groups; every script; one hash with and without texts."""
+    """Biases and factors beside the model; groups; one hash with texts and without."""
     mesh(1, 1)
     one = experiment(tmp_path)
     lines = []
     problem = one.task.open(one, say=lines.append)
     assert any('1 of 15 items have no text' in line for line in lines)
-    plain = applied(
-        one, {'model.texts': False, 'model.align': 0.0, 'task.texts.encoder': ''}
-    )
+    plain = applied(one, {'model.texts': False, 'model.align': 0.0, 'task.texts.encoder': ''})
     other = plain.task.open(plain, say=lambda line: None)
     assert other.data_hash == problem.data_hash and 'texts' not in other.constants
     held = problem.evaluations['test']()
@@ -658,7 +679,11 @@ def test_plugins_go_from_run_to_run(tmp_path):
     start = {'train.start_from': str(tmp_path / 'book'), 'train.start_with': 'last'}
     fit(experiment(tmp_path, **settings, **start), tmp_path / 'target')
     film, book, target = (adapters(tmp_path / n) for n in ('film', 'book', 'target'))
-    for name, before, after in (('film', film, book), ('film', book, target), ('book', book, target)):
+    for name, before, after in (
+        ('film', film, book),
+        ('film', book, target),
+        ('book', book, target),
+    ):
         for half in 'ab':
             np.testing.assert_array_equal(before[name][half], after[name][half])
         assert np.abs(after[name]['b']).max() > 0

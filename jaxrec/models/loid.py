@@ -129,15 +129,23 @@ class LoID(Model):
         return kernel + self.own.delta()
 
     def begin(self, constants: dict) -> dict:
-        """What a pass shares: the constants, and of all texts t and their keys and values."""
+        """What a pass shares: the constants, and of all texts what `told` makes of them."""
         if not self.config.texts:
             return constants
-        kernel, made = self.projection(), {}
-        for name in ('items', 'parts'):
-            t = constants['texts'][name] @ kernel
-            key, value = (t @ replicated(x[...]) for x in (self.key, self.value))
-            made[name] = {'t': t, 'key': key, 'value': value}
-        return constants | {'made': made}
+        kernel, texts = self.projection(), constants['texts']
+        return constants | {'made': {n: self.told(texts[n], kernel) for n in ('items', 'parts')}}
+
+    def told(self, vectors: jax.Array, kernel: jax.Array) -> dict[str, jax.Array]:
+        """Of texts [.., d]: t, and the key and value of each, [.., D]."""
+        t = vectors @ kernel
+        key, value = (t @ replicated(x[...]) for x in (self.key, self.value))
+        return {'t': t, 'key': key, 'value': value}
+
+    def read(self, carried: dict, name: str, ids: jax.Array) -> dict[str, jax.Array]:
+        """`told` of the texts with these numbers int32 [..]."""
+        if 'made' in carried:
+            return {n: lookup(table, ids) for n, table in carried['made'][name].items()}
+        return self.told(lookup(carried['texts'][name], ids), carried['kernel'])
 
     def ratings(self, batch: dict, carried: dict) -> jax.Array:
         """float32 [B]; `carried` of `begin`."""
@@ -151,29 +159,28 @@ class LoID(Model):
         if self.config.ids:
             p, q = lookup(self.users[...], batch['users']), lookup(self.items[...], batch['items'])
         if self.config.texts:
-            made, liked = carried['made'], batch['before']
-            parts = lookup(carried['texts']['of'], batch['items'])
+            liked, parts = batch['before'], lookup(carried['texts']['of'], batch['items'])
+            of_user, of_item = (
+                self.read(carried, 'items', liked),
+                self.read(carried, 'parts', parts),
+            )
             ask_user, ask_item = q, p
             if not self.config.ids:
-                ask_user = lookup(made['items']['t'], batch['items'])
-                real = (liked > 0)[..., None]
-                total = (lookup(made['items']['t'], liked) * real).sum(1)
-                ask_item = total / jnp.maximum(real.sum(1), 1)
-            a_user = self.attend(ask_user, liked, made['items'])
-            a_item = self.attend(ask_item, parts, made['parts'])
+                ask_user, ask_item = mean_of(of_item['t'], parts), mean_of(of_user['t'], liked)
+            a_user = self.attend(ask_user, liked, of_user)
+            a_item = self.attend(ask_item, parts, of_item)
         return p, q, a_user, a_item
 
-    def attend(self, query: jax.Array, ids: jax.Array, known: dict) -> jax.Array:
-        """MHA [B, D] of queries [B, D] over the texts `ids` int32 [B, M], 0 = none.
+    def attend(self, query: jax.Array, ids: jax.Array, texts: dict) -> jax.Array:
+        """MHA [B, D] of queries [B, D] over the `texts` that `read` gives of `ids` int32 [B, M].
 
-        Without any it is 0. There are no biases.
+        Where all ids are 0, none, it is 0. There are no biases.
         """
         heads = self.config.heads
         (rows, count), each = ids.shape, self.config.dim // heads
         q = reshape_rows(query @ replicated(self.query[...]), (rows, heads, each))
         key, value = (
-            reshape_rows(lookup(known[name], ids), (rows, count, heads, each))
-            for name in ('key', 'value')
+            reshape_rows(texts[name], (rows, count, heads, each)) for name in ('key', 'value')
         )
         logits = jnp.einsum('bhd,bmhd->bhm', q, key) / each**0.5
         weights = softmax_among(logits, (ids > 0)[:, None])
@@ -185,7 +192,7 @@ class LoID(Model):
     ) -> tuple[jax.Array, tuple[dict, dict]]:
         """Squared error, the alignment of both sides, and the decay of ids."""
         config, weights = self.config, batch['weights']
-        carried = self.begin(constants)
+        carried = self._of_step(batch, constants)
         sides = p, q, a_user, a_item = self.sides(batch, carried)
         error = self._ratings(batch, carried, *sides, key) - batch['ratings']
         terms = {'mse': weighted_mean(error**2, weights)}
@@ -224,6 +231,15 @@ class LoID(Model):
         )
         return weighted_mean(values.mean(0), counted)
 
+    def _of_step(self, batch, constants):
+        """What a step reads: of all texts where it reads more than there are, else of its own."""
+        if self.config.texts:
+            texts, (rows, most) = constants['texts'], batch['before'].shape
+            wanted = rows * (most + texts['of'].shape[1])
+            if wanted < len(texts['items']) + len(texts['parts']):
+                return constants | {'kernel': self.projection()}
+        return self.begin(constants)
+
     def _ratings(self, batch, carried, p, q, a_user, a_item, key: Key = None):
         found = base(batch, carried)
         if self.config.texts:
@@ -232,3 +248,9 @@ class LoID(Model):
         if self.config.head == 'factors':
             found = found + ((p + a_user) * (q + a_item)).sum(-1)
         return found
+
+
+def mean_of(vectors: jax.Array, ids: jax.Array) -> jax.Array:
+    """[B, D], the mean of those of vectors [B, M, D] whose ids [B, M] are not 0; 0 of none."""
+    real = ids > 0
+    return (vectors * real[..., None]).sum(1) / jnp.maximum(real.sum(1), 1)[:, None]

@@ -271,9 +271,7 @@ class ColdRatings(PairRatings):
     def _groups(self):
         given = self._bases.data
         count = np.bincount(given.source.users, minlength=given.num_users)[self._held.users]
-        return {
-            'users with': {'source ratings below 20': count < 20, '20 and more': count >= 20}
-        }
+        return {'users with': {'source ratings below 20': count < 20, '20 and more': count >= 20}}
 
     def _details(self):
         return {'cold users': len(np.unique(self._held.users))}

@@ -1,4 +1,4 @@
-"""Ratings of known users and items, with texts of what a user liked before; lower errors are better.
+"""Ratings of known users, with texts of what a user liked before; lower errors are better.
 
 Biases of the training ratings are constants of training. A model of this task has
 `ratings(batch, carried) -> [B]`; `begin(constants)`, if it has one, gives what a pass shares.
@@ -96,7 +96,7 @@ class Config(RatingTask):
         )
         constants = {'base': base_of(split)}
         if texts is not None:
-            constants['texts'] = texts_of(histories, texts, self.shuffled)
+            constants['texts'] = texts_of(histories, texts, self.shuffled, say)
         batches = data.RatingBatches(
             split.train,
             rows=experiment.train.batch_rows,
@@ -122,7 +122,7 @@ class Config(RatingTask):
 
 
 def hash_with_titles(histories: Histories, data_hash: str) -> str:
-    """Of the data and the titles, whoever reads them: models with texts and without are compared."""
+    """Of the data and the titles: alike for models that read them and those beside them."""
     found = hashlib.sha256(data_hash.encode())
     if histories.titles is not None:
         found.update(np.ascontiguousarray(histories.titles).tobytes())
@@ -136,13 +136,16 @@ def base_of(split: warm_ratings.WarmRatings) -> dict[str, np.ndarray]:
     return {'items': items.astype(np.float32), 'users': users.astype(np.float32)}
 
 
-def texts_of(histories: Histories, texts: ItemTexts, shuffled: bool = False) -> dict[str, Any]:
+def texts_of(
+    histories: Histories, texts: ItemTexts, shuffled: bool = False, say: Callable = print
+) -> dict[str, Any]:
     """What models read of the items' texts.
 
     Args:
       histories: with titles, which may have parts: see `warm_ratings.parts_of`.
       texts: vectors of the whole titles.
       shuffled: items that have a text swap it, by chance.
+      say: called with lines for people where it takes a while.
 
     Returns:
       'items': float32 [num_items + 1, d]. 'parts': float32 [P + 1, d] of the different parts, row 0
@@ -150,7 +153,7 @@ def texts_of(histories: Histories, texts: ItemTexts, shuffled: bool = False) -> 
       word are none.
     """
     parts, of = warm_ratings.parts_of(histories.titles)
-    found = np.concatenate([np.zeros_like(texts.vectors[:1]), texts.encoder(parts)])
+    found = np.concatenate([np.zeros_like(texts.vectors[:1]), texts.encoder(parts, say)])
     of = np.where(found.any(1)[of], of, 0)
     vectors = np.asarray(texts.vectors)
     if shuffled:
