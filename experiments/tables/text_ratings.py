@@ -29,7 +29,7 @@ TABLE = Table(
         Row('texts without ids', f'{EXPERIMENT}:texts'),
         Row('LoID without alignment', f'{EXPERIMENT}:no-align'),
         Row('LoID under the triplet', f'{EXPERIMENT}:triplet'),
-        Row("LoID, the authors' head", f'{EXPERIMENT}:authors'),
+        Row('LoID by the linear head', f'{EXPERIMENT}:authors'),
         Row(LOID, EXPERIMENT),
         Row(SHUFFLED, EXPERIMENT, {'task.shuffled': True}),
     ),

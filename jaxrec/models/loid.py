@@ -38,7 +38,7 @@ from jaxrec.nn.dropout import Key, dropout
 from jaxrec.nn.embeddings import item_table, lookup
 from jaxrec.problem import Inputs, Model, ModelConfig
 
-HEADS, ALIGNMENTS = ('factors', 'linear'), ('info_nce', 'triplet')
+HEADS, ALIGNMENTS, MOVES = ('factors', 'linear'), ('info_nce', 'triplet'), ('both', 'texts')
 _ID = 0.05  # deviation that the vectors of ids begin with
 _MASKS = 1  # seed of the entries that DARE drops
 
@@ -56,6 +56,7 @@ class Config(ModelConfig):
     decay: float = field(0.02, least=0, traced=True)  # of |p_u|^2 + |q_i|^2 of each rating
     align: float = field(0.2, least=0)  # weight of the alignment
     alignment: str = field('info_nce', choices=ALIGNMENTS)
+    align_moves: str = field('both', choices=MOVES)  # what the alignment teaches
     align_rows: int = field(256, least=2)  # of a batch, its first, that are aligned
     temperature: float = field(0.2, above=0)  # of the cosines of info_nce
     margin: float = field(1.0, above=0)  # of the triplet
@@ -218,6 +219,8 @@ class LoID(Model):
         text, own, ids, counted = (
             replicated(x)[:rows] for x in (text, own, ids, weights * (told > 0).any(1))
         )
+        if config.align_moves == 'texts':
+            own = jax.lax.stop_gradient(own)
         if config.alignment == 'triplet':
             values = losses.triplet(text, own, jnp.roll(own, 1, axis=0), config.margin)
             return weighted_mean(values, counted * (ids != jnp.roll(ids, 1)))
