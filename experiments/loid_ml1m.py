@@ -36,9 +36,7 @@ MODELS = {
     'no-align': dataclasses.replace(BASE, align=0.0),
     'triplet': dataclasses.replace(BASE, alignment='triplet'),
     'linear': dataclasses.replace(BASE, head='linear'),
-    'authors': dataclasses.replace(
-        BASE, head='linear', alignment='triplet', dropout=0.5, rank=32, alpha=32.0
-    ),
+    'authors': dataclasses.replace(BASE, head='linear', alignment='triplet', rank=32, alpha=32.0),
     'texts': dataclasses.replace(BASE, ids=False, align=0.0),
     'mf': dataclasses.replace(BASE, texts=False, align=0.0),
     'action': dataclasses.replace(BASE, plugins=SOURCES[:1], learns=SOURCES[0]),
@@ -59,6 +57,6 @@ def get_config(arg: str = '') -> Experiment:
             domain=name.capitalize() if model.plugins else '',
         ),
         data=Data(dataset='ml-1m-texts'),
-        optim=Optim(learning_rate=1e-3, b2=0.999),
-        train=Train(batch_rows=2048, epochs=40, patience=3),
+        optim=Optim(learning_rate=2e-3, b2=0.999),
+        train=Train(batch_rows=2048, epochs=20, patience=2),
     )

@@ -52,8 +52,8 @@ class Config(ModelConfig):
     texts: bool = True  # else ids alone: with head='factors' a biased matrix factorisation
     ids: bool = True  # else texts alone: each side asks with the mean of its own
     head: str = field('factors', choices=HEADS)
-    dropout: float = field(0.2, least=0, below=1)  # of [a_u; a_i] before the head
-    decay: float = field(0.02, least=0, traced=True)  # of |p_u|^2 + |q_i|^2 of each rating
+    dropout: float = field(0.5, least=0, below=1)  # of a_u and a_i before the head
+    decay: float = field(0.05, least=0, traced=True)  # of |p_u|^2 + |q_i|^2 of each rating
     align: float = field(0.2, least=0)  # weight of the alignment
     alignment: str = field('info_nce', choices=ALIGNMENTS)
     align_moves: str = field('both', choices=MOVES)  # what the alignment teaches
@@ -248,6 +248,7 @@ class LoID(Model):
         if self.config.texts:
             both = dropout(jnp.concatenate([a_user, a_item], -1), self.config.dropout, key)
             found = found + both @ replicated(self.weights[...]) + self.bias[...]
+            a_user, a_item = jnp.split(both, 2, axis=-1)
         if self.config.head == 'factors':
             found = found + ((p + a_user) * (q + a_item)).sum(-1)
         return found
