@@ -19,7 +19,13 @@ python -m jaxrec.train --config=experiments/loid_ml1m.py:comedy --workdir=runs/c
 python -m jaxrec.train --config=experiments/loid_ml1m.py:drama --workdir=runs/drama \
     --config.train.start_from=runs/comedy ..
 
-Not run to the end.
+One run each, random split 0, 7 to 9 epochs, 8 s of a CPU core an epoch with texts and 2 without; test MSE / MAE, and
+MSE of the 276 ratings of films with 1 to 10 training ratings:
+
+biases                      .8231 / .7185    1.158
+biased factors, ALS         .7330 / .6706    1.127
+mf, the same model by ids   .7327 / .6695    1.128
+no-align                    .7249 / .6672    1.008
 """
 
 import dataclasses

@@ -533,7 +533,7 @@ def test_the_same_on_a_mesh(mesh):
     }
     got = jit(both)(placed, put_batch(one), put_whole(given))
     for a, b in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)  # sums in another order
 
 
 def test_triplet():
