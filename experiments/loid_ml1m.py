@@ -34,12 +34,12 @@ no-align                    .7249 / .6672   1.008     .8269 / .7139   1.069
 no-align, texts shuffled    .7344 / .6733   1.099
 loid                        .7216 / .6664   1.039
 
-What the texts say helps, most of all where ratings are few; the alignment helps overall, not there.
-Texts without ids (texts) gain next to nothing over biases: validation MSE .8202 after 3 epochs at a
-rate of 3e-3, .8216 at 5e-3. Worse under dropout of .2, and none in products: no-align .7420 (test), the weight .2
-of the alignment .8196 in validation after 5 epochs (no-align .7463), an alignment of .05 that moves
-texts alone .8160 after 2 (no-align .7879). The triplet, the linear head, the leak and plugins were
-not run to the end.
+What the texts say helps, most where ratings are few; the alignment helps overall, not there. Texts
+without ids (texts) gain next to nothing over biases: validation MSE .8202 after 3 epochs at a rate
+of 3e-3, .8216 at 5e-3. Worse under dropout of .2, and none in products: no-align .7420 (test), the
+weight .2 of the alignment .8196 in validation after 5 epochs (no-align .7463), an alignment of .05
+that moves texts alone .8160 after 2 (no-align .7879). The triplet, the linear head, the leak and
+plugins were not run to the end.
 """
 
 import dataclasses
