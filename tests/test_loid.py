@@ -453,6 +453,21 @@ def test_loss_in_float64(alignment):
     np.testing.assert_allclose(loss, terms['mse'] + 0.7 * wanted + 0.3 * decay, rtol=1e-4)
 
 
+@pytest.mark.parametrize('moves', loid.MOVES)
+def test_what_the_alignment_moves(moves):
+    graph, params = drawn(align_moves=moves)
+    one = batch()
+    rng = np.random.default_rng(0)
+    vectors = jnp.asarray(rng.normal(size=(2, 16, DIM)), jnp.float32)
+
+    def loss(text, own):
+        model = nnx.merge(graph, params)
+        return model.alignment(text, own, one['users'], one['before'], one['weights'])
+
+    text, own = jit(jax.grad(loss, (0, 1)))(*vectors)
+    assert np.abs(text).max() > 0 and (np.abs(own).max() > 0) == (moves == 'both')
+
+
 def test_no_weight_is_no_alignment():
     """Check (f): the same loss and gradients as a model that has none."""
     settings = {'decay': 0.1}
