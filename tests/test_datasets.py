@@ -458,6 +458,14 @@ def test_movielens_1m_has_genres(tmp_path, monkeypatch):
     raw, _ = movielens.ML_1M.read_checked(str(tmp_path), quiet)
     h = events_lib.to_histories(raw, 'ml-1m')
     assert h.item_features['genres'].tolist() == [[1, 6, 16], [0, 0, 0]]  # of items 4 and 5
+    monkeypatch.setattr(movielens.ML_1M_TEXTS, 'size', (2, 2, 3))
+    raw, _ = movielens.ML_1M_TEXTS.read_checked(str(tmp_path), quiet)
+    h = events_lib.to_histories(raw, 'ml-1m-texts')
+    assert h.titles.tolist() == [b'Heat (1995)|Action|Crime|Thriller', b'']
+    assert h.item_features['domain'].tolist() == [b'Action', b'']
+    (tmp_path / 'movies.dat').unlink()
+    with pytest.raises(UserError, match='comes without movies.dat'):
+        movielens.ML_1M_TEXTS.read_checked(str(tmp_path), quiet)
     h.save(tmp_path / 'saved')
     again = Histories.load(tmp_path / 'saved')
     assert again.item_features['genres'].tolist() == h.item_features['genres'].tolist()

@@ -1,4 +1,4 @@
-"""Ratings of two domains that share users: who is cold in one of them, and factors of both.
+"""Ratings: biases and factors of them; of two domains that share users, who is cold in one.
 
 Cold users have ratings in both domains, and none of those in the target domain is learnt: not by a
 model, nor by the biases and factors here, which see the training ratings alone.
@@ -10,7 +10,9 @@ import numpy as np
 import scipy.sparse
 
 from jaxrec import problem, rng
+from jaxrec.data.catalogue import plain
 from jaxrec.data.domains import COLUMN, check_names
+from jaxrec.data.histories import Histories
 from jaxrec.data.ragged import part, ranges
 from jaxrec.data.rows import Rows
 from jaxrec.errors import UserError
@@ -30,17 +32,21 @@ class Triples:
       users: int32 [n], 0-based numbers.
       items: int32 [n], numbers from 1.
       values: float32 [n].
+      before: int32 [n, H], items that the user liked before, 0 = none (`data.warm_ratings`); None
+        where nobody asks.
     """
 
     users: np.ndarray
     items: np.ndarray
     values: np.ndarray
+    before: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: np.ndarray) -> 'Triples':
-        return Triples(self.users[chosen], self.items[chosen], self.values[chosen])
+        before = None if self.before is None else self.before[chosen]
+        return Triples(self.users[chosen], self.items[chosen], self.values[chosen], before)
 
     def matrix(self, users: int, items: int) -> scipy.sparse.csr_array:
         """float64 [users, items + 1] of the values; of those that are 0 too, an entry each."""
@@ -104,7 +110,7 @@ def cold_start(
     values = rows.outcomes((LABEL,), np.arange(len(rows)))
     known = values[1][:, 0] > 0
     everything = Triples(*(np.asarray(x) for x in (rows.users, rows.items, values[0][:, 0])))
-    _check_once(rows, everything)
+    check_once(rows, everything)
     of, ratings = domain[everything.items], everything
     parts = [ratings.take(np.flatnonzero(known & (of == n))) for n in (1, 2)]
     given, wanted = parts
@@ -151,12 +157,13 @@ def _domains(rows, source, target):
     return np.concatenate([[0], found]).astype(np.int8)
 
 
-def _check_once(rows, ratings):
+def check_once(rows: Rows | Histories, ratings: Triples) -> None:
+    """Raises UserError if a user of `rows` rates an item twice."""
     keys = np.sort(ratings.users.astype(np.int64) * (rows.num_items + 1) + ratings.items)
     again = np.flatnonzero(keys[1:] == keys[:-1])
     if len(again):
         user, item = divmod(int(keys[again[0]]), rows.num_items + 1)
-        user, item = rows.user_ids[user], rows.item_ids[item - 1]
+        user, item = plain(rows.user_ids[user]), plain(rows.item_ids[item - 1])
         raise UserError(
             f'user {user!r} of {rows.name} rates item {item!r} twice ({len(again)} such ratings): '
             'keep one of each'
@@ -186,7 +193,12 @@ class Factors:
 
 
 def factorise(
-    ratings: Triples, num_users: int, num_items: int, dim: int, means: np.ndarray | None = None
+    ratings: Triples,
+    num_users: int,
+    num_items: int,
+    dim: int,
+    means: np.ndarray | None = None,
+    ridge: tuple[float, float] = (_RIDGE, 0.0),
 ) -> Factors:
     """Biases by shrunk means in turns, then factors of the rest by alternating least squares.
 
@@ -195,6 +207,7 @@ def factorise(
       num_users, num_items: of the data.
       dim: d; 0 = biases alone.
       means: [num_items + 1] instead of the mean of all ratings, of every item.
+      ridge: (a, b), of the factors of who has n ratings a + b n.
     """
     users, items, values = ratings.users, ratings.items, ratings.values.astype(np.float64)
     mean = float(values.mean()) if len(values) else 0.0
@@ -206,11 +219,11 @@ def factorise(
         of_items = total / (count[1] + _SHRUNK)
         of_users = np.bincount(users, left - of_items[items], num_users) / (count[0] + _SHRUNK)
     residual = dataclasses.replace(ratings, values=left - of_users[users] - of_items[items])
-    p, q = _alternating(residual.matrix(num_users, num_items), dim)
+    p, q = _alternating(residual.matrix(num_users, num_items), dim, ridge=ridge)
     return Factors(mean, of_items, of_users, q, p)
 
 
-def _alternating(residual, dim, sweeps=_SWEEPS):
+def _alternating(residual, dim, sweeps=_SWEEPS, ridge=(_RIDGE, 0.0)):
     """(P, Q) float64 that minimise |R - P Q^T|^2 at its entries + ridge (|P|^2 + |Q|^2)."""
     shape = residual.shape
     if not dim:
@@ -221,8 +234,8 @@ def _alternating(residual, dim, sweeps=_SWEEPS):
     q = np.random.default_rng(0).normal(0, 0.1, (shape[1], dim))
     q[np.diff(sides[1][0].indptr) == 0] = 0
     for _ in range(sweeps):
-        p = _solved(*sides[0], q)
-        q = _solved(*sides[1], p)
+        p = _solved(*sides[0], q, ridge)
+        q = _solved(*sides[1], p, ridge)
     (p, left), (q, right) = np.linalg.qr(p), np.linalg.qr(q)
     u, lengths, v = np.linalg.svd(left @ right.T)
     sign = np.where((q @ v.T).sum(0) < 0, -1, 1)  # of two equal solutions always the same one
@@ -230,11 +243,12 @@ def _alternating(residual, dim, sweeps=_SWEEPS):
     return p @ u * scale, q @ v.T * scale
 
 
-def _solved(residual, there, other):
+def _solved(residual, there, other, ridge):
     """Ridge regressions of every row's residuals on the factors of the other side."""
-    dim = other.shape[1]
+    dim, counts = other.shape[1], np.diff(there.indptr)
     squares = (other[:, :, None] * other[:, None, :]).reshape(len(other), -1)
-    gram = (there @ squares).reshape(-1, dim, dim) + _RIDGE * np.eye(dim)
+    added = (ridge[0] + ridge[1] * counts)[:, None, None] * np.eye(dim)
+    gram = (there @ squares).reshape(-1, dim, dim) + added
     return np.linalg.solve(gram, (residual @ other)[..., None])[..., 0]
 
 
@@ -287,9 +301,13 @@ class RatingBatches(problem.Batches):
 
 
 def rating_batch(ratings: Triples, rows: int) -> problem.Batch:
-    """users, items int32 [rows], ratings, weights float32 [rows]; 0 everywhere beyond `ratings`."""
+    """users, items int32 [rows], ratings, weights float32 [rows]; 0 everywhere beyond `ratings`.
+
+    Of ratings with `before` it too, int32 [rows, H].
+    """
     missing = (0, rows - len(ratings))
-    return {
+    before = {} if ratings.before is None else {'before': np.pad(ratings.before, (missing, (0, 0)))}
+    return before | {
         'users': np.pad(ratings.users, missing).astype(np.int32),
         'items': np.pad(ratings.items, missing).astype(np.int32),
         'ratings': np.pad(ratings.values, missing).astype(np.float32),

@@ -46,6 +46,7 @@ KNOWN |= {  # with item attributes, for pre-training
 }
 KNOWN |= {  # with titles of all items
     'games-titles': ('llmrank', 'GAMES', 'Amazon Video Games of 2018 with titles'),
+    'ml-1m-texts': ('movielens', 'ML_1M_TEXTS', 'ml-1m with genres in the titles, and as domains'),
 }
 KNOWN |= {  # two domains whose users are shared
     'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),

@@ -4,6 +4,7 @@ Many ratings of a user share a second; equal times keep the order of the publish
 source gives the same histories. SASRec's MovieLens-1M is another file (`ml-1m-sasrec`).
 """
 
+import dataclasses
 import io
 import pathlib
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxrec.data.domains import COLUMN as DOMAIN
 from jaxrec.datasets import tabular
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import ZIP, DataSet, check_sha256, download, open_source, unpack
@@ -81,6 +83,23 @@ def read_1m(source: str, say: Callable) -> tuple[Events, str]:
     events = _events(ratings.replace(b'::', b'\t'), movies and [movie[:2] for movie in movies])
     if movies:
         events.item_features['genres'] = events.titles[0], _genres([movie[2] for movie in movies])
+    return events, used
+
+
+def read_1m_texts(source: str, say: Callable) -> tuple[Events, str]:
+    """`read_1m` with titles 'Title (year)|Genre|Genre'; the domain of a film is its first genre.
+
+    Raises:
+      UserError: as of `read_1m`, or movies.dat is not there.
+    """
+    events, used = read_1m(source, say)
+    if 'genres' not in events.item_features:
+        raise UserError(f'{used} comes without movies.dat, which has the titles')
+    (ids, titles), (_, genres) = events.titles, events.item_features['genres']
+    names = [[GENRES[n - 1] for n in row if n] for row in genres.tolist()]
+    texts = ['|'.join([t.decode(), *own]) for t, own in zip(titles.tolist(), names, strict=True)]
+    events.titles = ids, np.array([text.encode() for text in texts])
+    events.item_features[DOMAIN] = ids, np.array([own[0].encode() for own in names])
     return events, used
 
 
@@ -170,4 +189,10 @@ ML_1M = DataSet(
     licence=LICENCE,
     size=(6_040, 3_706, 1_000_209),
     read=read_1m,
+)
+ML_1M_TEXTS = dataclasses.replace(
+    ML_1M,
+    name='ml-1m-texts',
+    description='MovieLens-1M: ml-1m with genres in the titles; the first is the domain.',
+    read=read_1m_texts,
 )

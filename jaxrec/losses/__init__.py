@@ -12,6 +12,7 @@ from jaxrec.losses.contrastive import (
     sinkhorn,
     spread,
     swapped_prediction,
+    triplet,
     uniformity,
     unit,
 )
@@ -41,6 +42,7 @@ __all__ = [
     'softmax',
     'spread',
     'swapped_prediction',
+    'triplet',
     'uniformity',
     'unit',
     'weighted_mean',

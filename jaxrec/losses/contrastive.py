@@ -96,6 +96,17 @@ def _decoupled(positive, rest):
     return jnp.where(some, jnp.where(some, rest, 0) - positive, 0)
 
 
+def triplet(
+    anchor: jax.Array, positive: jax.Array, negative: jax.Array, margin: float
+) -> jax.Array:
+    """max(|a - p| - |a - n| + margin, 0) of vectors [..., D], Euclidean distances: [...]."""
+
+    def distance(x):
+        return jnp.sqrt(jnp.maximum((x * x).sum(-1), 1e-12))
+
+    return jax.nn.relu(distance(anchor - positive) - distance(anchor - negative) + margin)
+
+
 def negative_cosine(predicted: jax.Array, target: jax.Array) -> jax.Array:
     """-cos(p, stop-gradient(z)) in [-1, 1] (SimSiam, Chen & He 2021, eq. 1).
 

@@ -24,7 +24,27 @@ from jaxrec.evaluation import cold_start, point_metrics
 
 
 @dataclasses.dataclass
-class Config(problem.Task):
+class RatingTask(problem.Task):
+    """What all tasks of ratings share: how errors are measured."""
+
+    lowest: float = field(1.0, effect='measure')  # predictions are clipped in evaluations
+    highest: float = field(5.0, effect='measure')
+    batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
+
+    def check(self, experiment: Any) -> None:
+        if not self.lowest < self.highest:
+            raise UserError(f'task.lowest={self.lowest} must be below task.highest={self.highest}')
+        if not experiment.model.inputs().users:
+            raise UserError('this task is of users by number, which this model does not know')
+
+    def metrics(self) -> dict[str, problem.Metric]:
+        """MAE and RMSE; of single ratings MAE and the squared error MSE have values."""
+        low = problem.Metric(higher=False)
+        return {'RMSE': problem.Metric(higher=False, single=False), 'MAE': low, 'MSE': low}
+
+
+@dataclasses.dataclass
+class Config(RatingTask):
     """Users of both domains are split; target ratings of those who are tested are never learnt."""
 
     source: str = ''  # domain in which everybody is known
@@ -37,24 +57,13 @@ class Config(problem.Task):
     shuffled: bool = False
     factors: int = field(10, least=1)  # of the factorisations
     liked: int = field(20, least=1)  # newest source items rated above 3 that a model sees
-    lowest: float = field(1.0, effect='measure')  # predictions are clipped in evaluations
-    highest: float = field(5.0, effect='measure')
-    batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
 
     def check(self, experiment: Any) -> None:
         if not self.source or not self.target:
             raise UserError('task.source and task.target must name the two domains')
         if self.cold_share + self.valid_share >= 1:
             raise UserError('task.cold_share and task.valid_share must add up to < 1')
-        if not self.lowest < self.highest:
-            raise UserError(f'task.lowest={self.lowest} must be below task.highest={self.highest}')
-        if not experiment.model.inputs().users:
-            raise UserError('task.ratings is of users by number, which this model does not know')
-
-    def metrics(self) -> dict[str, problem.Metric]:
-        """MAE and RMSE; of single ratings MAE and the squared error MSE have values."""
-        low = problem.Metric(higher=False)
-        return {'RMSE': problem.Metric(higher=False, single=False), 'MAE': low, 'MSE': low}
+        super().check(experiment)
 
     def columns(self) -> Columns:
         """What there is to read of a log of ratings."""
@@ -171,23 +180,22 @@ class Ratings(problem.Problem):
         return {'ratings': replicated(model.ratings(batch, carried))}
 
 
-class ColdRatings(problem.Evaluation):
-    """Ratings of cold users, each by itself.
+class PairRatings(problem.Evaluation):
+    """Ratings that are not learnt, each by itself.
 
     Args:
       config: the task's.
-      bases: of the training ratings, for `references`.
-      cold: what is predicted.
+      held: what is predicted.
     """
 
-    def __init__(self, config: Config, bases: cold_start.Bases, cold: data.Triples):
-        self._config, self._bases, self._cold = config, bases, cold
-        self.examples, self.protocol = len(cold), config.protocol_fields()
+    def __init__(self, config: RatingTask, held: data.Triples):
+        self._config, self._held = config, held
+        self.examples, self.protocol = len(held), config.protocol_fields()
 
     def batches(self) -> Iterator[tuple[np.ndarray, problem.Batch]]:
         """All of one shape, see `data.ratings.rating_batch`; ratings are hidden: 0."""
         rows = serving_rows(min(self._config.batch_rows, self.examples))['batch_users']
-        hidden = dataclasses.replace(self._cold, values=np.zeros(self.examples, np.float32))
+        hidden = dataclasses.replace(self._held, values=np.zeros(self.examples, np.float32))
         for start in range(0, self.examples, rows):
             places = np.arange(start, min(start + rows, self.examples))
             yield places, data.rating_batch(hidden.take(places), rows)
@@ -200,37 +208,70 @@ class ColdRatings(problem.Evaluation):
         return self._measured(found)
 
     def references(self) -> dict[str, problem.Measured]:
-        """What needs no training, see `cold_start.predictions`."""
-        found = cold_start.predictions(self._bases, self._cold)
-        return {name: self._measured(values) for name, values in found.items()}
+        """What needs no training, see `_predictions`."""
+        return {name: self._measured(values) for name, values in self._predictions().items()}
+
+    def _predictions(self) -> dict[str, np.ndarray]:
+        """float64 [n] of the held-out ratings, by name."""
+        raise NotImplementedError
+
+    def _groups(self) -> dict[str, dict[str, np.ndarray]]:
+        """bool [n] of the held-out ratings, by name of the grouping, then of the group."""
+        raise NotImplementedError
+
+    def _details(self) -> dict[str, int]:
+        return {}
 
     def _measured(self, found):
-        values = self._cold.values
+        values = self._held.values
         if not np.isfinite(found).all():
             raise UserError('the model gives ratings that are not finite numbers')
         found = np.clip(found.astype(np.float64), self._config.lowest, self._config.highest)
         error = np.abs(found - values)
-        rated = np.bincount(self._bases.data.source.users, minlength=self._bases.data.num_users)
-        count = rated[self._cold.users]
-        edges = {'source ratings below 20': count < 20, '20 and more': count >= 20}
-        groups = {
-            name: {
-                'examples': int(some.sum()),
-                'MAE': point_metrics.mae(found[some], values[some]),
+
+        def errors(some):
+            return {
                 'RMSE': point_metrics.rmse(found[some], values[some]),
+                'MAE': point_metrics.mae(found[some], values[some]),
                 'MSE': float((error[some] ** 2).mean()),
             }
-            for name, some in edges.items()
-            if some.any()
-        }
+
         return problem.Measured(
-            metrics={
-                'RMSE': point_metrics.rmse(found, values),
-                'MAE': point_metrics.mae(found, values),
-                'MSE': float((error**2).mean()),
-            },
+            metrics=errors(slice(None)),
             unit='row',
             values={'MAE': error, 'MSE': error**2},
-            groups={'users with': groups},
-            details={'cold users': len(np.unique(self._cold.users))},
+            groups={
+                grouping: {
+                    name: {'examples': int(some.sum()), **errors(some)}
+                    for name, some in groups.items()
+                    if some.any()
+                }
+                for grouping, groups in self._groups().items()
+            },
+            details=self._details(),
         )
+
+
+class ColdRatings(PairRatings):
+    """Ratings of cold users.
+
+    Args:
+      config: the task's.
+      bases: of the training ratings, for `references`.
+      cold: what is predicted.
+    """
+
+    def __init__(self, config: Config, bases: cold_start.Bases, cold: data.Triples):
+        super().__init__(config, cold)
+        self._bases = bases
+
+    def _predictions(self):
+        return cold_start.predictions(self._bases, self._held)
+
+    def _groups(self):
+        given = self._bases.data
+        count = np.bincount(given.source.users, minlength=given.num_users)[self._held.users]
+        return {'users with': {'source ratings below 20': count < 20, '20 and more': count >= 20}}
+
+    def _details(self):
+        return {'cold users': len(np.unique(self._held.users))}
