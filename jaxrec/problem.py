@@ -190,6 +190,8 @@ class Problem:
       catalogue: of the data what serving needs besides the model, of events only those that are a
         graph to propagate over or a support, with `save(folder)`; a run keeps it, so that it is
         served without its data (`Task.open_catalogue`). None where nothing is served.
+      compared_hash: of the data without what only some models read, such as the vectors of texts:
+        what stands in one column of a table has it in common; '' = `data_hash`.
       verbs: what `begin` and `predict` ask a model for, by name.
       keeps: whether a run keeps what was predicted before each period, by one evaluation at most:
         `Measured.kept`, in which 'places' are those of the examples.
@@ -210,6 +212,7 @@ class Problem:
     notes: tuple[str, ...] = ()
     starts: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     catalogue: Any = None
+    compared_hash: str = ''
 
     def begin(self, model: 'Model', constants: dict[str, jax.Array]) -> Any:
         """What a whole pass shares (item vectors, a propagated graph); traced, once a pass."""

@@ -839,6 +839,9 @@ def test_other_protocols_and_other_data_are_refused(stored):
     other = {**records, cells[2].key: record(ranks['same'], data='e' * 64)}
     with pytest.raises(UserError, match=r'base / Data 1 and same / Data 1 are of different data'):
         grid.build(made, cells, other)
+    here = other[cells[2].key]['hashes']  # with texts, of which the others know nothing
+    here['compared'] = other[cells[0].key]['hashes']['data']
+    grid.build(made, cells, other)
     other = copy.deepcopy(records)
     other[cells[2].key]['protocol']['cutoffs'] = [5, 10, 20]  # no number depends on these
     grid.build(made, cells, other)

@@ -142,13 +142,18 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
                 f'{runs[seed]} ran with another config than the table says: overrides must be '
                 'numbers, strings, booleans, or tuples of them'
             )
+    shared = first.get('compared_hash', now.data)
     return {
         'format': FORMAT,
         'row': cell.row,
         'column': cell.column,
         'command': command,
         'config': hashes.config_record(cell.experiment),
-        'hashes': {'config': now.config, 'data': now.data},
+        'hashes': {
+            'config': now.config,
+            'data': now.data,
+            **({'compared': shared} if shared != now.data else {}),
+        },
         **{name: first[name] for name in ('split', 'protocol', 'unit', 'examples', 'references')},
         'seeds': {str(s): _run(evaluations[s], runs[s], cell) for s in sorted(runs)},
     }

@@ -187,7 +187,8 @@ def _same_protocols(cells, records, by_column) -> dict[str, dict]:
 def _same_data(cells, records) -> dict[str, str]:
     found = {}
     for cell in cells:
-        name, here = f'{cell.row} / {cell.column}', records[cell.key]['hashes']['data']
+        hashes = records[cell.key]['hashes']
+        name, here = f'{cell.row} / {cell.column}', hashes.get('compared', hashes['data'])
         other, there = found.setdefault(cell.column, (name, here))
         if there != here:
             raise UserError(

@@ -506,6 +506,7 @@ class NextItem(Retrieval):
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
             f'{histories.num_items:,} items',
             data_hash=data_hash,
+            compared_hash=meta['data_hash'],
             data_path=meta['path'],
             source=histories,
             sizes=_sizes(catalogue),

@@ -63,6 +63,7 @@ def as_json(
             if sign * other.metrics.get(main, -sign * np.inf) > sign * measured.metrics[main]
         ],
         'data_hash': trained.problem.data_hash,
+        'compared_hash': trained.problem.compared_hash or trained.problem.data_hash,
         'seed': trained.experiment.train.seed,
         'checkpoint': trained.checkpoint,
         'step': trained.step,
