@@ -611,6 +611,7 @@ def test_a_record_of_the_first_format_is_adopted(tmp_path):
     made = adopt.adopted(tmp_path, cell, 'only names')
     cells_lib.write(tmp_path, cell, made)
     found = cells_lib.read(tmp_path, cell)
+    assert adopt.adopted(tmp_path, cell, 'once more') == found  # there is nothing to note
     # It is what this code would have stored: finished, under the hashes of today.
     now = cells_lib.Wanted(
         hashes.config_hash(cell.experiment), hashes.code_hash(cell.experiment), 'd' * 64

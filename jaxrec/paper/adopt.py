@@ -19,7 +19,8 @@ from jaxrec.paper.spec import Cell
 
 
 def adopted(folder: pathlib.Path, cell: Cell, why: str) -> dict:
-    """The stored record of a cell with the config, format and code hash of today.
+    """The stored record of a cell with the config, format and code hash of today; as it is if these
+    are its own.
 
     Args:
       folder: of the table.
@@ -51,14 +52,16 @@ def adopted(folder: pathlib.Path, cell: Cell, why: str) -> dict:
         'config': record['hashes']['config'],
         'code': {seed: run['code'] for seed, run in record['seeds'].items()},
     }
-    return {
+    today = {
         **record,
         'command': shlex.join(shown_command(cell)),
         'config': now,
         'hashes': {**record['hashes'], 'config': hashes.config_hash(cell.experiment)},
         'seeds': {seed: {**run, 'code': code} for seed, run in record['seeds'].items()},
-        'adopted': [*record.get('adopted', []), note],
     }
+    if today == record:
+        return record
+    return {**today, 'adopted': [*record.get('adopted', []), note]}
 
 
 def _renamed(config: dict, cell: Cell) -> dict:
