@@ -10,6 +10,7 @@ import numpy as np
 from jaxrec.data.catalogue import Items
 from jaxrec.data.features import Codes
 from jaxrec.data.history_batches import history_batch
+from jaxrec.data.ragged import distinct
 from jaxrec.errors import UserError
 from jaxrec.serving.buckets import buckets
 from jaxrec.serving.given_ids import near
@@ -143,28 +144,22 @@ class Filter:
         self._items, self._skip_unknown = items, skip_unknown
         self.everything = np.ones(items.num_items + 1, bool)
 
-    def number(self, raw: Any) -> int | None:
-        """Of an item; None for an unknown one that is to be left out.
+    def found(self, raw: Sequence[Any]) -> np.ndarray:
+        """int64 [n], numbers of items; 0 for unknown ones, which are to be left out.
 
         Raises:
-          UserError: an unknown item.
+          UserError: an unknown item that is not.
         """
-        found = self._items.find_item(raw)
-        if found is None and not self._skip_unknown:
-            hint = near(raw, self._items.find_item)
-            raise UserError(f'item {raw!r} is not in the data{hint}')
+        found = self._items.find_items(raw)
+        if not self._skip_unknown and not found.all():
+            unknown = raw[int(found.argmin())]
+            hint = near(unknown, self._items.find_item)
+            raise UserError(f'item {unknown!r} is not in the data{hint}')
         return found
 
     def histories(self, given: Sequence[Sequence[Any]]) -> list[np.ndarray]:
-        """int64 item numbers of histories of raw ids.
-
-        Raises:
-          UserError: an unknown item that is not to be left out.
-        """
-        flat = [raw for history in given for raw in history]
-        found = self._items.find_items(flat)
-        if not found.all() and not self._skip_unknown:
-            self.number(flat[int(found.argmin())])
+        """int64 item numbers of histories of raw ids; UserError as in `found`."""
+        found = self.found([raw for history in given for raw in history])
         ends = np.cumsum([len(history) for history in given], dtype=int)
         parts = (found[first:end] for first, end in zip([0, *ends], ends, strict=False))
         return [part[part > 0] for part in parts]
@@ -186,8 +181,8 @@ class Filter:
             raise UserError(
                 f'{what} must be item ids, or a mask, for all histories or one for each'
             )
-        found = {self.number(raw) for raw in given} - {None}
-        return np.array(sorted(found), np.int32)
+        found = distinct(self.found(list(given)))
+        return found[found > 0].astype(np.int32)
 
     def allowed(self, allow: Any, exclude: Any, before: np.ndarray | None = None) -> np.ndarray:
         """bool [num_items + 1] by number: of `before` what is in `allow` and not in `exclude`."""
