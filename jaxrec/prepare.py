@@ -37,7 +37,8 @@ from absl import flags
 
 from jaxrec import cli, datasets
 from jaxrec import config as config_lib
-from jaxrec.datasets import beam, clean, understood
+from jaxrec.data.histories import Histories
+from jaxrec.datasets import beam, clean, store, understood
 from jaxrec.errors import UserError
 
 _WIDTH = max(len(name) for name in datasets.NAMES)
@@ -150,11 +151,12 @@ def main(argv: list[str]) -> None:
         if FLAGS.texts:
             raise UserError('--beam_runner reads events alone: leave out --texts')
         options = tuple(FLAGS.beam_options or ())
-        histories, meta = beam.prepare(config, FLAGS.beam_runner, options, say)
+        data, meta = beam.prepare(config, FLAGS.beam_runner, options, say)
     else:
-        histories, meta = datasets.load(config, say, flags='--')
+        kind = Histories if config.log else store.Stored
+        data, meta = datasets.load(config, say, flags='--', kind=kind)
     ties = TIES_OF_BEAM if FLAGS.beam_runner else TIES
-    report(meta, timed=histories.times is not None, found=not built, ties=ties)
+    report(data, meta, found=not built, ties=ties)
     if FLAGS.clean:
         tidy(config.data_dir, FLAGS.log)
 
@@ -171,8 +173,9 @@ def tidy(data_dir: str, log: str = '') -> dict:
 
 def print_lines(lines: dict[str, str]) -> None:
     """Prints names and values, a line each."""
+    width = max(12, *map(len, lines))
     for name, value in lines.items():
-        cli.say(f'{name:12}  {value}')
+        cli.say(f'{name:{width}}  {value}')
 
 
 def of_statistics(s: dict) -> dict[str, str]:
@@ -189,15 +192,32 @@ def of_statistics(s: dict) -> dict[str, str]:
     }
 
 
-def report(meta: dict, *, timed: bool, found: bool, ties: str = TIES) -> None:
+def of_others(s: dict) -> dict[str, str]:
+    """The statistics of rows or graphs, for people."""
+    flat = {name.replace('_', ' '): value for name, value in s.items() if name != 'labels'}
+    flat |= {f'mean {label}': value for label, value in s.get('labels', {}).items()}
+    return {name: _number(value) for name, value in flat.items()}
+
+
+def _number(value: int | float | None) -> str:
+    if value is None:
+        return 'none'
+    return f'{value:,}' if isinstance(value, int) else f'{value:,.4g}'
+
+
+def report(data: store.Stored, meta: dict, *, found: bool, ties: str = TIES) -> None:
     """Prints what was prepared."""
     s = meta['statistics']
-    order = ties if timed else 'in the order of the source, which has no times'
+    if isinstance(data, Histories):
+        timed = data.times is not None
+        order = ties if timed else 'in the order of the source, which has no times'
+        about = {**of_statistics(s), 'order': order}
+    else:
+        about = of_others(s)
     lines = {
         'data set': meta['name'],
         'source': meta['source'],
-        **of_statistics(s),
-        'order': order,
+        **about,
         'hash': meta['data_hash'],
         'path': meta['path'] + (' (was already prepared)' if found else ''),
     }

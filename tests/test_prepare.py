@@ -10,6 +10,7 @@ import runs
 
 from jaxrec import datasets
 from jaxrec.data.histories import Histories
+from jaxrec.datasets import store
 
 FIELDS = [
     'dataset',
@@ -101,3 +102,21 @@ def test_help_lists_the_data_sets():
     for name, (_, _, summary) in datasets.KNOWN.items():
         assert name in done.stdout and summary in done.stdout
     assert '{known}' not in done.stdout
+
+
+def test_rows_and_graphs_are_prepared_by_the_same_command(tmp_path):
+    graph = 'block-model:nodes=60,valid=5,test=5,train=3'
+    rows = 'live-rooms:hours=1,rooms=6,users=50'
+    for name, phrases in (
+        (graph, ['nodes         60', 'homophily']),
+        (rows, ['rows', 'mean click']),
+    ):
+        people = prepare(f'--dataset={name}', f'--data_dir={tmp_path}')
+        assert people.returncode == 0, people.stderr
+        for phrase in phrases:
+            assert phrase in people.stdout
+        machines = prepare(f'--dataset={name}', f'--data_dir={tmp_path}', '--json')
+        result = json.loads(machines.stdout)
+        assert result['dataset'] == name.partition(':')[0] and 'already prepared' in machines.stderr
+        kind = store.KINDS['graph' if name == graph else 'rows']
+        assert result['data_hash'] == kind.load(f'{result["path"]}/columns').content_hash()

@@ -100,7 +100,7 @@ def load(
       config: `log` wins over `dataset`; a log may also be the folder of a prepared data set.
       say: called with lines for people while something is built.
       flags: how the caller's flags for the fields of `config` begin, for messages.
-      kind: what the caller can use: Histories, or another of `store.KINDS`.
+      kind: what the caller can use: Histories, another of `store.KINDS`, or `store.Stored`, any.
       columns: of a log of rows, which ones there are to read; None = it is read as histories.
 
     Returns:
