@@ -195,6 +195,56 @@ def test_queries_are_the_last_places_vectors(variant, blocks):
     np.testing.assert_allclose(queries, encoder(graphdef, params)(history)[:, -1:], atol=1e-5)
 
 
+def segment_sums(graphdef, weights, key):
+    """Jitted (params, batch) -> sum of `weights` times the segments' vectors, and gradients."""
+
+    def total(params, batch):
+        model = nnx.merge(graphdef, params)
+        return (model.user_vectors(batch, len(weights), 'last', key) * weights).sum()
+
+    return jit(jax.value_and_grad(total))
+
+
+@pytest.mark.parametrize(
+    ('variant', 'blocks'), [('2018', 0), ('2018', 1), *((variant, 2) for variant in VARIANTS)]
+)
+def test_vectors_of_segments_are_those_after_their_newest_events(variant, blocks):
+    """Although the last block computes nothing else; so are the gradients."""
+    options = NO_DROPOUT if variant == '2018' else {**NO_DROPOUT, 'ffn': 2}
+    graphdef, params = make(variant=variant, heads=2, blocks=blocks, **options)
+    params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params
+    )
+    batch = packed_batch()
+    weights = jnp.pad(jax.random.normal(jax.random.key(0), (2 * B, 16)), ((0, 4), (0, 0)))
+
+    def expected(params):
+        model = nnx.merge(graphdef, params)
+        hidden = model.encode(batch, model.item_table())
+        return (hidden[:, np.array([5, 8])].reshape(2 * B, 16) * weights[: 2 * B]).sum()
+
+    value, grads = segment_sums(graphdef, weights, jax.random.key(1))(params, batch)
+    wanted = jit(jax.value_and_grad(expected))(params)
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), grads, wanted[1])
+
+
+def test_vectors_of_segments_are_the_same_on_any_mesh(mesh):
+    """Dropout and all; so are the gradients."""
+    results = []
+    weights = jax.random.normal(jax.random.key(0), (2 * B, 16))
+    for shape in ((1, 1), (4, 2)):
+        mesh(*shape)
+        graphdef, params = make(variant='ligr', blocks=1, table_dropout=0.3)
+        batch = put_batch(packed_batch())
+        results.append(
+            jax.device_get(segment_sums(graphdef, weights, jax.random.key(1))(params, batch))
+        )
+    (expected, wanted), (value, grads) = results
+    np.testing.assert_allclose(value, expected, rtol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), grads, wanted)
+
+
 @pytest.mark.parametrize('variant', VARIANTS)
 def test_no_look_into_the_future(variant):
     encode, batch = encoder_of(variant), packed_batch()

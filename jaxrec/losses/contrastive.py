@@ -38,16 +38,17 @@ def info_nce(
     """
     both = jnp.stack([first, second])
     both = unit(both) if cosine else both
-    rows = placed(both, P(None, 'data', None))
-    scores = jnp.einsum('and,bmd->anbm', rows, both, preferred_element_type=at_least_float32(both))
+    rows = placed((both / temperature).astype(both.dtype), P(None, 'data', None))
+    against = both.reshape(-1, both.shape[-1])
+    scores = jnp.einsum('and,md->anm', rows, against, preferred_element_type=at_least_float32(both))
     out = jnp.eye(len(first), dtype=bool)
     out = out if hidden is None else out | hidden
-    positive = jnp.broadcast_to((rows[0] * rows[1]).sum(-1), (2, len(first)))
-    scores, out = jnp.concatenate([scores[:, :, 0], scores[:, :, 1]], -1), jnp.tile(out, (1, 2))
+    positive = jnp.broadcast_to((rows[0] * both[1]).sum(-1), (2, len(first)))
+    out = jnp.tile(out, (1, 2))
     if decoupled:
-        scores = jnp.where(out, jnp.finfo(scores.dtype).min / 2, scores / temperature)
-        return _decoupled(positive / temperature, jax.nn.logsumexp(scores, axis=-1))
-    return sampled_softmax(positive / temperature, scores / temperature, hits=out)
+        scores = jnp.where(out, jnp.finfo(scores.dtype).min / 2, scores)
+        return _decoupled(positive, jax.nn.logsumexp(scores, axis=-1))
+    return sampled_softmax(positive, scores, hits=out)
 
 
 def info_nce_queue(

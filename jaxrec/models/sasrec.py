@@ -28,6 +28,7 @@ from jaxrec.objectives import in_batch, multi_signal, next_item, seq2seq
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import InBatch
 from jaxrec.objectives.multi_signal import MultiSignal
+from jaxrec.objectives.segments import with_their_rows
 from jaxrec.objectives.seq2seq import Seq2Seq
 from jaxrec.objectives.views import segment_vectors
 from jaxrec.problem import Inputs, Model, ModelConfig
@@ -236,9 +237,10 @@ class SASRec(Model):
         key: Key = None,
         *,
         last: int = 0,
+        users: int = 0,
         table_key: Key = None,
     ) -> jax.Array:
-        """Hidden vector after every event, or after the last ones of each row.
+        """Hidden vector after every event, after the last ones of each row, or of each segment.
 
         Args:
           batch: items, segments, positions: int32 [B, L], and features; if there are any, cutoff
@@ -246,10 +248,12 @@ class SASRec(Model):
           table: item table to look the items up in.
           key: dropout key; None at inference.
           last: > 0: the last block computes this many last places only.
+          users: > 0: the last block computes the newest event of each segment only, of at most
+            this many, a multiple of the devices of the 'data' axis.
           table_key: of table_dropout, for a `table` that has not undergone it.
 
         Returns:
-          [B, L, D], or [B, last, D]; zeros on padding (before the final LayerNorm).
+          [B, L, D], [B, last, D] or [users, D]; zeros on padding (before the final LayerNorm).
         """
         config = self.config
         dtype = jnp.bfloat16 if config.bf16 else table.dtype
@@ -267,13 +271,19 @@ class SASRec(Model):
         for block, block_key in zip(self.blocks, keys[:-1], strict=True):
             if last and block is self.blocks[-1]:
                 mask, real = mask[:, :, -last:], real[:, -last:]
+            if users and block is self.blocks[-1]:
+                asked, x, mask = with_their_rows(x, mask, batch['segments'], users)
+                return self.norm(block(x, mask, block_key, asked))
             x = block(x, mask, block_key) * real
         return self.norm(x[:, -last:])
 
     def user_vectors(self, rows: dict, users: int, pool: str, key: Key) -> jax.Array:
         """[users, D] vectors of the segments of packed rows, see `views.segment_vectors`."""
         keys = rng.keys(key, 'encode', 'table')
-        hidden = self.encode(rows, self.item_table(), keys['encode'], table_key=keys['table'])
+        table, settings = self.item_table(), {'table_key': keys['table']}
+        if pool == 'last' and self.config.blocks:
+            return replicated(self.encode(rows, table, keys['encode'], users=users, **settings))
+        hidden = self.encode(rows, table, keys['encode'], **settings)
         return segment_vectors(hidden, rows, users, pool)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:

@@ -122,9 +122,11 @@ class SelfAttention(nnx.Module):
         self.out = linear(dim, dim, rngs=rngs) if output else None
 
     def __call__(self, queries, keys, mask, rate, key, places=None):
-        if queries.shape[1] == 1 and key is None and places is None:
-            y = self._of_one_query(queries, keys, mask)
+        if queries.ndim == 2:
+            y = self._of_one_query(queries, keys, mask, rate, key)
             return y if self.out is None else self.out(y)
+        if queries.shape[1] == 1 and key is None and places is None:
+            return self(queries[:, 0], keys, mask, rate, key)[:, None]
 
         def split(x):
             shape = (*x.shape[:2], self.heads, x.shape[2] // self.heads)
@@ -138,22 +140,26 @@ class SelfAttention(nnx.Module):
         y = reshape_rows(y, queries.shape)
         return y if self.out is None else self.out(y)
 
-    def _of_one_query(self, query, keys, mask):
-        """What the heads give one query a row, [B, 1, D], without dropout: no key is projected.
+    def _of_one_query(self, query, keys, mask, rate, key):
+        """What the heads give one query a row, [B, D]: no key is projected.
 
-        q (x K + b)' is (q K') x' and a number that all keys share, and weights that add up to 1 let
-        the projection of values wait until the values are summed: two products a row in place of
-        two a key. Equal to the longer way up to rounding.
+        q (x K + b)' is (q K') x' and a number that all keys share, and the projection of values
+        can wait until they are summed: two products a row in place of two a key. Equal to the
+        longer way up to rounding.
         """
-        heads = (self.heads, query.shape[2] // self.heads)
+        heads = (self.heads, query.shape[1] // self.heads)
         q = reshape_rows(self.q(query), (query.shape[0], *heads))
         k, v = (x.kernel[...].astype(q.dtype).reshape(-1, *heads) for x in (self.k, self.v))
         wide = {'preferred_element_type': jnp.promote_types(q.dtype, jnp.float32)}
         q = jnp.einsum('bhd,ihd->bhi', q, k, **wide).astype(q.dtype)
         logits = jnp.einsum('bhi,bli->bhl', q, keys, **wide) * heads[1] ** -0.5
         logits = jnp.where(mask[:, 0], logits, jnp.finfo(logits.dtype).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(keys.dtype)
+        weights = dropout(
+            jax.nn.softmax(logits, axis=-1).astype(keys.dtype), rate, split_key(key, 1)[0]
+        )
         summed = jnp.einsum('bhl,bli->bhi', weights, keys, **wide).astype(keys.dtype)
         y = jnp.einsum('bhi,ihd->bhd', summed, v, **wide).astype(keys.dtype)
-        y = reshape_rows(y, query.shape)
-        return y if self.v.bias is None else y + self.v.bias[...].astype(y.dtype)
+        if self.v.bias is not None:
+            bias = self.v.bias[...].astype(y.dtype).reshape(heads)
+            y = y + weights.sum(-1, keepdims=True) * bias
+        return reshape_rows(y, query.shape)

@@ -1,4 +1,8 @@
-"""Transformer blocks."""
+"""Transformer blocks.
+
+Each is called with x [B, L, D], a mask [B, 1, M, L] and a dropout key, and computes the last M
+positions, or in their place `asked` [B, D], a position of each row.
+"""
 
 import jax
 from flax import nnx
@@ -15,6 +19,14 @@ def newest(x: jax.Array, mask: jax.Array) -> jax.Array:
     return x[:, x.shape[1] - mask.shape[2] :]
 
 
+def asking(x, mask, asked, norm) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What a block with the LayerNorm first computes: `asked` or the newest, both, and norm(x)."""
+    y = norm(x)
+    if asked is None:
+        return newest(x, mask), newest(y, mask), y
+    return asked, norm(asked), y
+
+
 class Block2018(nnx.Module):
     """The block of the SASRec authors' code, which differs from their paper.
 
@@ -29,9 +41,9 @@ class Block2018(nnx.Module):
         self.inner = linear(dim, ffn * dim, rngs=rngs)
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
-    def __call__(self, x, mask, key):
+    def __call__(self, x, mask, key, asked=None):
         keys = split_key(key, 3)
-        query = self.norm_query(newest(x, mask))
+        query = self.norm_query(newest(x, mask) if asked is None else asked)
         z = self.norm_ffn(query + self.attention(query, x, mask, self.rate, keys[0]))
         hidden = dropout(jax.nn.relu(self.inner(z)), self.rate, keys[1])
         return z + dropout(self.outer(hidden), self.rate, keys[2])
@@ -47,10 +59,9 @@ class BlockPreLN(nnx.Module):
         self.inner = linear(dim, ffn * dim, rngs=rngs)
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
-    def __call__(self, x, mask, key):
+    def __call__(self, x, mask, key, asked=None):
         keys = split_key(key, 4)
-        y = self.norm_attention(x)
-        x, own = newest(x, mask), newest(y, mask)
+        x, own, y = asking(x, mask, asked, self.norm_attention)
         x = x + dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
         hidden = dropout(jax.nn.gelu(self.inner(self.norm_ffn(x))), self.rate, keys[2])
         return x + dropout(self.outer(hidden), self.rate, keys[3])
@@ -72,10 +83,9 @@ class BlockLiGR(nnx.Module):
         self.inner, self.swish = (linear(dim, ffn * dim, rngs=rngs) for _ in range(2))
         self.outer = linear(ffn * dim, dim, rngs=rngs)
 
-    def __call__(self, x, mask, key):
+    def __call__(self, x, mask, key, asked=None):
         keys = split_key(key, 4)
-        y = self.norm_attention(x)
-        x, own = newest(x, mask), newest(y, mask)
+        x, own, y = asking(x, mask, asked, self.norm_attention)
         y = dropout(self.attention(own, y, mask, self.rate, keys[0]), self.rate, keys[1])
         x = x + jax.nn.sigmoid(self.gate_attention(x)) * y
         y = self.norm_ffn(x)

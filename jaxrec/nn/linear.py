@@ -19,7 +19,7 @@ def linear_layer(init, dtype, *, bias: bool = True):
 def _dot_general(x, kernel, dimension_numbers, precision=None, out_sharding=None):
     """`product` in the form that nnx.Linear calls."""
     del dimension_numbers, precision, out_sharding
-    return product(x, kernel)
+    return product(x[None], kernel)[0] if x.ndim == 2 else product(x, kernel)
 
 
 @jax.custom_vjp
@@ -48,7 +48,9 @@ def _product_backward(residuals, g):
     x, kernel = residuals
     wide = jnp.promote_types(x.dtype, jnp.float32)
     d_x = jnp.einsum('blo,io->bli', g, kernel, preferred_element_type=wide)
-    if min(kernel.shape) <= x.shape[1]:  # a matrix per row takes no more memory than x or g
+    if (
+        len(x) > 1 and min(kernel.shape) <= x.shape[1]
+    ):  # a matrix per row takes no more memory than x or g
         d_kernel = jnp.einsum('bli,blo->bio', x, g, preferred_element_type=wide).sum(0)
     else:
         whole = jax.P(None, None) if on_mesh() else None

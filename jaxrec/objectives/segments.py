@@ -100,6 +100,53 @@ def ends(segments: jax.Array) -> jax.Array:
     return (segments > 0) & (segments != after)
 
 
+def newest_places(segments: jax.Array, count: int, fill: int = 0) -> jax.Array:
+    """int32 [N] places of `ends` in the flattened rows, the same on every device.
+
+    Args:
+      segments: int32 [B, L] of at most N segments.
+      count: N.
+      fill: the place of missing ones.
+    """
+    newest = replicated(ends(segments)).reshape(-1)
+    return jnp.nonzero(newest, size=count, fill_value=fill)[0]
+
+
+def with_their_rows(
+    x: jax.Array, mask: jax.Array, segments: jax.Array, count: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """For every segment its newest place, the row it stands in, and what it sees of that.
+
+    Args:
+      x: [B, L, D].
+      mask: bool [B, 1, L, L].
+      segments: int32 [B, L] of at most N segments.
+      count: N, a multiple of the devices of the 'data' axis.
+
+    Returns:
+      [N, D], [N, L, D] and bool [N, 1, 1, L]; those of place 0 where a segment is missing.
+    """
+    length = segments.shape[1]
+    places = newest_places(segments, count)
+    if on_mesh():
+        places = jax.reshard(places, P('data'))
+    # a product by 1: else XLA's CPU computes what x is made of for every segment, not for every row
+    x = replicated(x) @ jnp.eye(x.shape[-1], dtype=x.dtype)
+    masks = replicated(mask).reshape(-1, length)
+    return (
+        picked(x.reshape(-1, x.shape[-1]), places),
+        picked(x, places // length),
+        picked(masks, places)[:, None, None],
+    )
+
+
+def picked(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """x[rows], split over the 'data' axis as the row numbers are; x whole on every device."""
+    if not on_mesh():
+        return x[rows]
+    return x.at[rows].get(out_sharding=P('data', *[None] * (x.ndim + rows.ndim - 2)))
+
+
 def of_segments(x: jax.Array, segments: jax.Array) -> jax.Array:
     """Sums [B, L] over the events of each segment, of x [B, L] that is 0 on padding."""
     same = segments[:, :, None] == segments[:, None, :]
@@ -116,7 +163,7 @@ def apart(rows: Rows, count: int, width: int) -> Rows:
     """
     segments = replicated(rows['segments'])
     length = segments.shape[1]
-    (last,) = jnp.nonzero(ends(segments).reshape(-1), size=count, fill_value=-1)
+    last = newest_places(segments, count, fill=-1)
     number = jnp.where(last < 0, 0, segments.reshape(-1)[last])[:, None]
     column = last[:, None] % length - jnp.arange(width)[::-1]
     source = jnp.where(column < 0, 0, last[:, None] - (width - 1 - jnp.arange(width)))
@@ -125,10 +172,7 @@ def apart(rows: Rows, count: int, width: int) -> Rows:
         source, real = (jax.reshard(x, P('data', None)) for x in (source, real))
 
     def gathered(x):
-        flat = replicated(x).reshape(-1, *x.shape[2:])
-        if not on_mesh():
-            return flat[source]
-        return flat.at[source].get(out_sharding=P('data', *[None] * (flat.ndim)))
+        return picked(replicated(x).reshape(-1, *x.shape[2:]), source)
 
     found = only(jax.tree.map(gathered, rows), real)
     return {**found, 'segments': real.astype(jnp.int32)}

@@ -11,7 +11,7 @@ from jaxrec import losses, rng
 from jaxrec.devices.mesh import on_mesh, placed, replicated
 from jaxrec.nn.dropout import hashed
 from jaxrec.objectives import augment
-from jaxrec.objectives.segments import Rows, Segments, ends, of_segments, uniform
+from jaxrec.objectives.segments import Rows, Segments, ends, newest_places, of_segments, uniform
 
 VIEWS = ('augment', 'dropout', 'cutoff', 'token_cutoff', 'shuffle', 'adversarial', 'same_target')
 VIEWS += ('mixed',)
@@ -154,9 +154,8 @@ def segment_vectors(hidden: jax.Array, rows: Rows, users: int, pool: str) -> jax
         same = (segments[:, :, None] == segments[:, None, :]) & (segments > 0)[:, None]
         share = same / jnp.maximum(same.sum(-1, keepdims=True), 1)
         hidden = jnp.einsum('blm,bmd->bld', share.astype(hidden.dtype), hidden)
-    newest = replicated(ends(segments)).reshape(-1)
-    (places,) = jnp.nonzero(newest, size=users, fill_value=0)
-    flat = (newest.size, hidden.shape[-1])
+    places = newest_places(segments, users)
+    flat = (segments.size, hidden.shape[-1])
     if not on_mesh():
         return hidden.reshape(flat)[places]
     flat = jax.lax.reshape(hidden, flat, out_sharding=P('data', None))
