@@ -32,6 +32,11 @@ KNOWN = {
     'kuairand-pure-history': ('kuairand', 'HISTORY', 'kuairand-pure after 50 older events a user'),
     'kuairand-pure-watched-history': ('kuairand', 'WATCHED_HISTORY', 'the same of watched ones'),
     'kuairand-pure-rows': ('kuairand_rows', 'PURE', 'KuaiRand-Pure: a row per exposure, for click'),
+    'kuairand-27k-explicit-rows': (
+        'kuairand_explicit',
+        'EXPLICIT',
+        'KuaiRand-27K: likes and hates, a row each, for click',
+    ),
     'ml-1m-rows': ('movielens_rows', 'ML_1M', 'MovieLens-1M: last 100 ratings a user, for click'),
     'census-income-rows': (
         'census_rows',

@@ -144,6 +144,14 @@ def calibration(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(predicted / positives) if positives else float('nan')
 
 
+def decisions(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Precision, recall and their harmonic mean F1 of saying yes where p > .5; NaN if undefined."""
+    said, real = int((logits > 0).sum()), int(labels.sum())
+    right = int(labels[logits > 0].sum())
+    parts = {'precision': (right, said), 'recall': (right, real), 'F1': (2 * right, said + real)}
+    return {name: a / b if b else float('nan') for name, (a, b) in parts.items()}
+
+
 def rela_impr(auc: float, base: float) -> float:
     """(AUC - .5) / (AUC_base - .5) - 1 (Yan et al. 2014)."""
     return (auc - 0.5) / (base - 0.5) - 1
@@ -183,8 +191,8 @@ def clicks(
       Metrics 'AUC/NAME' and so on. Values of GAUC and logloss are of every user that has a row, in
       ascending order; the weights are the user's known rows, or in GAUC what `weight` says, 0 for a
       user with one class. A metric that is undefined for want of a class is absent.
-      details['labels']: rows, positives, rate, calibration, all variants of GAUC and the users that
-      they keep, by label; details['reliability']: see `reliability`, by label.
+      details['labels']: rows, positives, rate, calibration, `decisions`, all variants of GAUC and
+      the users that they keep, by label; details['reliability']: see `reliability`, by label.
     """
     everyone, owner = np.unique(users, return_inverse=True)
     measured = problem.Measured(metrics={}, details={'examples': len(users)})
@@ -210,7 +218,7 @@ def clicks(
             'logloss': float(losses.mean()),
             'NE': normalised_entropy(float(losses.mean()), rate),
         }
-        variants['calibration'] = calibration(logit, label)
+        variants |= {'calibration': calibration(logit, label), **decisions(logit, label)}
         about |= {k: variants[k] for k in sorted(variants) if not np.isnan(variants[k])}
         measured.details['reliability'][name] = reliability(logit, label)
         measured.metrics |= {f'{k}/{name}': v for k, v in found.items() if not np.isnan(v)}

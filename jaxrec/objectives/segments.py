@@ -56,14 +56,10 @@ class Segments:
         return allowed & (self.ranks(key, allowed) < count)
 
     def ranks(self, key: jax.Array, among: jax.Array) -> jax.Array:
-        """int32 [B, L], ranks from 0 of random numbers among the events `among` of a segment."""
-        number = self._hash(key, self.place)
-        less = number[:, None] < number[..., None]
-        equal = (number[:, None] == number[..., None]) & (
-            self.place[:, None] < self.place[..., None]
-        )
-        same = self.segments[:, None] == self.segments[..., None]
-        return (same & among[:, None] & (less | equal)).sum(-1)
+        """int32 [B, L], a random order of a segment's events, from 0, those `among` them first."""
+        keys = self.start, (~among).astype(jnp.int32), self._hash(key, self.place)
+        order = jax.lax.sort((*keys, self.place), dimension=1, num_keys=3)[-1]
+        return jnp.argsort(order, axis=1) - self.start
 
     def _hash(self, key, column):
         row = counted(column, axis=0)
