@@ -5,11 +5,11 @@ python -m jaxrec.train --config=experiments/feedback_kuairand.py --workdir=runs/
 python -m jaxrec.evaluate --workdir=runs/feedback
 
 FOLDER holds the file of jaxrec/datasets/kuairand_explicit.py, which says what is drawn to test: of
-every user one like and one hate. `feedback_kuairand.py:NAME` tells the model something else: `known`
-(user, hour, duration of the video), `behaviour` (and what they did beside the feedback: watched,
-commented, ..), `video` (known and the video). Hate, yes where p > .5; means and standard deviations
-of seeds 0 to 4, 10 seconds each on a CPU core of a busy machine; published ones of one run, on other
-draws of test rows:
+every user one like and one hate. `feedback_kuairand.py:NAME` tells the model something else than
+all: `known` (user, hour, duration of the video), `behaviour` (and what they did beside the
+feedback: watched, commented, ..), `video` (known, and the video). Hate, yes where p > .5; means and
+standard deviations of seeds 0 to 4, 10 seconds each on a busy CPU core; published ones of one run,
+on other draws of test rows:
 
                               recall         precision      F1             AUC     GAUC
 known                         .126 +- .014   .567 +- .022   .205 +- .018   .5417   .6056
