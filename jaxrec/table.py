@@ -97,9 +97,10 @@ def main(argv: list[str]) -> None:
     written = _render(table, cells, folder, _built(table, cells, folder))
     if FLAGS.results:
         target = pathlib.Path(FLAGS.results) / file.stem
+        shown = {metric for column in table.columns for metric in column.metrics}
         for cell in cells:
             if cells_lib.path_of(folder, cell).exists():
-                cells_lib.publish(cell, folder, target)
+                cells_lib.publish(cell, folder, target, shown)
         written += _render(table, cells, target, _built(table, cells, target))
     for path in written:
         say(f'written: {path}')

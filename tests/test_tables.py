@@ -879,16 +879,38 @@ def test_publishing_never_loses_seeds(stored, tmp_path):
         return cells_lib.read(there, cell)
 
     cells_lib.write(here, cell, only(first))
-    cells_lib.publish(cell, here, there)
+    cells_lib.publish(cell, here, there, ('HR@10',))
     cells_lib.write(here, cell, only(second))
-    cells_lib.publish(cell, here, there)
+    cells_lib.publish(cell, here, there, ('HR@10',))
     assert published() == json.loads(cells_lib.to_text(only(first, second)))
     cells_lib.write(here, cell, only(first, code='new'))
     with pytest.raises(UserError, match='holds 2 seeds of another config, code or data'):
-        cells_lib.publish(cell, here, there)
+        cells_lib.publish(cell, here, there, ('HR@10',))
     cells_lib.write(here, cell, only(first, second, code='new'))
-    cells_lib.publish(cell, here, there)
+    cells_lib.publish(cell, here, there, ('HR@10',))
     assert {run['code'] for run in published()['seeds'].values()} == {'new'}
+
+
+def test_what_single_users_have_is_published_of_shown_metrics_alone(stored, tmp_path):
+    _, cells, records, _ = stored
+    cell, here, there = cells[0], tmp_path / 'here', tmp_path / 'there'
+    values = np.random.default_rng(0).random(100)
+    kept = {
+        **records[cell.key]['seeds']['0']['kept'],  # ranks, which every metric follows from
+        **{f'values/{name}': cells_lib.pack(values) for name in ('GAUC/like', 'logloss/like')},
+        'weights/GAUC/like': cells_lib.pack(np.arange(100.0)),
+        'weights/logloss/like': cells_lib.pack(np.arange(100.0)),
+    }
+    run = {**records[cell.key]['seeds']['0'], 'kept': kept}
+    cells_lib.write(here, cell, {**records[cell.key], 'seeds': {'0': run}})
+    cells_lib.publish(cell, here, there, ('GAUC/like',))
+    found = cells_lib.read(there, cell)['seeds']['0']['kept']
+    assert kept.keys() - found.keys() == {'values/logloss/like', 'weights/logloss/like'}
+    told = cells_lib.unpack(found['values/GAUC/like'])
+    np.testing.assert_array_equal(told, values.astype(np.float32))
+    np.testing.assert_array_equal(cells_lib.unpack(found['weights/GAUC/like']), np.arange(100.0))
+    assert found['greater'] == kept['greater']
+    assert len(found['values/GAUC/like']) < 0.6 * len(kept['values/GAUC/like'])
 
 
 RESULTS = sorted((ROOT / 'results').glob('*/cells'))

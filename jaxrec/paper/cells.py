@@ -7,7 +7,7 @@ import pathlib
 import statistics
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import numpy as np
 
@@ -215,13 +215,19 @@ def merged(old: dict | None, new: dict) -> dict:
     return {**new, 'seeds': {**(old['seeds'] if old else {}), **new['seeds']}}
 
 
-def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path) -> None:
+def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path, shown: Container[str]) -> None:
     """Copies a finished cell to another folder of the table, beside the seeds that are there.
+
+    Args:
+      cell: which.
+      folder: where it is.
+      target: where it is to be.
+      shown: metrics of the table: values of single users are left out of others, see `_told`.
 
     Raises:
       UserError: more seeds are there, made of something else, which the copy would replace.
     """
-    new, old = read(folder, cell), read(target, cell)
+    new, old = _told(read(folder, cell), shown), read(target, cell)
     if old and _made_of(old) != _made_of(new):
         if len(old['seeds']) > len(new['seeds']):
             raise UserError(
@@ -230,6 +236,18 @@ def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path) -> None:
             )
         old = None
     write(target, cell, merged(old, new))
+
+
+def _told(record: dict, shown: Container[str]) -> dict:
+    """The record with what is kept of these metrics alone, their values in float32."""
+
+    def told(kept):
+        values = {name for name in kept if name.partition('/')[0] in ('values', 'weights')}
+        left = {n: x for n, x in kept.items() if n not in values or n.partition('/')[2] in shown}
+        return {n: pack(unpack(x).astype('<f4')) if n in values else x for n, x in left.items()}
+
+    seeds = {seed: {**run, 'kept': told(run['kept'])} for seed, run in record['seeds'].items()}
+    return {**record, 'seeds': seeds}
 
 
 def _made_of(record):
@@ -248,7 +266,8 @@ def pack(values: np.ndarray) -> str:
     int32 values have no more to say; others are told by their dtype before a colon.
     """
     values = np.ascontiguousarray(values)
-    kind = '<i4' if values.dtype.kind in 'iu' else '<f8'
+    floats = '<f4' if values.dtype == np.float32 else '<f8'
+    kind = '<i4' if values.dtype.kind in 'iu' else floats
     if kind == '<i4' and values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
         kind = '<i8'
     planes = values.astype(kind).view(np.uint8).reshape(-1, np.dtype(kind).itemsize).T
@@ -257,12 +276,13 @@ def pack(values: np.ndarray) -> str:
 
 
 def unpack(text: str) -> np.ndarray:
-    """Inverse of `pack`."""
+    """Inverse of `pack`; floats are float64."""
     kind, _, body = text.rpartition(':')
     kind = kind or '<i4'
     planes = np.frombuffer(zlib.decompress(base64.b64decode(body)), np.uint8)
     planes = planes.reshape(np.dtype(kind).itemsize, -1)
-    return np.ascontiguousarray(planes.T).view(kind).reshape(-1)
+    values = np.ascontiguousarray(planes.T).view(kind).reshape(-1)
+    return values.astype('<f8') if kind == '<f4' else values
 
 
 def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> tuple:
