@@ -23,6 +23,7 @@ TABLE = Table(
         *(Row(f'L={L} n={n} d={d}', f'{EXPERIMENT}:L={L},n={n},d={d}') for L, n, d in GRID),
     ),
     baseline='no past',
+    shown=('no past', 'L=2 n=99 d=32'),
     protocol='click',
     law=Law('AUC/like', 'L n d', {f'L={L} n={n} d={d}': L * n * d for L, n, d in GRID}),
 )

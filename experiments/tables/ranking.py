@@ -39,5 +39,6 @@ TABLE = Table(
         Row(name, f'{EXPERIMENT}:{arg}' if arg else EXPERIMENT) for name, arg in ROWS.items()
     ),
     baseline='MMoE (bn)',
+    shown=('one expert per label', 'MMoE', 'HoME'),
     protocol='click',
 )
