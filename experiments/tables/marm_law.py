@@ -7,6 +7,11 @@ FOLDER holds ratings.dat, see experiments/marm_ml1m.py for split and label. The 
 which has values of single users to test. AUC, by which the memory is to be judged on these data, is
 what the law is fitted to, AUC = limit - a C^-b: law.json and law.png beside the table. Nobody
 has published numbers under this split.
+
+Found, means of five seeds: limit .7930, b .578; .7398 without a past, .7820 (L=1 n=10 d=16) to
+.7925 (L=1 n=99 d=32). A longer memory gains most (n 10 to 99: .010 at L=1 d=32), more layers only
+where it is short (n=10, L 1 to 3: .005); from n=50 on they add nothing. A prototype had .7900 with
+L=2 n=99 d=32, which has .7923 here. GAUC does not leave the item rate's .6790.
 """
 
 from jaxrec.paper.spec import Column, Law, Row, Table
