@@ -934,7 +934,7 @@ def test_stored_results_render_to_what_stands_beside_them(folder):
             for run in records[cell.key]['seeds'].values():
                 del run['kept']  # text that may by chance hold any word
             told = json.dumps(records[cell.key])
-            assert '/root' not in told and '/home' not in told
+            assert '/root/' not in told and '/home/' not in told
 
 
 # The README ---------------------------------------------------------------------------------------
