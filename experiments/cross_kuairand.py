@@ -11,8 +11,8 @@ the 20 most like the candidate, those of its author, the 10 liked ones most like
 alignment, `cross_kuairand.py:ple` without the sequences: attention over what was watched as in
 mmoe_kuairand.py.
 
-Test, seeds 0 and 1, 3 of 4 epochs, two minutes each on a busy CPU core: GAUC of click and long_view,
-AUC of like and of all eight labels:
+Test, seeds 0 and 1, 3 of 4 epochs, two minutes each on a busy CPU core: GAUC of click and
+long_view, AUC of like and of all eight labels:
 
             click            long_view        like             all
 cross       .6416   .6410    .6489   .6497    .8189   .8143    .7102   .7255

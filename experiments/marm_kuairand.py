@@ -13,9 +13,9 @@ latest 10 if empty; `dot`, of the latest 50 the 10 most alike in every layer by 
 One run of the first, 3 of 4 epochs (12 minutes on a busy CPU core), AUC / GAUC of the test: click
 .7260 / .6401, long_view .7210 / .6489, like .8420 / .6549, profile_enter .7120 / .6658, mean AUC of
 eight .7440: of the heads of experiments/tables/ranking.py the best has .8272 for like and .7360 for
-all; in GAUC of click and long_view it is one of them. `dot`, stopped in the third epoch: click .7450
-/ .6408, long_view .7424 / .6518, like .8413, mean .7359. The others were not run. Windows are as
-long as the longest, and 5.4 % of a batch is rows.
+all; in GAUC of click and long_view it is one of them. `dot`, stopped in the third epoch: click
+.7450 / .6408, long_view .7424 / .6518, like .8413, mean .7359. The others were not run. Windows are
+as long as the longest, and 5.4 % of a batch is rows.
 """
 
 import dataclasses
