@@ -8,7 +8,7 @@ FOLDER holds the file of jaxrec/datasets/kuairand_explicit.py, which says what i
 every user one like and one hate. `feedback_kuairand.py:NAME` tells the model something else than
 all: `known` (user, hour, duration of the video), `behaviour` (and what they did beside the
 feedback: watched, commented, ..), `video` (known, and the video). Hate, yes where p > .5; means and
-standard deviations of seeds 0 to 4, 10 seconds each on a busy CPU core; published ones of one run,
+standard deviations of seeds 0 to 4, 15 seconds each on a busy CPU core; published ones of one run,
 on other draws of test rows:
 
                               recall         precision      F1             AUC     GAUC

@@ -207,14 +207,12 @@ def _number(value: int | float | None) -> str:
 def report(data: store.Stored, meta: dict, *, found: bool, ties: str = TIES) -> None:
     """Prints what was prepared."""
     s = meta['statistics']
-    width = 12
     if isinstance(data, Histories):
         timed = data.times is not None
         order = ties if timed else 'in the order of the source, which has no times'
         about = {**of_statistics(s), 'order': order}
     else:
         about = of_others(s)
-        width = max(width, *map(len, about))
     lines = {
         'data set': meta['name'],
         'source': meta['source'],
@@ -222,7 +220,7 @@ def report(data: store.Stored, meta: dict, *, found: bool, ties: str = TIES) -> 
         'hash': meta['data_hash'],
         'path': meta['path'] + (' (was already prepared)' if found else ''),
     }
-    print_lines(lines, width)
+    print_lines(lines, max(12, *map(len, lines)))
     if meta['licence']:
         cli.say(textwrap.fill(f'licence: {meta["licence"]}', 100))
     cli.emit({'dataset': meta['name'], **s, 'data_hash': meta['data_hash'], 'path': meta['path']})

@@ -2,11 +2,10 @@
 
 import gzip
 import hashlib
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data
@@ -71,12 +70,7 @@ def test_another_file_or_none(source):
 
 
 def test_real_file(tmp_path):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'census-income'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('census-income')
     config = Data(dataset=NAME, source=str(source), data_dir=str(tmp_path))
     rows, meta = datasets.load(config, say=lambda line: None, kind=Rows)
     rates = meta['statistics']['labels']

@@ -14,6 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets, files
 from jaxrec.config import Data
@@ -559,11 +560,6 @@ REAL = {  # name -> where it may lie below JAXREC_TEST_DATA, and the content has
 @pytest.mark.parametrize('name', REAL)
 def test_real_files(tmp_path, name):
     where, content_hash = REAL[name]
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / where
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data(where)
     config = Data(dataset=name, source=str(source), data_dir=str(tmp_path))
     assert datasets.load(config, say=quiet)[1]['data_hash'].startswith(content_hash)

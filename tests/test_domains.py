@@ -1,11 +1,10 @@
 """Domains of items: twins, one domain of a log, and ranks in the target's domain, against loops."""
 
 import itertools
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 from test_ranking import ITEMS, MAX_LEN, build, make_table, slow_scores
 
 from jaxrec import datasets
@@ -438,19 +437,8 @@ def test_files_of_abxi(tmp_path):
             read(log, named)
 
 
-def published(*folder):
-    """A folder of published files, or the test is left out."""
-    root = os.environ.get('JAXREC_TEST_DATA')
-    if not root:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(root).joinpath(*folder)
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
-    return str(source)
-
-
 def test_food_kitchen_as_published(tmp_path):
-    source = published('cdsr-abxi', 'afk')
+    source = str(real_data('cdsr-abxi', 'afk'))
     data = Data(dataset='food-kitchen', source=source, data_dir=str(tmp_path))
     histories, _ = datasets.load(data, say=lambda line: None)
     found = domains.find(histories)
@@ -463,7 +451,7 @@ def test_food_kitchen_as_published(tmp_path):
 
 
 def test_llmcdsr_as_published(tmp_path):
-    source = published('cdsr-llmcdsr', 'food-kitchen')
+    source = str(real_data('cdsr-llmcdsr', 'food-kitchen'))
     data = Data(dataset='food-kitchen-llmcdsr', source=source, data_dir=str(tmp_path))
     histories, _ = datasets.load(data, say=lambda line: None)
     found = domains.find(histories)

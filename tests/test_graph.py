@@ -1,12 +1,11 @@
 """Graphs as columns, the normalised adjacency, planetoid files, and generated graphs."""
 
 import json
-import os
-import pathlib
 
 import numpy as np
 import pytest
 import scipy.sparse
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data
@@ -277,12 +276,7 @@ def test_block_model(tmp_path):
 
 @pytest.mark.slow
 def test_real_cora(tmp_path):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'planetoid'
-    if not (source / 'cora.npz').exists():
-        pytest.skip(f'{source} holds no cora.npz')
+    source = real_data('planetoid', 'cora.npz').parent
     config = Data(dataset='cora', source=str(source), data_dir=str(tmp_path))
     graph, meta = load(config, quiet)
     assert meta['data_hash'].startswith('c6e9284adaf50af5')

@@ -2,8 +2,6 @@
 
 import dataclasses
 import gzip
-import os
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import jit
+from real_data import real_data
 
 from jaxrec import evaluate, losses
 from jaxrec.config import Data, Optim, Train
@@ -439,12 +438,7 @@ def test_mistakes(settings, message):
 @pytest.mark.parametrize('name', ['imdb-binary', 'proteins'])
 def test_real_files(tmp_path, name):
     """Published means; the file's order, by class, matters to who looks at a batch's statistics."""
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'tu'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('tu')
     data = Data(dataset=name, source=str(source), data_dir=str(tmp_path))
     graphs, meta = load(data, str, kind=Graphs)
     wanted = {'imdb-binary': (19.77, 96.53), 'proteins': (39.06, 72.82)}[name]

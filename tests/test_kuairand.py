@@ -2,11 +2,10 @@
 
 import gzip
 import hashlib
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data, Feature
@@ -239,11 +238,6 @@ REAL = {  # content hash
 @pytest.mark.slow
 @pytest.mark.parametrize('name', REAL)
 def test_real_files(tmp_path, name):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'kuairand-pure'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('kuairand-pure')
     config = Data(dataset=name, source=str(source), data_dir=str(tmp_path))
     assert datasets.load(config, say=lambda line: None)[1]['data_hash'].startswith(REAL[name])

@@ -2,11 +2,10 @@
 
 import gzip
 import hashlib
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data
@@ -82,12 +81,7 @@ def test_decisions():
 
 
 def test_real_file(tmp_path):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'kuairand-27k-explicit'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('kuairand-27k-explicit')
     config = Data(dataset=NAME, source=str(source), data_dir=str(tmp_path))
     rows = datasets.load(config, say=lambda line: None, kind=Rows)[0]
     assert (len(rows), rows.num_users, rows.num_items) == (41_828, 664, 9_359)

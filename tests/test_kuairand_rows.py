@@ -2,11 +2,11 @@
 
 import gzip
 import hashlib
-import os
 import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data
@@ -70,7 +70,7 @@ def source(tmp_path, monkeypatch):
 
 
 def test_rows(source):
-    rows, used = kuairand_rows.read_checked(str(source))
+    rows, used = kuairand_rows.read_checked(str(source), print)
     assert used == str(source / f'{kuairand.LOG}.gz')
     assert rows.user_ids.tolist() == [1, 2] and rows.item_ids.tolist() == [10, 20, 30, 40, 50]
     assert rows.users.tolist() == [1, 0, 0, 1]  # equal times as in the file
@@ -96,7 +96,7 @@ def test_rows(source):
 
 
 def test_features(source):
-    rows, _ = kuairand_rows.read_checked(str(source))
+    rows, _ = kuairand_rows.read_checked(str(source), print)
     of_user, of_item = rows.user_features, rows.item_features
     assert of_user['watch'].tolist() == [[4, 2, 4], [0, 0, 0]]
     assert of_user['long_watch'].tolist() == [[2, 0], [0, 0]]
@@ -155,12 +155,7 @@ def test_without_its_files(source, tmp_path):
 
 @pytest.mark.slow
 def test_real_files(tmp_path):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'kuairand-pure'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('kuairand-pure')
     config = Data(dataset=NAME, source=str(source), data_dir=str(tmp_path))
     rows, meta = datasets.load(config, say=lambda line: None, kind=Rows)
     assert meta['data_hash'].startswith('4a42ee831e4cbf7b')

@@ -1,10 +1,8 @@
 """Closed-form models against dense float64 formulas, and their counts against a loop."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
+from real_data import real_data
 from test_train_test_text import histories
 
 from jaxrec.config import Data
@@ -88,12 +86,7 @@ def test_seen_targets_are_misses():
 @pytest.mark.slow
 def test_the_numbers_known_of_real_files(tmp_path):
     """Recall and NDCG at 20 on ml-1m-graph, fitted on the whole of train."""
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'ml-1m-graph'
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data('ml-1m-graph')
     data, _ = load(Data(dataset='ml-1m-graph', source=str(source), data_dir=str(tmp_path)), str)
     made = splits.parted(data, 'given', 0.0, 0.0)
     split = splits.split(made, 'given', targets='all')

@@ -1,7 +1,6 @@
 """The task of nodes: what it checks, batches, measures, and a whole run on a generated graph."""
 
 import dataclasses
-import os
 import pathlib
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from real_data import real_data
 
 from jaxrec.config import Data, Optim, Train
 from jaxrec.data.graph import Graph
@@ -313,12 +313,7 @@ def test_mixgcl_learns_without_labels(tmp_path):
 
 @pytest.mark.slow
 def test_gcn_on_cora(tmp_path):
-    folder = os.environ.get('JAXREC_TEST_DATA')
-    if not folder:
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    source = pathlib.Path(folder) / 'planetoid'
-    if not (source / 'cora.npz').exists():
-        pytest.skip(f'{source} holds no cora.npz')
+    source = real_data('planetoid', 'cora.npz').parent
     given = experiment(tmp_path, dataset='cora')
     given.data.source = str(source)
     problem = nodes.Config().open(given, quiet)

@@ -900,16 +900,17 @@ def test_what_single_users_have_is_published_of_shown_metrics_alone(stored, tmp_
         **{f'values/{name}': cells_lib.pack(values) for name in ('GAUC/like', 'logloss/like')},
         'weights/GAUC/like': cells_lib.pack(np.arange(100.0)),
         'weights/logloss/like': cells_lib.pack(np.arange(100.0)),
+        'values/lag': cells_lib.pack(300 * values),  # seconds, of which float32 would move the mean
     }
     run = {**records[cell.key]['seeds']['0'], 'kept': kept}
     cells_lib.write(here, cell, {**records[cell.key], 'seeds': {'0': run}})
-    cells_lib.publish(cell, here, there, ('GAUC/like',))
+    cells_lib.publish(cell, here, there, ('GAUC/like', 'lag'))
     found = cells_lib.read(there, cell)['seeds']['0']['kept']
     assert kept.keys() - found.keys() == {'values/logloss/like', 'weights/logloss/like'}
     told = cells_lib.unpack(found['values/GAUC/like'])
     np.testing.assert_array_equal(told, values.astype(np.float32))
     np.testing.assert_array_equal(cells_lib.unpack(found['weights/GAUC/like']), np.arange(100.0))
-    assert found['greater'] == kept['greater']
+    assert found['greater'] == kept['greater'] and found['values/lag'] == kept['values/lag']
     assert len(found['values/GAUC/like']) < 0.6 * len(kept['values/GAUC/like'])
 
 

@@ -1,11 +1,10 @@
 """Layout train-test: pairs that come split, and what stops a reader in one line."""
 
 import gzip
-import os
-import pathlib
 
 import numpy as np
 import pytest
+from real_data import real_data
 
 from jaxrec import datasets
 from jaxrec.config import Data
@@ -183,11 +182,7 @@ REAL = {'gowalla': (29_858, 40_981, 217_242), 'ml-1m-graph': (6_022, 3_043, 99_4
 @pytest.mark.slow
 @pytest.mark.parametrize('name', REAL)
 def test_real_files(tmp_path, name):
-    source = pathlib.Path(os.environ.get('JAXREC_TEST_DATA', '')) / name
-    if not os.environ.get('JAXREC_TEST_DATA'):
-        pytest.skip('JAXREC_TEST_DATA names no folder with the published files')
-    if not source.exists():
-        pytest.skip(f'{source} is not there')
+    source = real_data(name)
     config = Data(dataset=name, source=str(source), data_dir=str(tmp_path))
     found, _ = datasets.load(config, quiet)
     tested = int((found.features['part'] == 2).sum())

@@ -5,7 +5,6 @@ all rows are of one item. What tells an answer is no feature: education, marital
 the weight that the survey gave a person.
 """
 
-import dataclasses
 import io
 from collections.abc import Callable
 
@@ -15,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from jaxrec.data.rows import Rows
-from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
@@ -46,34 +45,30 @@ CATEGORIES = tuple(name for name in COLUMNS if name not in (*NUMBERS, *TOLD))
 COLLEGE = ('Associates', 'Bachelors', 'Masters', 'Prof school', 'Doctorate')  # and how they go on
 
 
-@dataclasses.dataclass(frozen=True)
-class RowsOf:
-    """The data set, as `datasets` asks for it; see `public.DataSet`."""
+def read_checked(source: str, say: Callable) -> tuple[Rows, str]:
+    """The rows, and where the file was.
 
-    name: str = NAME
-    description: str = 'Census-Income (KDD), test half: income, marriage and education of persons.'
-    citation: str = 'Census-Income (KDD), UCI Machine Learning Repository, 2000.'
-    homepage: str = HOMEPAGE
-    licence: str = 'see the homepage'
-
-    def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
-        """The rows, and where the file was.
-
-        Raises:
-          UserError: it is missing, or another one.
-        """
-        del say
-        if not source:
-            raise UserError(
-                f'{NAME} is not downloaded: get it from {HOMEPAGE} and give --source=FOLDER with '
-                f'{FILE}'
-            )
-        data, used = open_source(source, FILE)
-        check_sha256(data, SHA256, used, FILE)
-        return read(data), used
+    Raises:
+      UserError: it is missing, or another one.
+    """
+    del say
+    if not source:
+        raise UserError(
+            f'{NAME} is not downloaded: get it from {HOMEPAGE} and give --source=FOLDER with {FILE}'
+        )
+    data, used = open_source(source, FILE)
+    check_sha256(data, SHA256, used, FILE)
+    return read(data), used
 
 
-TEST_HALF = RowsOf()
+TEST_HALF = DataSet(
+    name=NAME,
+    description='Census-Income (KDD), test half: income, marriage and education of persons.',
+    citation='Census-Income (KDD), UCI Machine Learning Repository, 2000.',
+    homepage=HOMEPAGE,
+    licence='see the homepage',
+    read=read_checked,
+)
 
 
 def read(data: bytes) -> Rows:

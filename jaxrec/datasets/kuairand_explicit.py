@@ -8,7 +8,6 @@ each user one like and one hate to test, and of those left with both one of each
 authors drew their test rows with another generator.
 """
 
-import dataclasses
 import io
 from collections.abc import Callable
 
@@ -18,7 +17,8 @@ import pyarrow.csv
 
 from jaxrec.data.rows import Rows
 from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE
-from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.kuairand_rows import column_of
+from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.errors import UserError
 
 NAME = 'kuairand-27k-explicit-rows'
@@ -26,39 +26,40 @@ FILE = 'processed_standard_kcore_15.tsv'
 SHA256 = '321128c4543d3e658a1fa9788edd4049295b0d1ccf4469154326fb7769556e0a'
 REPOSITORY = 'https://github.com/alessandrosocc/predict_explicit_negative_feedback_kuairand'
 BEHAVIOUR = ('click', 'long_view', 'follow', 'comment', 'forward', 'profile_enter')
-TIMES = ('play_time', 'comment_stay_time', 'duration')  # milliseconds
+TIMES = {  # milliseconds, and as published
+    'play_time': 'play_time_ms',
+    'comment_stay_time': 'comment_stay_time',
+    'duration': 'duration_ms',
+}
 TESTED, VALIDATED = 2, 1  # parts
 _SEED = 0  # of the draws
 
 
-@dataclasses.dataclass(frozen=True)
-class RowsOf:
-    """The data set, as `datasets` asks for it; see `public.DataSet`."""
+def read_checked(source: str, say: Callable) -> tuple[Rows, str]:
+    """The rows, and where the file was.
 
-    name: str = NAME
-    description: str = 'KuaiRand-27K: impressions of April 2022 that were liked or hated.'
-    citation: str = CITATION
-    homepage: str = HOMEPAGE
-    licence: str = LICENCE
-
-    def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
-        """The rows, and where the file was.
-
-        Raises:
-          UserError: it is missing, or another one.
-        """
-        del say
-        if not source:
-            raise UserError(
-                f'{NAME} is not downloaded: get {FILE} (there .csv) from {REPOSITORY} and give '
-                '--source=FOLDER with it'
-            )
-        data, used = open_source(source, FILE)
-        check_sha256(data, SHA256, used, FILE)
-        return read(data), used
+    Raises:
+      UserError: it is missing, or another one.
+    """
+    del say
+    if not source:
+        raise UserError(
+            f'{NAME} is not downloaded: get {FILE} (there .csv) from {REPOSITORY} and give '
+            '--source=FOLDER with it'
+        )
+    data, used = open_source(source, FILE)
+    check_sha256(data, SHA256, used, FILE)
+    return read(data), used
 
 
-EXPLICIT = RowsOf()
+EXPLICIT = DataSet(
+    name=NAME,
+    description='KuaiRand-27K: impressions of April 2022 that were liked or hated.',
+    citation=CITATION,
+    homepage=HOMEPAGE,
+    licence=LICENCE,
+    read=read_checked,
+)
 
 
 def read(data: bytes) -> Rows:
@@ -73,8 +74,6 @@ def read(data: bytes) -> Rows:
     user_ids, users = np.unique(table['user_id'].to_numpy(), return_inverse=True)
     item_ids, items = np.unique(table['video_id'].to_numpy(), return_inverse=True)
     hate = 1 - table['label'].to_numpy()
-    named = {name: name if name == 'long_view' else f'is_{name}' for name in BEHAVIOUR}
-    named_times = {name: f'{name}_ms'.replace('stay_time_ms', 'stay_time') for name in TIMES}
     return Rows(
         users=users.astype(np.int32),
         items=(items + 1).astype(np.int32),
@@ -84,8 +83,8 @@ def read(data: bytes) -> Rows:
         features={
             'part': parts(users, hate),
             'hour': (table['hourmin'].to_numpy() // 100).astype(np.int32),
-            **{name: table[c].to_numpy().astype(np.int32) for name, c in named.items()},
-            **{name: table[c].to_numpy().astype(np.float32) for name, c in named_times.items()},
+            **{name: table[column_of(name)].to_numpy().astype(np.int32) for name in BEHAVIOUR},
+            **{name: table[c].to_numpy().astype(np.float32) for name, c in TIMES.items()},
         },
         labels={'hate': hate.astype(np.float32)},
         name=NAME,

@@ -6,7 +6,6 @@ known before the impression: the videos before 25 April are frozen, and no play 
 video_features_statistic_pure.csv is never read: its counts are taken over the whole period.
 """
 
-import dataclasses
 import io
 from collections.abc import Callable
 
@@ -17,7 +16,7 @@ import pyarrow.csv
 
 from jaxrec.data.rows import Rows
 from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE, LOG, PAST, SHA256, VIDEOS
-from jaxrec.datasets.public import check_sha256, open_source
+from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
@@ -60,31 +59,13 @@ _OF_VIDEO = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class RowsOf:
-    """A data set of rows, as `datasets` asks for it; see `public.DataSet`."""
-
-    name: str = NAME
-    description: str = DESCRIPTION
-    citation: str = CITATION
-    homepage: str = HOMEPAGE
-    licence: str = LICENCE
-
-    def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
-        """The rows, and where the log was, see `read_checked`."""
-        del say
-        return read_checked(source)
-
-
-PURE = RowsOf()
-
-
-def read_checked(source: str) -> tuple[Rows, str]:
+def read_checked(source: str, say: Callable) -> tuple[Rows, str]:
     """Reads the published files from a folder (or zip), and where the log was.
 
     Raises:
       UserError: a file is missing, or is another one.
     """
+    del say
     if not source:
         raise UserError(
             f'{NAME} is not downloaded: get KuaiRand-Pure from {HOMEPAGE} and give '
@@ -99,6 +80,14 @@ def read_checked(source: str) -> tuple[Rows, str]:
     if found != SIZE:
         raise UserError(f'{used[LOG]}: {found} users, videos and impressions; {SIZE} are expected')
     return rows, used[LOG]
+
+
+PURE = DataSet(NAME, DESCRIPTION, CITATION, HOMEPAGE, LICENCE, read_checked)
+
+
+def column_of(signal: str) -> str:
+    """The published name of a column that says whether users did something."""
+    return signal if signal == 'long_view' else f'is_{signal}'
 
 
 def read(log: bytes, past: bytes, users: bytes, videos: bytes) -> Rows:
@@ -116,7 +105,7 @@ def read(log: bytes, past: bytes, users: bytes, videos: bytes) -> Rows:
     past_users, pasts = _past(past)
     ids = [table['video_id'].to_numpy(), *(videos for videos, _ in pasts.values())]
     item_ids = np.unique(np.concatenate(ids))
-    signals = {name: name if name == 'long_view' else f'is_{name}' for name in LABELS}
+    signals = {name: column_of(name) for name in LABELS}
     signals['play_time_ms'] = 'play_time_ms'
     return Rows(
         users=user.astype(np.int32),

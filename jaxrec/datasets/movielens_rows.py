@@ -5,7 +5,6 @@ Of every user the last 100 ratings, in the order of `movielens`. Label like: a r
 reference runs of MARM have it. The rating itself is no feature.
 """
 
-import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -13,28 +12,26 @@ import numpy as np
 from jaxrec.data.ragged import ranges
 from jaxrec.data.rows import Rows
 from jaxrec.datasets import events, movielens
+from jaxrec.datasets.public import DataSet
 
 NAME = 'ml-1m-rows'
 LATEST = 100  # rows of a user
 
 
-@dataclasses.dataclass(frozen=True)
-class RowsOf:
-    """The data set, as `datasets` asks for it; see `public.DataSet`."""
-
-    name: str = NAME
-    description: str = 'MovieLens-1M: the last 100 ratings of each user, whether they liked it.'
-    citation: str = movielens.ML_1M.citation
-    homepage: str = movielens.ML_1M.homepage
-    licence: str = movielens.ML_1M.licence
-
-    def read_checked(self, source: str, say: Callable) -> tuple[Rows, str]:
-        """The rows, and where the ratings were; errors as of `movielens.ML_1M`."""
-        raw, used = movielens.ML_1M.read_checked(source, say)
-        return rows_of(raw), used
+def read_checked(source: str, say: Callable) -> tuple[Rows, str]:
+    """The rows, and where the ratings were; errors as of `movielens.ML_1M`."""
+    raw, used = movielens.ML_1M.read_checked(source, say)
+    return rows_of(raw), used
 
 
-ML_1M = RowsOf()
+ML_1M = DataSet(
+    name=NAME,
+    description='MovieLens-1M: the last 100 ratings of each user, whether they liked it.',
+    citation=movielens.ML_1M.citation,
+    homepage=movielens.ML_1M.homepage,
+    licence=movielens.ML_1M.licence,
+    read=read_checked,
+)
 
 
 def rows_of(raw: events.Events) -> Rows:

@@ -5,7 +5,6 @@ items (`data.domains`), and the part of an event is its column `part` (task.spli
 are no times: the order of the files is none.
 """
 
-import dataclasses
 import hashlib
 import pathlib
 import re
@@ -15,7 +14,7 @@ import numpy as np
 
 from jaxrec.data import domains, splits
 from jaxrec.datasets.events import Events
-from jaxrec.datasets.public import open_source
+from jaxrec.datasets.public import DataSet, open_source
 from jaxrec.datasets.raw_ids import Coded
 from jaxrec.errors import UserError
 
@@ -153,28 +152,11 @@ def _events(files, named, source):
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """A layout with several data sets, as `datasets` asks for it; see `public.DataSet`."""
-
-    name: str
-    description: str
-    citation: str
-    homepage: str
-    licence: str
-    read: Callable[[str, Callable], tuple[Events, str]]
-    variant: Callable[[str], str] = by_folder
-
-    def read_checked(self, source: str, say: Callable) -> tuple[Events, str]:
-        """The events, and where they were."""
-        return self.read(source, say)
-
-
 _LICENCE = (
     'no licence text comes with the files; the reviews are of the Amazon review data of McAuley et '
     'al.: ask before redistributing'
 )
-DISENCDR = Pairs(
+DISENCDR = DataSet(
     name='disencdr',
     description='Amazon pairs of two domains, one test item a user and domain (sport and cloth, '
     'sport and phone, electronic and phone, electronic and cloth).',
@@ -183,8 +165,9 @@ DISENCDR = Pairs(
     homepage='https://github.com/cjx96/DisenCDR',
     licence=_LICENCE,
     read=read_disencdr,
+    variant=by_folder,
 )
-CDRIB = Pairs(
+CDRIB = DataSet(
     name='cdrib',
     description='Amazon pairs of two domains; users who are cold in one of them are tested in it.',
     citation='Cao et al., Cross-Domain Recommendation to Cold-Start Users via Variational '
@@ -192,4 +175,5 @@ CDRIB = Pairs(
     homepage='https://github.com/cjx96/CDRIB',
     licence=_LICENCE,
     read=read_cdrib,
+    variant=by_folder,
 )

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 
+from jaxrec.data.rows import Rows
 from jaxrec.datasets.events import Events
 from jaxrec.errors import UserError
 
@@ -29,8 +30,10 @@ class DataSet:
       citation: the paper to cite.
       homepage: where it is published.
       licence: what is known about its terms.
-      size: published numbers of users, items and interactions.
-      read: (source, say) -> the events and which source was used; source is '' to download.
+      read: (source, say) -> the events and which source was used; source is '' to download. Or
+        rows in their place, of a data set without `size`.
+      size: published numbers of users, items and interactions; None = `read` checks what it reads.
+      variant: source -> name of one of several data sets in the same layout.
     """
 
     name: str
@@ -38,12 +41,15 @@ class DataSet:
     citation: str
     homepage: str
     licence: str
-    size: tuple[int, int, int]
-    read: Callable[[str, Callable], tuple[Events, str]]
+    read: Callable[[str, Callable], tuple[Events | Rows, str]]
+    size: tuple[int, int, int] | None = None
+    variant: Callable[[str], str] | None = None
 
-    def read_checked(self, source: str, say: Callable) -> tuple[Events, str]:
-        """Reads the events; raises UserError if they are not as many as published."""
+    def read_checked(self, source: str, say: Callable) -> tuple[Events | Rows, str]:
+        """Reads the data; raises UserError if there are not as many events as published."""
         events, used = self.read(source, say)
+        if self.size is None:
+            return events, used
         found = (len(events.users.values), len(events.items.values), len(events.users.codes))
         if found != self.size:
             raise UserError(

@@ -22,7 +22,7 @@ def _data_set(name, file, description, size, sha256, licence) -> DataSet:
         data, used = read_file(source, say, f'{DATA}/{file}', sha256)
         return text_layouts.read_pairs(io.BytesIO(data), file), used
 
-    return DataSet(name, description, CITATION, HOMEPAGE, licence, size, read)
+    return DataSet(name, description, CITATION, HOMEPAGE, licence, read, size)
 
 
 GAMES = _data_set(

@@ -42,9 +42,8 @@ def info_nce(
     against = both.reshape(-1, both.shape[-1])
     scores = jnp.einsum('and,md->anm', rows, against, preferred_element_type=at_least_float32(both))
     out = jnp.eye(len(first), dtype=bool)
-    out = out if hidden is None else out | hidden
+    out = jnp.tile(out if hidden is None else out | hidden, (1, 2))
     positive = jnp.broadcast_to((rows[0] * both[1]).sum(-1), (2, len(first)))
-    out = jnp.tile(out, (1, 2))
     if decoupled:
         scores = jnp.where(out, jnp.finfo(scores.dtype).min / 2, scores)
         return _decoupled(positive, jax.nn.logsumexp(scores, axis=-1))

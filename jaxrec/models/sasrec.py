@@ -280,11 +280,11 @@ class SASRec(Model):
     def user_vectors(self, rows: dict, users: int, pool: str, key: Key) -> jax.Array:
         """[users, D] vectors of the segments of packed rows, see `views.segment_vectors`."""
         keys = rng.keys(key, 'encode', 'table')
-        table, settings = self.item_table(), {'table_key': keys['table']}
-        if pool == 'last' and self.config.blocks:
-            return replicated(self.encode(rows, table, keys['encode'], users=users, **settings))
-        hidden = self.encode(rows, table, keys['encode'], **settings)
-        return segment_vectors(hidden, rows, users, pool)
+        asked = users if pool == 'last' and self.config.blocks else 0
+        hidden = self.encode(
+            rows, self.item_table(), keys['encode'], users=asked, table_key=keys['table']
+        )
+        return replicated(hidden) if asked else segment_vectors(hidden, rows, users, pool)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with its negatives, see `next_item.sample` and `in_batch.sample`."""

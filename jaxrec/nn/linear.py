@@ -48,9 +48,8 @@ def _product_backward(residuals, g):
     x, kernel = residuals
     wide = jnp.promote_types(x.dtype, jnp.float32)
     d_x = jnp.einsum('blo,io->bli', g, kernel, preferred_element_type=wide)
-    if (
-        len(x) > 1 and min(kernel.shape) <= x.shape[1]
-    ):  # a matrix per row takes no more memory than x or g
+    # a matrix per row takes no more memory than x or g
+    if len(x) > 1 and min(kernel.shape) <= x.shape[1]:
         d_kernel = jnp.einsum('bli,blo->bio', x, g, preferred_element_type=wide).sum(0)
     else:
         whole = jax.P(None, None) if on_mesh() else None

@@ -239,12 +239,17 @@ def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path, shown: Conta
 
 
 def _told(record: dict, shown: Container[str]) -> dict:
-    """The record with what is kept of these metrics alone, their values in float32."""
+    """The record with what is kept of these metrics alone, in float32 where that moves no mean."""
 
     def told(kept):
         values = {name for name in kept if name.partition('/')[0] in ('values', 'weights')}
         left = {n: x for n, x in kept.items() if n not in values or n.partition('/')[2] in shown}
-        return {n: pack(unpack(x).astype('<f4')) if n in values else x for n, x in left.items()}
+        return {n: shorter(x) if n in values else x for n, x in left.items()}
+
+    def shorter(text):
+        values = unpack(text)
+        short = values.astype('<f4')
+        return pack(short) if np.abs(short - values).max(initial=0) < _ROUNDING / 2 else text
 
     seeds = {seed: {**run, 'kept': told(run['kept'])} for seed, run in record['seeds'].items()}
     return {**record, 'seeds': seeds}
