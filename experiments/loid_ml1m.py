@@ -57,6 +57,8 @@ MODELS = {
     'triplet': dataclasses.replace(BASE, alignment='triplet'),
     'linear': dataclasses.replace(BASE, head='linear'),
     'authors': dataclasses.replace(BASE, head='linear', alignment='triplet', rank=32, alpha=32.0),
+    'ranking': dataclasses.replace(BASE, loss='bpr', decay=0.01),
+    'mf-ranking': dataclasses.replace(BASE, loss='bpr', decay=0.01, texts=False, align=0.0),
     'texts': dataclasses.replace(BASE, ids=False, align=0.0),
     'mf': dataclasses.replace(BASE, texts=False, align=0.0),
     'action': dataclasses.replace(BASE, plugins=SOURCES[:1], learns=SOURCES[0]),
@@ -78,5 +80,10 @@ def get_config(arg: str = '') -> Experiment:
         ),
         data=Data(dataset='ml-1m-texts'),
         optim=Optim(learning_rate=2e-3, b2=0.999),
-        train=Train(batch_rows=2048, epochs=20, patience=2),
+        train=Train(
+            batch_rows=2048,
+            epochs=20,
+            patience=2,
+            metric='GAUC' if model.loss == 'bpr' else '',
+        ),
     )

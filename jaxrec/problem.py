@@ -347,7 +347,7 @@ class Inputs:
       features: `config.Feature`s that it reads.
       extras: of 'users', 'same_target', 'similar': see data/positives.
       cuts: most targets per window that it can learn; 0 = it learns one at every event.
-      negatives: whether the data draw its negatives.
+      negatives: whether the data draw its negatives; of ratings, see `ratings.RatingBatches`.
       labels: that it knows by name, all or none of the task's.
       rewards: what events were worth, a `config.Rewards` with signals; None = 1 each.
       pairs: whether it learns pairs of users and items, by themselves and as a graph.

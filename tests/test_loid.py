@@ -453,6 +453,61 @@ def test_loss_in_float64(alignment):
     np.testing.assert_allclose(loss, terms['mse'] + 0.7 * wanted + 0.3 * decay, rtol=1e-4)
 
 
+def ranked(rows=16):
+    """A batch with rivals, of which the third row has none; the last is padding."""
+    train = split().train
+    found = data.RatingBatches(train, rows=rows, seed=0, process=(0, 1), rivals=True)(0)
+    found = {name: x.copy() for name, x in found.items()}
+    found['rival_weights'][2] = 0
+    for name in ('weights', 'rival_weights'):
+        found[name][-1] = 0
+    return jax.tree.map(jnp.asarray, found)
+
+
+def test_the_ranking_head_in_float64():
+    """-log sigmoid of the liked one's rating less the other's, mean over rows with a rival."""
+    graph, params = drawn(loss='bpr', align=0.0, decay=0.3)
+    given, one = constants(), ranked()
+    loss, (terms, _) = jit(lambda p: nnx.merge(graph, p).loss(one, given, {}, KEY))(params)
+    other = one | {n: one[f'rival_{n}'] for n in ('items', 'before', 'ratings', 'weights')}
+    wanted, lengths = [], []
+    for row in range(15):
+        p, q, _, _ = slow_sides(params, given, one, row)
+        lengths.append(p @ p + q @ q)
+        pair = [slow_rating(params, given, x, row, 'factors') for x in (one, other)]
+        if one['ratings'][row] <= 3:
+            pair.reverse()
+        if other['weights'][row]:
+            wanted.append(np.log1p(np.exp(pair[1] - pair[0])))
+    assert 3 < len(wanted) < 15
+    np.testing.assert_allclose(terms['bpr'], np.mean(wanted), rtol=1e-4)
+    np.testing.assert_allclose(loss, np.mean(wanted) + 0.3 * np.mean(lengths), rtol=1e-4)
+
+
+def test_rivals():
+    """Of the same user, on the other side of what is liked, each as often; nobody else's."""
+    one = split().train
+    rivals, rng = data.Rivals(one), np.random.default_rng(0)
+    liked = one.values > data.LIKED
+    for row in range(0, len(one), 7):
+        others = np.flatnonzero((one.users == one.users[row]) & (liked != liked[row]))
+        found, there = rivals(np.full(300, row), rng.random(300))
+        assert there.all() == bool(len(others)) == there.any()
+        wanted = set(others.tolist()) if len(others) else {row}
+        assert set(found.tolist()) == wanted
+    alike = dataclasses.replace(one, values=np.full(len(one), 5, np.float32))
+    with pytest.raises(UserError, match='no order to learn'):
+        data.Rivals(alike)
+    batches = [
+        data.RatingBatches(one, rows=16, seed=0, process=(n, 2), rivals=True) for n in (0, 1)
+    ]
+    whole = data.RatingBatches(one, rows=16, seed=0, process=(0, 1), rivals=True)
+    for step in (0, 5):
+        halves = [x(step) for x in batches]
+        for name, column in whole(step).items():
+            np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), column)
+
+
 @pytest.mark.parametrize('moves', loid.MOVES)
 def test_what_the_alignment_moves(moves):
     graph, params = drawn(align_moves=moves)
@@ -522,8 +577,9 @@ def test_a_text_changes_no_earlier_prediction():
     assert changed > 0
 
 
-def test_the_same_on_a_mesh(mesh):
-    settings = {'dropout': 0.3, 'align_rows': 8, 'plugins': ('a', 'b')}
+@pytest.mark.parametrize('loss', ['mse', 'bpr'])
+def test_the_same_on_a_mesh(mesh, loss):
+    settings = {'dropout': 0.3, 'align_rows': 8, 'plugins': ('a', 'b'), 'loss': loss}
     graph, params = drawn(**settings)
 
     def both(params, one, given):
@@ -533,7 +589,8 @@ def test_the_same_on_a_mesh(mesh):
         model = nnx.merge(graph, params)
         return jax.value_and_grad(loss)(params), model.ratings(one, model.begin(given))
 
-    one, given = (jax.tree.map(np.asarray, x) for x in (batch(), constants()))
+    drawing = batch if loss == 'mse' else ranked
+    one, given = (jax.tree.map(np.asarray, x) for x in (drawing(), constants()))
     expected = jax.tree.map(np.asarray, jit(both)(params, one, given))
     mesh(4, 2)
     place = {'users': jax.P('model', None), 'items': jax.P('model', None)}
@@ -578,6 +635,18 @@ def experiment(folder, **changes):
     return applied(given, changes)
 
 
+def slow_gauc(held, base):
+    """Of the biases: a user's pairs that are in order, mean over users by their rows."""
+    total = rows = 0
+    for user in np.unique(held.users):
+        of = held.users == user
+        scores, liked = base['items'][held.items[of]].astype(float), held.values[of] > 3
+        pairs = [(x > y) + (x == y) / 2 for x in scores[liked] for y in scores[~liked]]
+        if pairs:
+            total, rows = total + of.sum() * np.mean(pairs), rows + of.sum()
+    return total / rows
+
+
 def test_problem_and_its_references(tmp_path, mesh):
     """Biases and factors beside the model; groups; one hash with texts and without."""
     mesh(1, 1)
@@ -594,6 +663,8 @@ def test_problem_and_its_references(tmp_path, mesh):
     base, test = problem.constants['base'], split(histories()).test
     biases = np.clip(base['items'][test.items] + base['users'][test.users], 1, 5)
     assert found['biases'].metrics['MSE'] == pytest.approx(np.mean((biases - test.values) ** 2))
+    assert found['mean'].metrics['GAUC'] == 0.5
+    assert found['biases'].metrics['GAUC'] == pytest.approx(slow_gauc(test, base))
     groups = found['biases'].groups
     assert set(groups) == {'ratings of the item', 'liked before'}
     for own in groups.values():
@@ -634,6 +705,8 @@ def test_factors_of_a_ridge_by_count():
         ({'task.valid_share': 0.95}, 'add up to < 1'),
         ({'task.split': 'users'}, 'not one of random, temporal'),
         ({'task.lowest': 7.0}, 'below task.highest'),
+        ({'model.loss': 'bpr'}, "set train.metric='GAUC'"),
+        ({'model.loss': 'bpr', 'train.metric': 'MAE'}, "set train.metric='GAUC'"),
     ],
 )
 def test_mistakes_found_before_anything_is_read(changes, message):

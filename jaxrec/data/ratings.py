@@ -276,15 +276,26 @@ class RatingBatches(problem.Batches):
       rows: of a batch, over all processes.
       seed: of the order.
       process: (index, count) of this process; it gets its slice of the rows.
+      rivals: whether every rating comes with another of its user, drawn anew each time, of which
+        one is above LIKED and one is not.
 
     Raises:
-      UserError: rows that do not divide over processes.
+      UserError: rows that do not divide over processes; rivals, and no rating has one.
     """
 
-    def __init__(self, ratings: Triples, *, rows: int, seed: int, process: tuple[int, int]):
+    def __init__(
+        self,
+        ratings: Triples,
+        *,
+        rows: int,
+        seed: int,
+        process: tuple[int, int],
+        rivals: bool = False,
+    ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._ratings, self._seed, self._process = ratings, seed, process
+        self._rivals = Rivals(ratings) if rivals else None
         self.rows = rows
         self.examples_per_epoch = self.targets_per_epoch = len(ratings)
         self.steps_per_epoch = -(-len(ratings) // rows)
@@ -294,10 +305,43 @@ class RatingBatches(problem.Batches):
         """Batch number `step`, see `rating_batch`."""
         epoch, some = self.place(step, len(self._ratings))
         chosen = self.of_epoch(epoch, self._order)[some]
-        return part(rating_batch(self._ratings.take(chosen), self.rows), *self._process)
+        batch = rating_batch(self._ratings.take(chosen), self.rows)
+        if self._rivals is not None:
+            draws = rng.host(self._seed, rng.NEGATIVES, step).random(len(chosen))
+            rivals, there = self._rivals(chosen, draws)
+            other = rating_batch(self._ratings.take(rivals), self.rows)
+            batch |= {f'rival_{name}': other[name] for name in other if name != 'users'}
+            batch['rival_weights'][: len(chosen)] = there
+        return part(batch, *self._process)
 
     def _order(self, epoch):
         return rng.host(self._seed, rng.ORDER, epoch).permutation(len(self._ratings))
+
+
+class Rivals:
+    """Of every rating those of the same user on the other side of LIKED."""
+
+    def __init__(self, ratings: Triples):
+        side = 2 * ratings.users.astype(np.int64) + (ratings.values > LIKED)
+        self._order = np.argsort(side, kind='stable')
+        ends = np.searchsorted(side[self._order], [side ^ 1, (side ^ 1) + 1])
+        self._first, self._count = ends[0], ends[1] - ends[0]
+        if not self._count.any():
+            raise UserError(
+                f'no user has ratings both above {LIKED} and not: there is no order to learn'
+            )
+
+    def __call__(self, chosen: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places int64 [n] of a rival of each, and bool [n] whether it has one; else itself.
+
+        Args:
+          chosen: int64 [n], places of ratings.
+          draws: [n] in [0, 1), which rival.
+        """
+        count = self._count[chosen]
+        there = count > 0
+        place = self._first[chosen] + (draws * count).astype(np.int64)
+        return np.where(there, self._order[np.where(there, place, 0)], chosen), there
 
 
 def rating_batch(ratings: Triples, rows: int) -> problem.Batch:

@@ -12,6 +12,10 @@ one module for both, and no dropout in it. An empty history, or no text, is a ze
 has (p_u + a_u) . (q_i + a_i) too, which without texts is a biased matrix factorisation. Training
 begins at the biases: the output of MHA begins at 0.
 
+That is the rating head. With `loss='bpr'`, the ranking head (our form), the same sum is an order:
+of two ratings of a user, one above 3 and one not, the former is to be above, by -log sigmoid of the
+difference (Rendle et al. 2009). What it then gives are no ratings: RMSE says nothing, GAUC does.
+
 Ids and texts of one user, and of one item, are aligned: by InfoNCE in the batch (the paper), or by
 a triplet with one other id (the code). The code sees texts of held-out rows: that is `task.leak`.
 Without dropout of a_u and a_i, in products too, texts overfit: .5, that of the code, is needed.
@@ -53,6 +57,7 @@ class Config(ModelConfig):
     texts: bool = True  # else ids alone: with head='factors' a biased matrix factorisation
     ids: bool = True  # else texts alone: each side asks with the mean of its own
     head: str = field('factors', choices=HEADS)
+    loss: str = field('mse', choices=('mse', 'bpr'))
     dropout: float = field(0.5, least=0, below=1)  # of a_u and a_i before the head
     decay: float = field(0.05, least=0, traced=True)  # of |p_u|^2 + |q_i|^2 of each rating
     align: float = field(0.02, least=0)  # weight; the authors' .2 keeps ids from learning to rate
@@ -87,8 +92,8 @@ class Config(ModelConfig):
         return LoID(self, sizes, rngs=rngs)
 
     def inputs(self) -> Inputs:
-        """Users by number, and texts."""
-        return Inputs(users=True, texts=self.texts)
+        """Users by number, texts, and of a ranking a second rating of each user."""
+        return Inputs(users=True, texts=self.texts, negatives=self.loss == 'bpr')
 
     def whole_batch(self) -> str:
         """Ids of a batch's rows are each other's negatives."""
@@ -192,13 +197,16 @@ class LoID(Model):
     def loss(
         self, batch: dict, constants: dict, carry: dict, key: jax.Array
     ) -> tuple[jax.Array, tuple[dict, dict]]:
-        """Squared error, the alignment of both sides, and the decay of ids."""
+        """Squared error, or what is wrong with the order; the alignment, and the decay of ids."""
         config, weights = self.config, batch['weights']
         carried = self._of_step(batch, constants)
         sides = p, q, a_user, a_item = self.sides(batch, carried)
-        error = self._ratings(batch, carried, *sides, key) - batch['ratings']
-        terms = {'mse': weighted_mean(error**2, weights)}
-        total = terms['mse']
+        if config.loss == 'mse':
+            found = self._ratings(batch, carried, *sides, key)
+            total = weighted_mean((found - batch['ratings']) ** 2, weights)
+        else:
+            total = self.disorder(batch, carried, sides, key)
+        terms = {config.loss: total}
         if config.ids:
             lengths = (p * p).sum(-1) + (q * q).sum(-1)
             total = total + config.decay * weighted_mean(lengths, weights)
@@ -208,6 +216,24 @@ class LoID(Model):
             terms['align'] += self.alignment(a_item, q, batch['items'], parts, weights)
             total = total + config.align * terms['align']
         return total, (terms, carry)
+
+    def disorder(self, batch: dict, carried: dict, sides: tuple, key: Key) -> jax.Array:
+        """BPR of the batch's ratings and their rivals, see `data.ratings.RatingBatches`.
+
+        Args:
+          batch: with the rivals' columns.
+          carried: of `begin`.
+          sides: of the batch.
+          key: of the dropout; other entries are dropped of the rivals.
+        """
+        keys = rng.keys(key, 'own', 'rival')
+        rival = {n[6:]: x for n, x in batch.items() if n[:6] == 'rival_'}
+        rival['users'] = batch['users']
+        own = self._ratings(batch, carried, *sides, keys['own'])
+        other = self._ratings(rival, carried, *self.sides(rival, carried), keys['rival'])
+        wanted = jnp.where(batch['ratings'] > rival['ratings'], 1, -1)
+        values = losses.bpr(wanted * own, (wanted * other)[:, None])
+        return weighted_mean(values, rival['weights'])
 
     def alignment(
         self, text: jax.Array, own: jax.Array, ids: jax.Array, told: jax.Array, weights: jax.Array

@@ -38,9 +38,17 @@ class RatingTask(problem.Task):
             raise UserError('this task is of users by number, which this model does not know')
 
     def metrics(self) -> dict[str, problem.Metric]:
-        """MAE and RMSE; of single ratings MAE and the squared error MSE have values."""
+        """MAE and RMSE; of single ratings MAE and the squared error MSE have values.
+
+        GAUC is how well a user's liked items (rated above 3) are above the user's others.
+        """
         low = problem.Metric(higher=False)
-        return {'RMSE': problem.Metric(higher=False, single=False), 'MAE': low, 'MSE': low}
+        return {
+            'RMSE': problem.Metric(higher=False, single=False),
+            'MAE': low,
+            'MSE': low,
+            'GAUC': problem.Metric(single=False),
+        }
 
 
 @dataclasses.dataclass
@@ -97,6 +105,7 @@ class Config(RatingTask):
             shuffled=self.shuffled,
             seed=self.split_seed,
         )
+        check_metric(experiment, split.valid)
         bases = cold_start.Bases(split, self.factors)
         batches = data.RatingBatches(
             split.train.take(np.flatnonzero(np.isin(split.train.users, bases.taught()))),
@@ -223,32 +232,48 @@ class PairRatings(problem.Evaluation):
         return {}
 
     def _measured(self, found):
-        values = self._held.values
+        values, scores = self._held.values, found
         if not np.isfinite(found).all():
             raise UserError('the model gives ratings that are not finite numbers')
         found = np.clip(found.astype(np.float64), self._config.lowest, self._config.highest)
         error = np.abs(found - values)
 
         def errors(some):
+            ordered = gauc(self._held.take(some), scores[some])
             return {
                 'RMSE': point_metrics.rmse(found[some], values[some]),
                 'MAE': point_metrics.mae(found[some], values[some]),
                 'MSE': float((error[some] ** 2).mean()),
-            }
+            } | ({} if ordered is None else {'GAUC': ordered})
 
         return problem.Measured(
-            metrics=errors(slice(None)),
+            metrics=errors(np.arange(self.examples)),
             unit='row',
             values={'MAE': error, 'MSE': error**2},
             groups={
                 grouping: {
-                    name: {'examples': int(some.sum()), **errors(some)}
-                    for name, some in groups.items()
-                    if some.any()
+                    name: {'examples': len(some), **errors(some)}
+                    for name, some in ((n, np.flatnonzero(x)) for n, x in groups.items())
+                    if len(some)
                 }
                 for grouping, groups in self._groups().items()
             },
             details=self._details(),
+        )
+
+
+def gauc(held: data.Triples, scores: np.ndarray) -> float | None:
+    """GAUC of ratings above `data.LIKED`; None if no user has them and others."""
+    found = point_metrics.gauc(scores, held.values > data.LIKED, held.users)[0]
+    return None if np.isnan(found) else found
+
+
+def check_metric(experiment: Any, valid: data.Triples) -> None:
+    """Raises UserError if train.metric is undefined on the validation ratings."""
+    if experiment.train.metric == 'GAUC' and gauc(valid, np.zeros(len(valid))) is None:
+        raise UserError(
+            f"train.metric='GAUC': no user has validation ratings both above {data.LIKED} and not; "
+            'choose another metric'
         )
 
 

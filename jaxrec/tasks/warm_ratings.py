@@ -19,7 +19,7 @@ from jaxrec.data import ratings as data
 from jaxrec.data.histories import Histories
 from jaxrec.data.item_texts import ItemTexts
 from jaxrec.errors import UserError
-from jaxrec.tasks.ratings import PairRatings, Ratings, RatingTask
+from jaxrec.tasks.ratings import PairRatings, Ratings, RatingTask, check_metric
 
 _RIDGE = 5.0, 0.05  # of the factors that are a reference: for who has n ratings, 5 + .05 n
 _FEW = 10  # training ratings of an item, and fewer
@@ -45,6 +45,11 @@ class Config(RatingTask):
 
     def check(self, experiment: Any) -> None:
         super().check(experiment)
+        metric = experiment.train.metric
+        if experiment.model.inputs().negatives and metric in ('', 'RMSE', 'MAE', 'MSE'):
+            raise UserError(
+                "this model learns an order of items, not ratings: set train.metric='GAUC'"
+            )
         if self.valid_share + self.test_share >= 1:
             raise UserError('task.valid_share and task.test_share must add up to < 1')
         reads = experiment.model.inputs().texts
@@ -94,6 +99,7 @@ class Config(RatingTask):
             liked=self.liked,
             leak=self.leak,
         )
+        check_metric(experiment, split.valid)
         constants = {'base': base_of(split)}
         if texts is not None:
             constants['texts'] = texts_of(histories, texts, self.shuffled, say)
@@ -102,6 +108,7 @@ class Config(RatingTask):
             rows=experiment.train.batch_rows,
             seed=experiment.train.seed,
             process=process,
+            rivals=experiment.model.inputs().negatives,
         )
         counts = ', '.join(f'{len(getattr(split, n)):,} {n}' for n in ('train', 'valid', 'test'))
         sizes = {'user': split.num_users, 'item': split.num_items}
