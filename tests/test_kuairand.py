@@ -228,10 +228,10 @@ def test_ties_are_counted_among_events_with_a_time():
 # The real files ----------------------------------------------------------------------------------
 
 REAL = {  # content hash
-    'kuairand-pure': '5a2ca1491102a02b',
-    'kuairand-pure-watched': '9ff9162016bdf2b0',
-    'kuairand-pure-history': '2162d7f4bb14dbc4',
-    'kuairand-pure-watched-history': '71c92c00dc1b1620',
+    'kuairand-pure': 'a197eb5706717228',
+    'kuairand-pure-watched': 'b3c42652858662aa',
+    'kuairand-pure-history': 'ca0cc4f2377e8d0d',
+    'kuairand-pure-watched-history': 'bd1b34a4c3e3c627',
 }
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 
 from jaxrec import files
-from jaxrec.config import Texts
+from jaxrec.config import ENCODERS, Texts
 from jaxrec.data import stored, text_encoders
 from jaxrec.data.catalogue import Items
 from jaxrec.data.text_encoders import Encoder
@@ -51,6 +51,23 @@ class ItemTexts:
         """How many items, how many of them have a vector, and how many words are known."""
         there = int(self.vectors.any(1).sum())
         return {'items': len(self.vectors) - 1, 'texts': there, 'words': len(self.encoder.words)}
+
+
+def check(settings: Texts, reader: str, unread: str) -> None:
+    """Raises UserError unless texts are set exactly where something reads them.
+
+    Args:
+      settings: task.texts.
+      reader: what reads them, for people; '' = nothing.
+      unread: what to say of texts that nothing reads.
+    """
+    if reader and not settings.encoder:
+        names = ', '.join(filter(None, ENCODERS))
+        raise UserError(
+            f"{reader} reads the items' texts: set task.texts.encoder to one of {names}"
+        )
+    if settings.encoder and not reader:
+        raise UserError(f'task.texts.encoder={settings.encoder!r} and {unread}')
 
 
 def encoder_of(columns: Mapping[str, np.ndarray]) -> Encoder:

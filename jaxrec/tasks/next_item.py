@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 from jaxrec import datasets
-from jaxrec.config import ENCODERS, Texts, field
+from jaxrec.config import Texts, field
 from jaxrec.data import domains as domains_lib
 from jaxrec.data import item_texts, overlap, positives, splits, text_encoders
 from jaxrec.data.catalogue import Catalogue
@@ -212,17 +212,11 @@ class Config(Task):
             raise UserError(
                 f'train.metric={train.metric} is measured by jaxrec.evaluate only, not in training'
             )
-        if (inputs.texts or self.start_table) and not self.texts.encoder:
-            what = 'task.start_table' if self.start_table else 'this model'
-            raise UserError(
-                f"{what} reads the items' texts: set task.texts.encoder to one of "
-                f'{", ".join(filter(None, ENCODERS))}'
-            )
-        if self.texts.encoder and not (inputs.texts or self.start_table):
-            raise UserError(
-                f'task.texts.encoder={self.texts.encoder!r} and nothing reads the texts: set '
-                "model.items.made_of='ids+texts' or task.start_table"
-            )
+        item_texts.check(
+            self.texts,
+            'task.start_table' if self.start_table else 'this model' * inputs.texts,
+            "nothing reads the texts: set model.items.made_of='ids+texts' or task.start_table",
+        )
         if self.start_table and train.start_from:
             raise UserError('task.start_table and train.start_from both say how tables begin')
         if self.periods > 1:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxrec import datasets, problem
-from jaxrec.config import ENCODERS, Texts, field
+from jaxrec.config import Texts, field
 from jaxrec.data import item_texts, warm_ratings
 from jaxrec.data import ratings as data
 from jaxrec.data.histories import Histories
@@ -52,16 +52,9 @@ class Config(RatingTask):
             )
         if self.valid_share + self.test_share >= 1:
             raise UserError('task.valid_share and task.test_share must add up to < 1')
-        reads = experiment.model.inputs().texts
-        if reads and not self.texts.encoder:
-            raise UserError(
-                "this model reads the items' texts: set task.texts.encoder to one of "
-                f'{", ".join(filter(None, ENCODERS))}'
-            )
-        if self.texts.encoder and not reads:
-            raise UserError(
-                f'task.texts.encoder={self.texts.encoder!r} and this model reads no texts'
-            )
+        item_texts.check(
+            self.texts, 'this model' * experiment.model.inputs().texts, 'this model reads no texts'
+        )
 
     def protocol_fields(self) -> dict[str, Any]:
         """What is held out, and how errors are measured."""
