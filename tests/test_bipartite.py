@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrec.devices.mesh import Divided, put_whole
-from jaxrec.nn import bipartite
+from jaxrec.nn import bipartite, propagate
 from jaxrec.nn.bipartite import Nodes
 
 ROWS = Nodes(128, 64)
@@ -95,7 +95,7 @@ def test_elsewhere_sums_of_segments_are_the_same(monkeypatch):
     kept = bipartite.drop_edges(edges, ROWS.items, 0.3, KEY)
     x = Nodes(*map(jnp.asarray, vectors()))
     expected = [flat(bipartite.exchange(edges, k, x)) for k in (None, kept)]
-    monkeypatch.setattr(bipartite, 'platform', lambda: 'gpu')
+    monkeypatch.setattr(propagate, 'platform', lambda: 'gpu')
     got = [flat(bipartite.exchange(edges, k, x)) for k in (None, kept)]
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     del degrees

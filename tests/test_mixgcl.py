@@ -121,7 +121,7 @@ def test_rates_by_centrality():
     np.testing.assert_allclose(dense, got, atol=1e-6)
     # what is drawn at such rates: an edge in both directions or in none
     kept = propagate.drop_edges(adjacency, N, propagate.edge_rates(adjacency, N, 0.3), KEY)
-    values = {(r, c): x for r, c, x in zip(*map(np.asarray, kept), strict=True)}
+    values = {(r, c): x for r, c, x in zip(*map(np.asarray, kept[:3]), strict=True)}
     assert all((values[a, b] > 0) == (values[b, a] > 0) for a, b in values)
     share = np.mean([values[a, b] == 0 for a, b in zip(u, v, strict=True)])
     assert 0.2 < share < 0.4

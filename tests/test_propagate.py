@@ -32,13 +32,22 @@ def test_entries():
     matrix = propagate.entries(scipy.sparse.csr_array(x))
     np.testing.assert_array_equal(as_dense(matrix, x.shape), x)
     assert (np.diff(matrix.rows) >= 0).all()
-    assert [column.dtype for column in matrix] == [np.int32, np.int32, np.float32]
+    assert [column.dtype for column in matrix[:3]] == [np.int32, np.int32, np.float32]
+    by = matrix.order.by_column
+    for column in range(30):
+        of = by[slice(*matrix.order.column_starts[column : column + 2])]
+        np.testing.assert_array_equal(of, np.flatnonzero(matrix.columns == column))
+    for row in range(20):
+        of = np.arange(*matrix.order.starts[row : row + 2])
+        np.testing.assert_array_equal(of, np.flatnonzero(matrix.rows == row))
 
 
+@pytest.mark.parametrize('ordered', [True, False])
 @pytest.mark.parametrize('shape', [(20, 30), (120, 50)])
-def test_product_and_gradients(shape):
+def test_product_and_gradients(shape, ordered):
     dense = random_matrix(*shape)
     matrix = propagate.entries(scipy.sparse.csr_array(dense))
+    matrix = matrix if ordered else matrix._replace(order=None)
     rng = np.random.default_rng(1)
     x, g = rng.normal(size=(shape[1], 8)), rng.normal(size=(shape[0], 8))
     y, back = jax.vjp(
@@ -62,11 +71,24 @@ def test_propagation_twice_is_the_square_of_the_adjacency():
 
 
 def test_bfloat16_is_summed_in_float32():
-    matrix = propagate.Sparse(
-        jnp.zeros(400, jnp.int32), jnp.zeros(400, jnp.int32), jnp.ones(400, jnp.float32)
-    )
-    y = propagate.propagate(matrix, jnp.ones((1, 2), jnp.bfloat16), 1)
-    assert y.dtype == jnp.bfloat16 and (y == 400).all()  # bfloat16 sums stop at 256
+    matrix = propagate.entries(scipy.sparse.csr_array(np.ones((1, 400))))
+    for given in (matrix, matrix._replace(order=None)):
+        y = propagate.propagate(given, jnp.ones((400, 2), jnp.bfloat16), 1)
+        assert y.dtype == jnp.bfloat16 and (y == 400).all()  # bfloat16 sums stop at 256
+
+
+def test_an_order_of_other_rows_is_refused():
+    with pytest.raises(ValueError, match='a matrix of 120 rows, not 121'):
+        propagate.propagate(ADJACENCY, jnp.ones((120, 1)), 121)
+
+
+def test_elsewhere_sums_of_segments_are_the_same(monkeypatch):
+    x = jnp.asarray(random_matrix(120, 8))
+    both = jax.value_and_grad(lambda x: (propagate.propagate(ADJACENCY, x, 120) ** 3).sum())
+    expected = both(x)
+    monkeypatch.setattr(propagate, 'platform', lambda: 'gpu')
+    for a, b in zip(both(x), expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (2, 2)])

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import P
-from jax.experimental import sparse
 
-from jaxrec.devices.mesh import EVERY, on_mesh, placed, platform, replicated
+from jaxrec.devices.mesh import EVERY, on_mesh, placed, replicated
 from jaxrec.nn.dropout import counted
 from jaxrec.nn.propagate import kept as kept_of
+from jaxrec.nn.propagate import of_rows
 
 
 class Nodes(NamedTuple):
@@ -110,22 +110,13 @@ def _product(side, kept, x):
     def local(side, kept, x):
         kept = [None] * len(side.starts) if kept is None else kept
         pieces = zip(side.starts, side.rows, side.columns, kept, strict=True)
-        return jnp.concatenate([_of_piece(*piece, x) for piece in pieces])
+        return jnp.concatenate([of_rows(*piece, x) for piece in pieces])
 
     if not on_mesh():
         return local(side, kept, x)
     split = jax.tree.map(lambda one: jax.reshard(one, EVERY), (side, kept))
     product = jax.shard_map(local, in_specs=(EVERY, EVERY, P()), out_specs=EVERY)
     return product(*split, replicated(x))
-
-
-def _of_piece(starts, rows, columns, kept, x):
-    count = len(starts) - 1
-    if platform() == 'cpu':
-        values = jnp.ones(columns.shape, x.dtype) if kept is None else kept.astype(x.dtype)
-        return sparse.BCSR((values, columns, starts), shape=(count, len(x))) @ x
-    terms = x[columns] if kept is None else x[columns] * kept[:, None].astype(x.dtype)
-    return jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
 
 
 def degrees(edges: Nodes, kept: Nodes, rows: Nodes) -> Nodes:

@@ -1,4 +1,8 @@
-"""Products with a sparse matrix whose entries are data: propagation over the edges of a graph."""
+"""Products with a sparse matrix whose entries are data: propagation over the edges of a graph.
+
+On a CPU a product with a matrix in order is that of a CSR matrix, forward and backward; elsewhere,
+and where nothing is in order, it is a sum over sorted segments.
+"""
 
 from typing import NamedTuple
 
@@ -6,8 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.sparse
+from jax import P
+from jax.experimental import sparse
 
-from jaxrec.devices.mesh import lookup
+from jaxrec.devices.mesh import lookup, on_mesh, platform
 from jaxrec.nn.dropout import Key, dropout, hashed
 
 
@@ -18,18 +24,40 @@ class Sparse(NamedTuple):
       rows: int32 [E], ascending.
       columns: int32 [E].
       values: float32 [E].
+      order: None where the entries change from step to step.
     """
 
     rows: jax.Array | np.ndarray
     columns: jax.Array | np.ndarray
     values: jax.Array | np.ndarray
+    order: 'Order | None' = None
+
+
+class Order(NamedTuple):
+    """Where the entries of rows and columns are.
+
+    Attributes:
+      starts: int32 [R + 1], where each row's entries begin.
+      by_column: int32 [E], the entries by column, then by row.
+      column_starts: int32 [C + 1], where each column's begin among these.
+    """
+
+    starts: jax.Array | np.ndarray
+    by_column: jax.Array | np.ndarray
+    column_starts: jax.Array | np.ndarray
 
 
 def entries(matrix: scipy.sparse.csr_array) -> Sparse:
-    """The entries of a CSR matrix, as numpy arrays."""
+    """The entries of a CSR matrix, in order, as numpy arrays."""
     rows = np.repeat(np.arange(matrix.shape[0], dtype=np.int32), np.diff(matrix.indptr))
     columns = np.asarray(matrix.indices, np.int32)
-    return Sparse(rows, columns, np.asarray(matrix.data, np.float32))
+    ends = np.cumsum(np.bincount(columns, minlength=matrix.shape[1]))
+    order = Order(
+        starts=np.asarray(matrix.indptr, np.int32),
+        by_column=np.argsort(columns, kind='stable').astype(np.int32),
+        column_starts=np.concatenate([[0], ends]).astype(np.int32),
+    )
+    return Sparse(rows, columns, np.asarray(matrix.data, np.float32), order)
 
 
 def propagate(matrix: Sparse, x: jax.Array, rows: int) -> jax.Array:
@@ -46,10 +74,64 @@ def propagate(matrix: Sparse, x: jax.Array, rows: int) -> jax.Array:
     Returns:
       [R, D] in the dtype of x, summed in float32 at least.
     """
+    if matrix.order is not None:
+        if len(matrix.order.starts) != rows + 1:
+            raise ValueError(f'a matrix of {len(matrix.order.starts) - 1} rows, not {rows}')
+        return _product(*matrix[:3], matrix.order, x)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     gathered = lookup(x, matrix.columns).astype(wide)
     terms = matrix.values[:, None].astype(wide) * gathered
     total = jax.ops.segment_sum(terms, matrix.rows, rows, indices_are_sorted=True)
+    return total.astype(x.dtype)
+
+
+@jax.custom_vjp
+def _product(rows, columns, values, order, x):
+    return _whole(order.starts, rows, columns, values, x)
+
+
+def _forward(rows, columns, values, order, x):
+    return _product(rows, columns, values, order, x), (rows, columns, values, order, x)
+
+
+def _backward(saved, cotangent):
+    rows, columns, values, order, x = saved
+    place = order.by_column
+    back = _whole(order.column_starts, columns[place], rows[place], values[place], cotangent)
+    of_values = (lookup(cotangent, rows) * lookup(x, columns)).sum(-1).astype(values.dtype)
+    return None, None, of_values, None, back
+
+
+_product.defvjp(_forward, _backward)
+
+
+def _whole(starts, rows, columns, values, x):
+    """`of_rows` on every device."""
+    if not on_mesh():
+        return of_rows(starts, rows, columns, values, x)
+    product = jax.shard_map(of_rows, in_specs=P(), out_specs=P())
+    return product(starts, rows, columns, values, x)
+
+
+def of_rows(
+    starts: jax.Array, rows: jax.Array, columns: jax.Array, values: jax.Array | None, x: jax.Array
+) -> jax.Array:
+    """[R, D] in the dtype of x [C, D], summed in float32 at least: each row's values * x[columns].
+
+    Args:
+      starts: int32 [R + 1], where each row's entries begin.
+      rows: int32 [E] ascending, R on padding.
+      columns: int32 [E].
+      values: [E]; None = ones.
+    """
+    count, wide = len(starts) - 1, jnp.promote_types(x.dtype, jnp.float32)
+    if platform() == 'cpu':
+        values = jnp.ones(columns.shape, wide) if values is None else values.astype(wide)
+        matrix = sparse.BCSR((values, columns, starts), shape=(count, len(x)))
+        return (matrix @ x.astype(wide)).astype(x.dtype)
+    terms = x[columns].astype(wide)
+    terms = terms if values is None else terms * values[:, None].astype(wide)
+    total = jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
     return total.astype(x.dtype)
 
 
@@ -94,13 +176,13 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float | jax.Array, key: Key)
     """
     if key is None or (isinstance(rate, int | float) and rate == 0):
         return adjacency
-    rows, columns, _ = adjacency
+    rows, columns = adjacency.rows, adjacency.columns
     low, high = jnp.minimum(rows, columns), jnp.maximum(rows, columns)
     pair = low.astype(jnp.uint32) * jnp.uint32(nodes % 2**32) + high.astype(jnp.uint32)
     left = (kept(rate, key, pair) | (rows == columns)).astype(jnp.float32)
     degrees = jax.ops.segment_sum(left, rows, nodes, indices_are_sorted=True)
     scale = jax.lax.rsqrt(jnp.maximum(degrees, 1))
-    return Sparse(rows, columns, left * scale[rows] * scale[columns])
+    return adjacency._replace(values=left * scale[rows] * scale[columns])
 
 
 def edge_rates(adjacency: Sparse, nodes: int, rate: float) -> jax.Array:
@@ -109,7 +191,7 @@ def edge_rates(adjacency: Sparse, nodes: int, rate: float) -> jax.Array:
     GCA (Zhu et al., WWW 2021, eq. 3 to 5) with degree centrality: of an edge w = log((d_u + d_v) /
     2), and its rate is min(rate (max w - w) / (max w - mean w), GCA_MOST). Loops do not count.
     """
-    rows, columns, _ = adjacency
+    rows, columns = adjacency.rows, adjacency.columns
     between = (rows != columns).astype(jnp.float32)
     degrees = jax.ops.segment_sum(between, rows, nodes, indices_are_sorted=True)
     weight = jnp.log(jnp.maximum((degrees[rows] + degrees[columns]) / 2, 1))

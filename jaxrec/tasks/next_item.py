@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
+import scipy.sparse
 
 from jaxrec import datasets
 from jaxrec.config import Texts, field
@@ -38,7 +39,7 @@ from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
 from jaxrec.nn import bipartite
-from jaxrec.nn.propagate import Sparse
+from jaxrec.nn.propagate import entries
 from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
 
 
@@ -347,9 +348,9 @@ def _sizes(catalogue: Catalogue) -> dict[str, int]:
 def _mean_follower(follow, num_items):
     """Entries of D^-1 A with A the counts of followers; rows without any are 0."""
     item, follower, count = np.asarray(follow)
-    total = np.bincount(item, count, num_items + 1)
-    rows, columns = item.astype(np.int32), follower.astype(np.int32)
-    return Sparse(rows, columns, (count / total[item]).astype(np.float32))
+    share = count / np.bincount(item, count, num_items + 1)[item]
+    shape = (table_rows(num_items),) * 2
+    return entries(scipy.sparse.csr_array((share, (item, follower)), shape))
 
 
 def graph_of(catalogue: Catalogue) -> dict[str, Any]:
