@@ -23,7 +23,7 @@ BARE = {'graph': 0, 'mix': 1.0, 'pad': False}
 
 def problem_of(histories, **model):
     experiment = Experiment(
-        model=c2dsr.Config(**{'dim': DIM, 'max_len': LENGTH, **model}),
+        model=c2dsr.Config(**{'dim': DIM, 'blocks': 1, 'max_len': LENGTH, **model}),
         task=next_item.Config(in_domain=True, cutoffs=(1, 10)),
         data=Data(),
         train=Train(batch_rows=8),
@@ -35,7 +35,7 @@ def problem_of(histories, **model):
 def built(**model):
     """(problem, constants, graphdef, parameters, batch of training rows)."""
     problem = problem_of(log(), **model)
-    config = c2dsr.Config(**{'dim': DIM, 'max_len': LENGTH, **model})
+    config = c2dsr.Config(**{'dim': DIM, 'blocks': 1, 'max_len': LENGTH, **model})
     batch = jax.tree.map(jnp.asarray, problem.batches()(0))
     constants = jax.tree.map(jnp.asarray, problem.constants)
     graphdef, params = make(config, ITEMS)
@@ -188,6 +188,50 @@ def test_infomax():
     assert not np.any(gradient['items'][2]) and np.any(gradient['items'][1])
 
 
+def test_the_false_context_is_of_the_same_events():
+    """L_X reads events of Y in a log whose X alone was replaced, and L_Y the reverse."""
+    _, constants, graphdef, params, batch = built()
+    of_items = np.asarray(constants['domains'])
+    domain = of_items[np.asarray(batch['items'])]
+    rng = np.random.default_rng(0)
+    vectors = [jnp.asarray(rng.normal(size=(*domain.shape, DIM)), jnp.float32) for _ in range(5)]
+    hidden, false = vectors[:3], vectors[3:]
+    params = {**params, 'critic_bias': np.array([0.3, -0.2], np.float32)}
+    model = nnx.merge(graphdef, params)
+    got = model.infomax(hidden, false, batch['segments'], jnp.asarray(domain))
+    values = [[], []]
+    for row in range(len(domain)):
+        for user in range(1, int(batch['segments'][row].max()) + 1):
+            here = np.asarray(batch['segments'])[row] == user
+            at = [here & (domain[row] == n) for n in (1, 2)]
+            if not (at[0].any() and at[1].any()):
+                continue
+            for n in (0, 1):
+                mine = np.float64(hidden[1 + n])[row][at[n]].mean(0)
+                left = mine @ np.float64(params['critics'][n])
+                true, wrong = (
+                    left @ np.float64(h)[row][at[1 - n]].mean(0) + params['critic_bias'][n]
+                    for h in (hidden[0], false[n])
+                )
+                values[n].append(np.log1p(np.exp(-true)) + np.log1p(np.exp(wrong)))
+    assert len(values[0]) == len(values[1]) == 3
+    np.testing.assert_allclose(got, np.mean(values[0]) + np.mean(values[1]), rtol=1e-4)
+
+
+@pytest.mark.parametrize('own', [True, False])
+def test_tied_heads_are_tokens(own):
+    """Of the merged encoder's table, or without it of each domain's own."""
+    settings = {'mix': 1.0, 'merged': not own, 'own': own, 'tied': True}
+    _, constants, graphdef, params, _ = built(**settings)
+    assert 'heads' not in params
+    items = nnx.merge(graphdef, params).catalogue(constants)['items']
+    of_items = np.asarray(constants['domains'])
+    for item in range(1, ITEMS + 1):
+        n = of_items[item]
+        row = params['items'][n if own else 0][item]
+        np.testing.assert_array_equal(items[item, (n - 1) * DIM : n * DIM], row)
+
+
 def test_corruption_keeps_the_pattern():
     _, constants, graphdef, params, batch = built()
     of_items = np.asarray(constants['domains'])
@@ -195,7 +239,7 @@ def test_corruption_keeps_the_pattern():
     items = np.asarray(batch['items'])
     domain = of_items[items]
     drawn = model._corrupted(batch['items'], jnp.asarray(domain), constants, jax.random.key(1))
-    for false, kept in zip(drawn, (1, 2), strict=True):
+    for false, kept in zip(drawn, (2, 1), strict=True):
         false = np.asarray(false)
         np.testing.assert_array_equal(of_items[false], domain)
         np.testing.assert_array_equal(false[domain == kept], items[domain == kept])
@@ -248,7 +292,7 @@ def test_the_same_on_any_mesh(mesh):
     for shape in ((1, 1), (2, 2)):  # the last rows are shared by 'data', tables by 'model'
         mesh(*shape)
         problem = problem_of(log())
-        config = c2dsr.Config(dim=DIM, max_len=LENGTH)
+        config = c2dsr.Config(dim=DIM, blocks=1, max_len=LENGTH)
         graphdef, params = make(config, ITEMS)
         batch, constants = put_batch(problem.batches()(0)), put_whole(problem.constants)
         spec = jax.tree_util.tree_map_with_path(

@@ -221,3 +221,32 @@ def test_sampled_softmax_logq_estimates_the_exact_softmax(x64):
 def test_weighted_mean_ignores_infinite_padding():
     assert losses.weighted_mean(jnp.asarray([2.0, jnp.inf]), jnp.asarray([1.0, 0.0])) == 2
     assert losses.weighted_mean(jnp.asarray([jnp.nan]), jnp.asarray([0.0])) == 0
+
+
+@pytest.mark.parametrize('scale', [0.1, 20.0])
+def test_softmax_in_domain(scale):
+    """Among the items of the target's domain alone, short vectors and long ones; gradients too."""
+    rng = np.random.default_rng(0)
+    h, table = scale * rng.normal(size=(3, 5, 4)), scale * rng.normal(size=(13, 4))
+    of_rows = np.array([0, *rng.integers(1, 3, 10), 0, 0])  # 10 items, then padding
+    targets = rng.integers(1, 11, (3, 5))
+    weights = (rng.random((3, 5)) < 0.7).astype(float)
+
+    def slow(h, table):
+        logits = h @ table.T
+        same = (of_rows == of_rows[targets][..., None]) & (of_rows > 0)
+        logits = jnp.where(same, logits, -jnp.inf)
+        values = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(
+            logits, targets[..., None], -1
+        ).squeeze(-1)
+        return (weights * values).sum() / weights.sum()
+
+    def fast(h, table):
+        domain, marks = jnp.asarray(of_rows[targets]), jnp.asarray(of_rows)[:, None]
+        rest = {'domain': domain, 'of_rows': marks, 'num_items': 10}
+        return losses.in_domain(h, table, jnp.asarray(targets), jnp.asarray(weights), **rest)
+
+    args = jnp.asarray(h, jnp.float32), jnp.asarray(table, jnp.float32)
+    got, expected = (jax.value_and_grad(f, (0, 1))(*args) for f in (fast, slow))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

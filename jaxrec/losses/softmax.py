@@ -28,6 +28,7 @@ def softmax(
     num_items: int,
     label_smoothing: float = 0.0,
     chunk: int = 0,
+    lowering: int = 0,
 ) -> jax.Array:
     """Exact softmax cross-entropy over the catalogue in memory that does not grow with tokens.
 
@@ -45,6 +46,7 @@ def softmax(
       label_smoothing: e in [0, 1).
       chunk: tokens per chunk and device; 0 chooses by the device (`tuning`), or as many as the
         table has numbers where that is more.
+      lowering: last columns whose products only ever make a logit less, as `in_domain` has them.
 
     Returns:
       Scalar, the weighted mean over targets, in float32 (float64 for float64 queries).
@@ -56,7 +58,7 @@ def softmax(
         is_item = _is_item(jnp.arange(table.shape[0]), num_items)
         mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
         wanted = wanted + label_smoothing * mean
-    total = _log_partition_sum(queries, table, weights, num_items, chunk)
+    total = _log_partition_sum(queries, table, weights, num_items, chunk, lowering)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
@@ -84,21 +86,22 @@ def in_domain(
     far = [_FAR * (domain == n)[..., None].astype(queries.dtype) for n in (2, 1)]
     marks = [(of_rows == n).astype(table.dtype) for n in (1, 2)]
     queries, table = (jnp.concatenate(x, axis=-1) for x in ([queries, *far], [table, *marks]))
-    return softmax(queries, table, targets, weights, num_items=num_items)
+    return softmax(queries, table, targets, weights, num_items=num_items, lowering=len(marks))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _log_partition_sum(queries, table, weights, num_items, chunk):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def _log_partition_sum(queries, table, weights, num_items, chunk, lowering):
     """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the items i."""
-    return _log_partition(queries, table, weights, num_items, chunk, gradients=False)
+    settings = num_items, chunk, lowering
+    return _log_partition(queries, table, weights, *settings, gradients=False)
 
 
-def _log_partition_forward(queries, table, weights, num_items, chunk):
-    total, *gradients = _log_partition(queries, table, weights, num_items, chunk, gradients=True)
+def _log_partition_forward(queries, table, weights, *settings):
+    total, *gradients = _log_partition(queries, table, weights, *settings, gradients=True)
     return total, gradients
 
 
-def _log_partition_backward(num_items, chunk, residuals, g):
+def _log_partition_backward(num_items, chunk, lowering, residuals, g):
     d_queries, d_table = residuals
     return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None
 
@@ -106,10 +109,14 @@ def _log_partition_backward(num_items, chunk, residuals, g):
 _log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
-def _log_partition(queries, table, weights, num_items, chunk, gradients):
+def _log_partition(queries, table, weights, num_items, chunk, lowering, gradients):
     """The sum, and with `gradients` its derivatives by queries and table from the same pass."""
     local = functools.partial(
-        _local_log_partition, num_items=num_items, chunk=chunk, gradients=gradients
+        _local_log_partition,
+        num_items=num_items,
+        chunk=chunk,
+        lowering=lowering,
+        gradients=gradients,
     )
     if not on_mesh():
         return local(queries, table, weights)
@@ -121,7 +128,9 @@ def _log_partition(queries, table, weights, num_items, chunk, gradients):
     )(queries, table, weights)
 
 
-def _local_log_partition(queries, table, weights, *, num_items, chunk, gradients, axes=None):
+def _local_log_partition(
+    queries, table, weights, *, num_items, chunk, lowering, gradients, axes=None
+):
     """This device's tokens against this device's rows of the table, chunk by chunk."""
     (rows, dim), tokens, wide = table.shape, weights.size, at_least_float32(queries)
 
@@ -136,7 +145,9 @@ def _local_log_partition(queries, table, weights, *, num_items, chunk, gradients
     bias = jnp.where(is_item, 0, -jnp.inf).astype(wide)
 
     # |x . row| <= |x| |row|: as long as that cannot overflow exp, no pass looks for the largest
-    bound = _longest(queries, wide) * max_model(_longest(table, wide))
+    raising = dim - lowering
+    bound = _longest(queries[..., :raising], wide)
+    bound = bound * max_model(_longest(table[:, :raising], wide))
 
     def peaks(logits):
         return jax.lax.cond(

@@ -7,8 +7,10 @@ table [w, 0, b] or [0, w, b] makes that a dot product, so that ranking and servi
 What differs from the authors' code: every loss is a mean over targets (theirs divides by all
 positions, so weights fall with padding), all positions of the window are targets and not the last
 10, all events count in the infomax means, the pads before a history are never seen, corrupted
-histories are drawn anew each step, and attention has no output projection. Other corrections are
-fields, at the authors' value by default.
+histories are drawn anew each step, attention has no output projection, propagation no bias, and
+vectors begin as Xavier has it and not at N(0, 1). Other corrections are fields, at the authors'
+value by default. With `tied` an item's head is its token: of the merged table, or without a merged
+encoder of that of its domain, so that one encoder alone is the SASRec of the library.
 """
 
 import dataclasses
@@ -40,7 +42,7 @@ class Config(ModelConfig):
     """C2DSR's hyper-parameters; the defaults are those of the authors' code."""
 
     dim: int = field(256, least=1)
-    blocks: int = field(1, least=0)
+    blocks: int = field(2, least=0)
     heads: int = field(1, least=1)
     max_len: int = field(15, least=1)  # newest events that the model sees
     dropout: float = field(0.2, least=0, below=1)
@@ -53,6 +55,7 @@ class Config(ModelConfig):
     # correction: an item's vector is added once where there is no graph, not twice
     once: bool = False
     pad: bool = True  # a class of no item in every softmax, as the authors have it
+    tied: bool = False  # heads are the tokens' own table, not one beside it
     init: str = field('xavier_normal', choices=embeddings.INITS)
 
     def check(self) -> None:
@@ -127,8 +130,9 @@ class C2DSR(Model):
         init = embeddings.INITS[config.init]
         self.encoders = nnx.List(Encoder(config, rngs=rngs) for _ in range(3))
         self.items = nnx.List(table() for _ in range(3))  # of the merged log, and of each domain
-        self.heads = table()
-        self.bias = nnx.Param(jnp.zeros(len(self.heads[...])))
+        if not config.tied:
+            self.heads = table()
+        self.bias = nnx.Param(jnp.zeros(len(self.items[0][...])))
         shape = config.dim, config.dim
         self.critics = nnx.List(nnx.Param(init(rngs.params(), shape)) for _ in range(2))
         self.critic_bias = nnx.Param(jnp.zeros(2))
@@ -221,11 +225,12 @@ class C2DSR(Model):
         """L_X + L_Y, means over the users of a batch with events of both domains; else 0.
 
         L_X = BCE(g^X D c^Y + b, 1) + BCE(g^X D f^Y + b, 0): g^X is the mean of h^X over the events
-        of X, c^Y that of h over those of Y, and f^Y the same after Y was replaced.
+        of X, c^Y that of h over those of Y, and f^Y the same of the same events of Y after those of
+        X around them were replaced. Of L_Y the other way round.
 
         Args:
           hidden: [B, L, D] of `encode`.
-          false: [B, L, D] merged, after the items of Y, and of X, were replaced.
+          false: [B, L, D] merged, after the items of X, and of Y, were replaced.
           segments, domain: int32 [B, L].
         """
         following = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
@@ -248,10 +253,10 @@ class C2DSR(Model):
         return total
 
     def _corrupted(self, items, domain, constants, key):
-        """Items with those of the second, and with those of the first domain drawn anew."""
+        """Items with those of the first, and with those of the second domain drawn anew."""
         bits, starts = hash_bits(key, items), constants['starts']
         found = []
-        for n in (2, 1):
+        for n in (1, 2):
             first, size = starts[n - 1], starts[n] - starts[n - 1]
             place = first + (bits % size.astype(jnp.uint32)).astype(jnp.int32)
             drawn = values_at(constants['by_domain'], place)
@@ -264,13 +269,19 @@ class C2DSR(Model):
 
     def _table(self, domains):
         """(w [rows, D], b, domain, whether it is the class of no item: [rows, 1])."""
-        heads, bias = self.heads[...], self.bias[...]
-        domains = jnp.pad(domains, (0, len(heads) - len(domains)))
-        none = jnp.arange(len(heads)) == self.num_items + 1
+        bias = self.bias[...]
+        domains = jnp.pad(domains, (0, len(bias) - len(domains)))
+        none = jnp.arange(len(bias)) == self.num_items + 1
         columns = [x[:, None] for x in (bias, domains, none)]
         if on_mesh():
             columns = [jax.reshard(x, P('model', None)) for x in columns]
-        return heads, *columns
+        return self._heads(columns[1]), *columns
+
+    def _heads(self, domains):
+        if not self.config.tied:
+            return self.heads[...]
+        merged, *own = (x[...] for x in self.items)
+        return merged if self.config.merged else jnp.where(domains == 2, own[1], own[0])
 
     def _softmax(self, table, hidden, of_none, targets, domain, weights):
         """Mean cross-entropy of targets among the items of their domain, and no item."""

@@ -14,7 +14,10 @@ have one. All off is UniCDR.
 What differs from the authors' code: items that are not there have no weight in attention (theirs
 keep exp(0)), at least one item is left of a short history, negatives and contexts are drawn anew
 each step, and of a user without an event in a domain P^k counts as 0 when lists are made, since
-nothing was learnt of it. Items of domains have a table together, as they are different items.
+nothing was learnt of it. Items of domains have a table together, as they are different items,
+vectors begin short and not at N(0, 1), critics have no bias, and `decay` is of the rows that a pair
+looks up, where theirs weighs down all parameters. Propagation divides by the roots of degrees in
+the whole graph, of a user those in both domains.
 """
 
 import dataclasses
@@ -57,6 +60,7 @@ class Config(ModelConfig):
     critic: float = field(0.6, least=0, below=1, traced=True)  # weight; that of pairs is the rest
     dropout: float = field(0.3, least=0, below=1)
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
+    decay: float = field(0.0, least=0, traced=True)  # of half the squared length of a pair's rows
     # UniCDR+
     features: tuple[Feature, ...] = ()  # of items, whose vectors are added to theirs
     layers: int = field(0, least=0)  # of propagation over items with common users
@@ -84,6 +88,14 @@ class Config(ModelConfig):
             domains=True,
             context=self.context,
         )
+
+    def tables(self) -> dict[str, tuple[str, ...]]:
+        """Those of users and items, where no step makes vectors of all items."""
+        if self.layers or self.features:
+            return {}
+        shared = ('users_shared',) if self.shared else ()
+        found = {name: ('users',) for name in ('users_first', 'users_second', *shared)}
+        return {'items': ('items', 'targets', 'negatives'), **found}
 
     def whole_batch(self) -> str:
         """Users are each other's negatives, and one propagation serves a whole batch."""
@@ -147,7 +159,8 @@ class UniCDR(Model):
             return nnx.Param(drawn)
 
         self.items = table(self.num_items)  # row 0 is padding
-        self.users = nnx.List(table(self.num_users - 1) for _ in range(2))  # row u is user u
+        # of the first and of the second domain; row u is user u
+        self.users_first, self.users_second = (table(self.num_users - 1) for _ in range(2))
         self.aggregators = nnx.List(Aggregator(config, rngs=rngs) for _ in range(2))
         if config.shared:
             self.users_shared = table(self.num_users - 1)
@@ -160,7 +173,10 @@ class UniCDR(Model):
             self.attributes = embeddings.Attributes(config.features, config.dim, rngs=rngs)
 
     def vectors(self, constants: dict) -> jax.Array:
-        """[rows, D] of items, with their attributes, after propagation in their own domain."""
+        """[rows, D] of items, with their attributes, after propagation in their own domain.
+
+        `embeddings.Rows` of the table where a step has only these.
+        """
         x = self.items[...]
         if self.config.features:
             codes = constants['items']['codes']
@@ -201,13 +217,17 @@ class UniCDR(Model):
         for n in (1, 2):
             own, other = domain == n, (domain > 0) & ((domain != n) | sees_all)
             known = own.any(1, keepdims=True)
-            p = self._of(self.users[n - 1], batch, vectors) * known
+            p = self._of(self._own[n - 1], batch, vectors) * known
             u = self.aggregators[n - 1](p, vectors, own)
             if self.config.shared:
                 p = self._of(self.users_shared, batch, vectors)
                 u = u + self.aggregator_shared(p, vectors, other)
             found.append(u)
         return jnp.concatenate(found, axis=-1)[:, None]
+
+    @property
+    def _own(self):
+        return self.users_first, self.users_second
 
     def _of(self, table, batch, vectors):
         """[B, D] rows of the users, 0 of those without a number."""
@@ -224,7 +244,7 @@ class UniCDR(Model):
         drawn, domain = lookup(vectors, items), values_at(domains, items)
         own_keys, found = split_key(keys['own'], 4), []
         for n in (1, 2):
-            p = lookup(self.users[n - 1][...], batch['users'])
+            p = lookup(self._own[n - 1][...], batch['users'])
             u = self.aggregators[n - 1](p, drawn, domain == n, own_keys[2 * n - 2])
             found.append(dropout(u, self.config.dropout, own_keys[2 * n - 1]))
         u = jnp.where(mine == 1, *found)
@@ -263,7 +283,19 @@ class UniCDR(Model):
         if config.soft:
             terms['soft'] = sum(soft_contrast(u, shared, w, config.temperature) for w in of)
             value = value + config.soft * terms['soft']
+        if config.decay:
+            terms['decay'] = sum(losses.weighted_mean(self._lengths(batch, known), w) for w in of)
+            value = value + config.decay * terms['decay']
         return value, (terms, carry)
+
+    def _lengths(self, batch, known):
+        """[B], half the squared lengths of a pair's user, in its domain and shared, and items."""
+        first, second = (lookup(x[...], batch['users']) for x in self._own)
+        rows = [jnp.where(batch['domain'][:, None] == 1, first, second)]
+        if self.config.shared:
+            rows.append(lookup(self.users_shared[...], batch['users']))
+        item, others = known
+        return sum((x**2).sum(-1) for x in (*rows, item)) / 2 + (others**2).sum(-1).mean(-1) / 2
 
     def criticised(self, u: jax.Array, shared: jax.Array, of: list, key: jax.Array) -> jax.Array:
         """BCE(u^k D_k u^s, 1) + BCE(v^k D_k u^s, 0) of both domains; v is another user of k.
