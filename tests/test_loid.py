@@ -472,13 +472,13 @@ def test_the_ranking_head_in_float64():
     other = one | {n: one[f'rival_{n}'] for n in ('items', 'before', 'ratings', 'weights')}
     wanted, lengths = [], []
     for row in range(15):
-        p, q, _, _ = slow_sides(params, given, one, row)
-        lengths.append(p @ p + q @ q)
+        sides = [slow_sides(params, given, x, row) for x in (one, other)]
         pair = [slow_rating(params, given, x, row, 'factors') for x in (one, other)]
         if one['ratings'][row] <= 3:
             pair.reverse()
         if other['weights'][row]:
             wanted.append(np.log1p(np.exp(pair[1] - pair[0])))
+            lengths.append(sum(x @ x for side in sides for x in side) / 2)
     assert 3 < len(wanted) < 15
     np.testing.assert_allclose(terms['bpr'], np.mean(wanted), rtol=1e-4)
     np.testing.assert_allclose(loss, np.mean(wanted) + 0.3 * np.mean(lengths), rtol=1e-4)

@@ -59,7 +59,8 @@ class Config(ModelConfig):
     head: str = field('factors', choices=HEADS)
     loss: str = field('mse', choices=('mse', 'bpr'))
     dropout: float = field(0.5, least=0, below=1)  # of a_u and a_i before the head
-    decay: float = field(0.05, least=0, traced=True)  # of |p_u|^2 + |q_i|^2 of each rating
+    # of |p_u|^2 + |q_i|^2 of each rating, and with 'bpr' of |a_u|^2 + |a_i|^2 too
+    decay: float = field(0.05, least=0, traced=True)
     align: float = field(0.02, least=0)  # weight; the authors' .2 keeps ids from learning to rate
     alignment: str = field('info_nce', choices=ALIGNMENTS)
     align_moves: str = field('both', choices=MOVES)  # what the alignment teaches
@@ -96,8 +97,8 @@ class Config(ModelConfig):
         return Inputs(users=True, texts=self.texts, negatives=self.loss == 'bpr')
 
     def whole_batch(self) -> str:
-        """Ids of a batch's rows are each other's negatives."""
-        return 'model.align' if self.align else ''
+        """Ids of a batch's rows are each other's negatives; pairs of ratings have own weights."""
+        return 'model.align' if self.align else "model.loss='bpr'" * (self.loss == 'bpr')
 
 
 class LoID(Model):
@@ -204,12 +205,11 @@ class LoID(Model):
         if config.loss == 'mse':
             found = self._ratings(batch, carried, *sides, key)
             total = weighted_mean((found - batch['ratings']) ** 2, weights)
+            terms, decayed = {'mse': total}, weighted_mean(_lengths(p, q), weights)
         else:
-            total = self.disorder(batch, carried, sides, key)
-        terms = {config.loss: total}
-        if config.ids:
-            lengths = (p * p).sum(-1) + (q * q).sum(-1)
-            total = total + config.decay * weighted_mean(lengths, weights)
+            total, decayed = self.disorder(batch, carried, sides, key)
+            terms = {'bpr': total}
+        total = total + config.decay * decayed
         if config.align:
             parts = lookup(constants['texts']['of'], batch['items'])
             terms['align'] = self.alignment(a_user, p, batch['users'], batch['before'], weights)
@@ -217,11 +217,15 @@ class LoID(Model):
             total = total + config.align * terms['align']
         return total, (terms, carry)
 
-    def disorder(self, batch: dict, carried: dict, sides: tuple, key: Key) -> jax.Array:
-        """BPR of the batch's ratings and their rivals, see `data.ratings.RatingBatches`.
+    def disorder(
+        self, batch: dict, carried: dict, sides: tuple, key: Key
+    ) -> tuple[jax.Array, jax.Array]:
+        """BPR of the batch's ratings and their rivals, and the mean squared lengths of both.
+
+        Differences of ratings have no scale of their own, so that what texts say is held short too.
 
         Args:
-          batch: with the rivals' columns.
+          batch: with the rivals' columns, see `data.ratings.RatingBatches`.
           carried: of `begin`.
           sides: of the batch.
           key: of the dropout; other entries are dropped of the rivals.
@@ -229,11 +233,13 @@ class LoID(Model):
         keys = rng.keys(key, 'own', 'rival')
         rival = {n[6:]: x for n, x in batch.items() if n[:6] == 'rival_'}
         rival['users'] = batch['users']
+        others = self.sides(rival, carried)
         own = self._ratings(batch, carried, *sides, keys['own'])
-        other = self._ratings(rival, carried, *self.sides(rival, carried), keys['rival'])
+        other = self._ratings(rival, carried, *others, keys['rival'])
         wanted = jnp.where(batch['ratings'] > rival['ratings'], 1, -1)
         values = losses.bpr(wanted * own, (wanted * other)[:, None])
-        return weighted_mean(values, rival['weights'])
+        lengths = (_lengths(*sides) + _lengths(*others)) / 2
+        return tuple(weighted_mean(x, rival['weights']) for x in (values, lengths))
 
     def alignment(
         self, text: jax.Array, own: jax.Array, ids: jax.Array, told: jax.Array, weights: jax.Array
@@ -279,6 +285,11 @@ class LoID(Model):
         if self.config.head == 'factors':
             found = found + ((p + a_user) * (q + a_item)).sum(-1)
         return found
+
+
+def _lengths(*vectors):
+    """[B], the squared lengths of vectors [B, D], added."""
+    return sum((x * x).sum(-1) for x in vectors)
 
 
 def mean_of(vectors: jax.Array, ids: jax.Array) -> jax.Array:

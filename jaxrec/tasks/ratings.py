@@ -71,6 +71,11 @@ class Config(RatingTask):
             raise UserError('task.source and task.target must name the two domains')
         if self.cold_share + self.valid_share >= 1:
             raise UserError('task.cold_share and task.valid_share must add up to < 1')
+        inputs = experiment.model.inputs()
+        if inputs.negatives or inputs.texts:
+            raise UserError(
+                'this task has no texts and no pairs of ratings, which this model learns from'
+            )
         super().check(experiment)
 
     def columns(self) -> Columns:

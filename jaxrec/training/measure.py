@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from jaxrec import experiment as experiment_lib
 from jaxrec.cli import say
 from jaxrec.errors import UserError
 from jaxrec.evaluation.run import Pass
@@ -44,7 +45,7 @@ def as_json(
 ) -> dict:
     """What is told of an evaluation, JSON-ready; beaten_by: references with a better metric."""
     task = trained.experiment.task
-    main = task.main_metric()
+    main = experiment_lib.metric(trained.experiment)
     sign = 1 if task.metrics()[main].higher else -1
     return {
         'split': which,
