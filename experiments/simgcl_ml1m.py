@@ -23,6 +23,7 @@ def sgl(kind: str) -> Config:
 
 
 SOFTMAX = {'loss': 'softmax', 'temperature': 0.15, 'cosine': True, 'decay': 0.0}
+MULTINOMIAL = {**SOFTMAX, 'loss': 'multinomial'}
 MODELS = {
     'mf': Config(layers=0),
     'lightgcn': Config(),
@@ -42,6 +43,8 @@ MODELS = {
         views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.1, layer=1),
         **SOFTMAX,
     ),
+    'mf-multinomial': Config(layers=0, **MULTINOMIAL),
+    'lightgcn-multinomial': Config(layers=2, **MULTINOMIAL),
     'directau': Config(layers=0, loss='direct_au', uniformity=2.0, decay=0.0),
     'directau-lightgcn': Config(loss='direct_au', uniformity=2.0, decay=0.0),
 }

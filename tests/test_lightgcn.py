@@ -137,6 +137,20 @@ def test_softmax():
     assert value(model)[1]['softmax'] == pytest.approx(np.mean(each), rel=1e-5)
 
 
+@pytest.mark.parametrize('layers', [0, 2])
+def test_multinomial(layers):
+    """A row stands for all items of its user, alike: their mean cross-entropy among all items."""
+    model, t = make(layers=layers, loss='multinomial', temperature=0.2, decay=0.0), 0.2
+    final = slow_unit(np.mean(slow_layers(model, layers), axis=0))
+    of_users, of_items = pairs()
+    each = []
+    for u in BATCH['users'][:REAL]:
+        logits = final[64 + 1 : 64 + ITEMS + 1] @ final[u] / t
+        log_p = logits - np.log(np.exp(logits).sum())
+        each.append(-np.mean(log_p[of_items[of_users == u] - 1]))
+    assert value(model)[1]['multinomial'] == pytest.approx(np.mean(each), rel=1e-5)
+
+
 def test_gradient_against_differences():
     """Through propagation, whose backward pass is its own."""
     model = make(layers=2, decay=0.1)
@@ -345,6 +359,7 @@ FAMILY = {
     'simgcl': {'views': Views('noise'), 'own_layer': False},
     'direct_au': {'loss': 'direct_au'},
     'softmax': {'loss': 'softmax'},
+    'multinomial': {'loss': 'multinomial'},
 }
 
 
@@ -364,7 +379,12 @@ def test_cold_nodes_have_finite_values_and_gradients(name):
 
 @pytest.mark.parametrize(
     ('name', 'shape'),
-    [('simgcl', (2, 1)), ('sgl', (4, 2)), pytest.param('softmax', (2, 2), marks=pytest.mark.slow)],
+    [
+        ('simgcl', (2, 1)),
+        ('sgl', (4, 2)),
+        pytest.param('softmax', (2, 2), marks=pytest.mark.slow),
+        pytest.param('multinomial', (2, 2), marks=pytest.mark.slow),
+    ],
 )
 def test_the_same_on_every_mesh(mesh, shape, name):
     """Loss, gradient and ranking vectors."""

@@ -9,6 +9,8 @@
     DirectAU    loss='direct_au', with any number of layers (Wang et al., KDD 2022)
     softmax     loss='softmax': the items of the batch are each other's negatives, corrected for how
                 often they come (Yi et al., RecSys 2019; for graphs Wu et al., SSM, TOIS 2024)
+    multinomial loss='multinomial': all items are, and a pair stands for all items of its user
+                (the likelihood of Liang et al., WWW 2018)
 
 Where their codes differ in what does not make the model, one form is taken: losses are means over
 the batch (SGL's sums share a factor, which Adam does not see), `decay` is of half the squared
@@ -68,13 +70,13 @@ class Config(ModelConfig):
     dim: int = field(64, least=1)
     layers: int = field(3, least=0)  # of propagation; 0 = matrix factorisation
     own_layer: bool = True  # whether a node's own vector counts in the mean of its layers
-    loss: str = field('bpr', choices=('bpr', 'direct_au', 'softmax'))
-    temperature: float = field(0.1, above=0, traced=True)  # softmax: of the cosines
+    loss: str = field('bpr', choices=('bpr', 'direct_au', 'softmax', 'multinomial'))
+    temperature: float = field(0.1, above=0, traced=True)  # softmax, multinomial: of the cosines
     uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
     decay: float = field(1e-4, least=0, traced=True)  # of half the squared length of own vectors
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
     views: Views = dataclasses.field(default_factory=Views)
-    cosine: bool = False  # rank by cosine, not by dot product (with 'softmax' as it was learnt)
+    cosine: bool = False  # rank by cosine, as it is learnt by 'softmax', not by dot product
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""
@@ -219,6 +221,9 @@ class LightGCN(Model):
         elif config.loss == 'softmax':
             value = weighted_mean(self._softmax(user, item, batch, constants), weights)
             terms = {'softmax': value}
+        elif config.loss == 'multinomial':
+            value = self._multinomial(items, user, item, batch, constants)
+            terms = {'multinomial': value}
         else:
             near = weighted_mean(losses.alignment(user, item), weights)
             far = (losses.uniformity(user, weights) + losses.uniformity(item, weights)) / 2
@@ -251,6 +256,26 @@ class LightGCN(Model):
             log_q_positive=log_draws,
             log_q_negatives=replicated(log_draws),
         )
+
+    def _multinomial(self, items, user, item, batch, constants):
+        """Mean cross-entropy of the items that a row's user has, all alike, among all items.
+
+        It is that of the row's own item, plus how much nearer this one is than their mean.
+        """
+        items, temperature = unit(items), self.config.temperature
+        known = Nodes(spread(jnp.zeros_like(self.users[...])), spread(items))
+        summed = bipartite.exchange(constants['edges'].arrays, None, known).users
+        mean = replicated(summed) / jnp.maximum(constants['degrees'].users, 1)[:, None]
+        query = unit(user) / temperature
+        own = losses.softmax(
+            query[:, None],
+            placed(items, TABLE),
+            batch['targets'][:, None],
+            batch['weights'][:, None],
+            num_items=self.num_items,
+        )
+        nearer = (query * (unit(item) - lookup(mean, batch['users']))).sum(-1)
+        return own + weighted_mean(nearer, batch['weights'])
 
     def contrast(self, first: Nodes, second: Nodes, batch: dict) -> jax.Array:
         """InfoNCE of the batch's users and of its items, from the first view to the second."""
