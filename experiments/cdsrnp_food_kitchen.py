@@ -23,14 +23,19 @@ from jaxrec.experiment import Experiment
 from jaxrec.models import cdsrnp
 from jaxrec.tasks import next_item
 
+DATA = {
+    '': ('food-kitchen', 'leave-one-out'),
+    'llmcdsr': ('food-kitchen-llmcdsr', 'given-users'),
+}
+
 
 def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is 'llmcdsr', or empty."""
-    other = arg == 'llmcdsr'
+    dataset, split = DATA[arg]
     return Experiment(
         model=cdsrnp.Config(dim=64, max_len=32, dropout=0.4),
-        task=next_item.Config(in_domain=True, split='given-users' if other else 'leave-one-out'),
-        data=Data(dataset='food-kitchen-llmcdsr' if other else 'food-kitchen'),
+        task=next_item.Config(in_domain=True, split=split),
+        data=Data(dataset=dataset),
         optim=Optim(learning_rate=1e-3, b1=0.9, b2=0.98),
         train=Train(batch_rows=32, epochs=60, patience=5),
     )

@@ -9,6 +9,7 @@ line of standard output is an object in each of these cases; where a command has
 import ast
 import contextlib
 import json
+import linecache
 import logging as python_logging
 import os
 import pathlib
@@ -247,9 +248,24 @@ def _config_error(e: BaseException) -> str:
         return f'{e.filename}, line {e.lineno}: {e.msg}'
     where = ''
     if e.__traceback__ is not None:
+        names = _names(e)
+        if names:
+            return f'no {e.args[0]!r} among the names of this experiment: {", ".join(names)}'
         last = traceback.extract_tb(e.__traceback__)[-1]
         where = f' ({last.filename}, line {last.lineno})'
     return moved or f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
+
+
+def _names(e: BaseException) -> list[str]:
+    """The keys of the dict in which a line of an experiment looked a name up in vain."""
+    frame = traceback.walk_tb(e.__traceback__)
+    *_, (last, line) = frame
+    if not isinstance(e, KeyError) or last.f_code.co_name != 'get_config':
+        return []
+    text = linecache.getline(last.f_code.co_filename, line)
+    known = [{**last.f_globals, **last.f_locals}.get(w) for w in re.findall(r'(\w+)\[', text)]
+    tables = [x for x in known if isinstance(x, dict) and e.args[0] not in x]
+    return [repr(name) if not name else name for name in (tables[0] if tables else ())]
 
 
 def _moved(text: str) -> str:

@@ -95,7 +95,10 @@ def test_the_task_trains_and_tests_what_is_left():
 def test_the_control_keeps_targets_and_what_stands_before_them_of_their_domain():
     histories = log()
     of_items, split = domains.find(histories).of_items, leave_one_out(histories)
-    got = overlap.with_other_histories(histories, split, of_items)
+    got, shuffled = overlap.with_other_histories(histories, split, of_items)
+    assert shuffled.test is split.test and 0 < len(shuffled.valid) < len(split.valid)
+    for user, end in zip(shuffled.valid.users, shuffled.valid.ends, strict=True):
+        assert of_items[histories.items[end]] == of_items[histories.history(user)[-1]]
     np.testing.assert_array_equal(of_items[got.items], of_items[histories.items])
     for targets in (split.valid, split.test):
         np.testing.assert_array_equal(got.items[targets.ends], histories.items[targets.ends])

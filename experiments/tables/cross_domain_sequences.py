@@ -3,12 +3,13 @@ r"""Sequences over two domains, Food and Kitchen: does the other domain help, an
 python -m jaxrec.table --table=experiments/tables/cross_domain_sequences.py \
     --workdir=runs/tables/cross_domain_sequences --seeds=5 --results=results
 
-With `--override=data.source=FOLDER` the files are read from there (see c2dsr_food_kitchen.py);
-else they are downloaded. All rows have vectors of 64, windows of 32 events, one block, dropout .4
-and the same budget; so C2DSR is the authors' in its formulas, not in its width of 256. SASRec per
+With `--override=data.source=FOLDER` the files are read from there (see c2dsr_food_kitchen.py); else
+they are downloaded. All rows have vectors of 64, windows of 32 events, one block, dropout .4 and
+the same budget; so C2DSR is the authors' in its formulas, not in its width of 256. SASRec per
 domain and SASRec merged are C2DSR's encoders alone, SASRec with one table is the library's, whose
-softmax is over both domains. Popularity, Markov in the domain and neighbourhoods of items of the
-own, the other and both domains stand beside every result.
+softmax is over both domains; heads of both are tokens, those of C2DSR are not. Popularity, Markov
+in the domain and neighbourhoods of items of the own, the other and both domains stand beside every
+result.
 
 A row with a gain over SASRec merged says nothing of transfer where its control has the same gain:
 'domains shuffled' trains and reads users whose events of the other domain are another user's,
@@ -28,6 +29,7 @@ C2DSR = 'experiments/c2dsr_food_kitchen.py'
 CDSRNP = 'experiments/cdsrnp_food_kitchen.py'
 SAME = {
     'model.dim': 64,
+    'model.blocks': 1,
     'model.max_len': 32,
     'model.dropout': 0.4,
     'optim.learning_rate': 1e-3,

@@ -70,13 +70,13 @@ def with_others(rows: np.ndarray, of_items: np.ndarray) -> np.ndarray:
 
 def with_other_histories(
     histories: Histories, split: Split, of_items: np.ndarray, seed: int = 0
-) -> Histories:
+) -> tuple[Histories, Split]:
     """The control of what is learnt across domains: the same log, domains of different people.
 
     Of each user the domain of the last event stays. What is in the other one, targets of the split
     aside, is replaced by such events of another user who has about as many, newest for newest. So
-    targets and their candidates are the same, and so is what stands before them of their own
-    domain.
+    tested targets and their candidates are the same, and so is what stands before them of their own
+    domain. Of those that validate only the ones are left of which that holds too.
 
     Args:
       histories: the events.
@@ -100,7 +100,12 @@ def with_other_histories(
         events = np.flatnonzero(free & (domain == n))[::-1]  # newest first
         events = events[np.argsort(place[owner[events]], kind='stable')]
         items[events] = _of_the_one_before(histories.items[events], counts[users])
-    return dataclasses.replace(histories, items=items, name=f'{histories.name}, domains shuffled')
+    same = domain[split.valid.ends] == last[split.valid.users]
+    valid = split.valid.take(np.flatnonzero(same))
+    shuffled = dataclasses.replace(
+        histories, items=items, name=f'{histories.name}, domains shuffled'
+    )
+    return shuffled, dataclasses.replace(split, valid=valid)
 
 
 def _of_the_one_before(values: np.ndarray, counts: np.ndarray) -> np.ndarray:

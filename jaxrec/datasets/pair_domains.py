@@ -78,7 +78,10 @@ def _folders(source):
     path = pathlib.Path(source or '.').expanduser()
     first, _, second = path.name.partition('_')
     other = path.with_name(f'{second}_{first}')
-    if not source or not second or not path.is_dir() or not other.is_dir():
+    missing = next((x for x in (path, other) if not x.is_dir()), None)
+    if source and second and missing:
+        raise UserError(f'no folder {missing}: domains A and B are FOLDER/A_B beside FOLDER/B_A')
+    if not source or not second:
         raise UserError(
             'give --source=FOLDER/A_B, the folder of domain A, beside which there is B_A of domain '
             f'B: {source or "nothing is given"}'

@@ -446,7 +446,9 @@ class NextItem(Retrieval):
                 prefix_share=task.prefix_share,
             )
             if task.shuffled:
-                histories = overlap.with_other_histories(histories, self.split, domains.of_items)
+                histories, self.split = overlap.with_other_histories(
+                    histories, self.split, domains.of_items
+                )
                 domains = domains_lib.find(histories)
             if domains is not None:
                 notes += (domains.note(histories, self.split.test),)
