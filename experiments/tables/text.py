@@ -7,13 +7,15 @@ Prepare both first, from where item-phrases/beauty.tsv.gz lies (`python -m jaxre
 --dataset=games-titles --source=FOLDER`, `--dataset=beauty --source=FILE
 --texts=item-phrases/beauty.tsv.gz --text_columns=item,asin,text`), and start the table there. Every
 cell tells targets without training events apart, of the model and of popularity (groups, 'training
-events', '0'). The phrases of Beauty are made by a language model: titles in style, not titles.
+events', '0'), and of twin towers what lists of their vectors, of co-clicks and of both together
+find. The phrases of Beauty are made by a language model: titles in style, not titles.
 """
 
 from jaxrec.paper.spec import Column, Row, Table
 
 SHOWN = ('HR@10', 'NDCG@10', 'HR@100')
 SASREC, TWIN = 'experiments/sasrec_text_games.py', 'experiments/twin_tower_games.py'
+LISTS = {'task.item_lists': True}
 BEAUTY = {
     'data.dataset': 'beauty',
     'data.texts': 'item-phrases/beauty.tsv.gz',
@@ -39,11 +41,11 @@ TABLE = Table(
         Row('table begins with texts', f'{SASREC}:start'),
         by_encoder('text tokens by skip-gram', 'skipgram'),
         by_encoder('text tokens by wordllama', 'wordllama'),
-        Row('twin tower', f'{TWIN}:bce'),
-        Row('twin tower with any negative', f'{TWIN}:random'),
-        Row('twin tower under InfoNCE', f'{TWIN}:info_nce'),
-        Row('twin tower of co-clicks', f'{TWIN}:near'),
-        Row('twin tower of co-clicks under InfoNCE', f'{TWIN}:near_info_nce'),
+        Row('twin tower', f'{TWIN}:bce', LISTS),
+        Row('twin tower with any negative', f'{TWIN}:random', LISTS),
+        Row('twin tower under InfoNCE', f'{TWIN}:info_nce', LISTS),
+        Row('twin tower of co-clicks', f'{TWIN}:near', LISTS),
+        Row('twin tower of co-clicks under InfoNCE', f'{TWIN}:near_info_nce', LISTS),
     ),
     baseline='SASRec',
     protocol='full',
