@@ -5,7 +5,8 @@ python -m jaxrec.train --config=experiments/lightgcn_gowalla.py --workdir=runs/g
 python -m jaxrec.evaluate --workdir=runs/gowalla
 
 FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
-lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax. It stops on a tenth
+lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax, mf-multinomial and
+lightgcn-multinomial. It stops on a tenth
 of each user's training items; `--config.task.valid_share=0 --config.train.patience=0
 --config.train.epochs=N` then learns all of them for the N epochs that were found. Not trained to
 the end yet.
@@ -17,6 +18,7 @@ from jaxrec.models.lightgcn import Config, Views
 from jaxrec.tasks import next_item
 
 SOFTMAX = {'loss': 'softmax', 'temperature': 0.1, 'cosine': True, 'decay': 0.0}
+MULTINOMIAL = {**SOFTMAX, 'loss': 'multinomial'}
 MODELS = {
     'lightgcn': Config(),
     'mf': Config(layers=0),
@@ -27,6 +29,8 @@ MODELS = {
     ),
     'mf-softmax': Config(layers=0, **SOFTMAX),
     'lightgcn-softmax': Config(**SOFTMAX),
+    'mf-multinomial': Config(layers=0, **MULTINOMIAL),
+    'lightgcn-multinomial': Config(**MULTINOMIAL),
     'directau': Config(layers=0, loss='direct_au', uniformity=5.0, decay=0.0),
 }
 
