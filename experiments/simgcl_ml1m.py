@@ -7,8 +7,16 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
-sgl-fm, directau, directau-lightgcn, and those that learn by the softmax over the batch, mf-softmax,
-lightgcn-softmax, xsimgcl-softmax; a seed may follow, `NAME,SEED`. Not trained to the end yet.
+sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax,
+lightgcn-softmax, xsimgcl-softmax, and by the likelihood of all of a user's items, mf-multinomial,
+mf-multinomial-wide, lightgcn-multinomial; a seed may follow, `NAME,SEED`.
+
+What wins is the likelihood, without a graph, and within minutes: mf-multinomial-wide, seed 0, test
+Recall@20 / NDCG@20 .2800 / .2659, the third of its epochs; with 128 numbers a vector .2777 / .2624,
+with 64 .2709 / .2561. EASE, which knows what validates too, has .2759 / .2660; when 128 numbers
+then learn it (--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=2, at a
+rate of 1e-2) they have .2812 / .2659. Published are .2787 / .2642 of UltraGCN, its best epoch on
+the test file. The rest was not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -44,6 +52,7 @@ MODELS = {
         **SOFTMAX,
     ),
     'mf-multinomial': Config(layers=0, **MULTINOMIAL),
+    'mf-multinomial-wide': Config(layers=0, dim=256, **MULTINOMIAL),
     'lightgcn-multinomial': Config(layers=2, **MULTINOMIAL),
     'directau': Config(layers=0, loss='direct_au', uniformity=2.0, decay=0.0),
     'directau-lightgcn': Config(loss='direct_au', uniformity=2.0, decay=0.0),
@@ -54,6 +63,7 @@ def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is 'NAME,SEED', of MODELS, simgcl and 0 if empty."""
     name, _, seed = arg.partition(',')
     model = MODELS[name or 'simgcl']
+    soon = model.loss == 'multinomial'  # it has learnt all that it will within a few epochs
     return Experiment(
         task=next_item.Config(
             split='given',
@@ -67,8 +77,8 @@ def get_config(arg: str = '') -> Experiment:
         optim=Optim(learning_rate=5e-3, b2=0.999),
         train=Train(
             batch_rows=4096,
-            epochs=30,
-            eval_every=2,
+            epochs=8 if soon else 30,
+            eval_every=1 if soon else 2,
             patience=3,
             metric='Recall@20',
             seed=int(seed or 0),
