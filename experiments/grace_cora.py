@@ -6,7 +6,8 @@ python -m jaxrec.evaluate --workdir=runs/grace
 
 `--config=experiments/grace_cora.py:gca,SEED` for GCA, with GRACE's rates in the mean; neither has
 the authors' weight decay of 1e-5. GRACE's own protocol, ten per cent of the nodes at random, is
-`--config.task.split=random`; its paper has .833 under that. Not trained to the end yet.
+`--config.task.split=random`; its paper has .833 under that. Public split, ten seeds, some 90 s of a
+CPU core each: GRACE .8149, GCA .8055 (results/node_contrast); A^2 X has .805.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -28,6 +28,7 @@ TABLE = Table(
         Row('ID-MixGCL outputs', MIXGCL, {'model.mix_at': 2}),
     ),
     baseline='InfoNCE',
+    shown=('InfoNCE', 'GRACE', 'ID-MixGCL outputs'),
     protocol='nodes',
     orderings=tuple(
         Ordering(
