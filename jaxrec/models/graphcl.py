@@ -223,7 +223,7 @@ def changed(view: dict, config: Config, key: jax.Array, graphs: int) -> dict:
     """
     if config.view == 'none':
         return view
-    keys = rng.keys(key, 'which', *OPERATIONS)
+    keys = rng.keys(key, 'which', *OPERATIONS, 'noise')
     owner, edges, real = view['owner'], view['edges'], view['real']
     place = jnp.arange(len(owner))
     names = OPERATIONS if config.view == 'any' else (config.view,)
@@ -244,7 +244,7 @@ def changed(view: dict, config: Config, key: jax.Array, graphs: int) -> dict:
         there = jnp.where(kept | ~mine['edge_drop'][edges.rows], there, 0)
     if 'attribute_mask' in mine:
         hidden = ~propagate.kept(config.rate, keys['attribute_mask'], place)
-        drawn = 0.5 + 0.5 * jax.random.normal(keys['attribute_mask'], x.shape)
+        drawn = 0.5 + 0.5 * jax.random.normal(keys['noise'], x.shape)
         x = jnp.where((hidden & mine['attribute_mask'])[:, None], drawn, x)
     left = stays.astype(jnp.float32)
     there = there * left[edges.rows] * left[edges.columns]

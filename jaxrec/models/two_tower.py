@@ -192,7 +192,7 @@ class TwoTower(Model):
             column = codes[name]
             if column.ndim == 2:
                 rate = self.config.item_views.value_dropout
-                column = item_views.left_out(column, rate, jax.random.fold_in(key, n))
+                column = item_views.left_out(column, rate, jax.random.fold_in(key, 1 << 16 | n))
             found[name] = jnp.where(hidden[n], 0, column)
         return found
 
