@@ -6,10 +6,9 @@ python -m jaxrec.evaluate --workdir=runs/gowalla
 
 FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:NAME,SEED` with
 lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax, mf-multinomial and
-lightgcn-multinomial. It stops on a tenth
-of each user's training items; `--config.task.valid_share=0 --config.train.patience=0
---config.train.epochs=N` then learns all of them for the N epochs that were found. Not trained to
-the end yet.
+lightgcn-multinomial. It stops on a tenth of each user's training items;
+`--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
+them for the N epochs that were found. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -39,6 +38,7 @@ def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is 'NAME,SEED', of MODELS, lightgcn and 0 if empty."""
     name, _, seed = arg.partition(',')
     model = MODELS[name or 'lightgcn']
+    soon = model.loss in ('softmax', 'multinomial')
     return Experiment(
         task=next_item.Config(
             split='given',
@@ -49,12 +49,12 @@ def get_config(arg: str = '') -> Experiment:
         ),
         model=model,
         data=Data(dataset='gowalla'),
-        optim=Optim(learning_rate=2e-3, b2=0.999),
+        optim=Optim(learning_rate=5e-3 if soon else 2e-3, b2=0.999),
         train=Train(
             batch_rows=4096,
-            epochs=300,
-            eval_every=10,
-            patience=5,
+            epochs=30 if soon else 300,
+            eval_every=1 if soon else 10,
+            patience=3 if soon else 5,
             metric='Recall@20',
             seed=int(seed or 0),
         ),
