@@ -304,6 +304,9 @@ def test_wrong_experiment_files_are_one_line(tmp_path, text, words):
     assert all(word in error for word in words), error
 
 
+NAMED = "MODELS = {'': 1, 'a': 2}\n\ndef get_config(arg=''):\n    return MODELS[arg or '']\n"
+
+
 @pytest.mark.parametrize(
     ('name', 'text', 'words'),
     [
@@ -314,6 +317,7 @@ def test_wrong_experiment_files_are_one_line(tmp_path, text, words):
         ('x.py:a', 'def get_config():\n    return 1', 'x.py takes no argument'),
         ('x.py:a', "def get_config(arg=''):\n    return arg", 'must return a jaxrec.experiment'),
         ('x.py', "def get_config(arg=''):\n    return arg", 'must return a jaxrec.experiment'),
+        ('x.py:b', NAMED, "no 'b' among the names of this experiment: '', a"),
     ],
 )
 def test_a_file_that_is_no_experiment_or_takes_no_argument(tmp_path, name, text, words):
