@@ -763,6 +763,14 @@ def test_where_lower_is_better_the_lowest_is_marked():
     }
     line = next(x for x in text.markdown(built).splitlines() if x.startswith('| good'))
     assert f'**{text.number(losses[1].mean)}** ▼' in line
+    # a claim of so much: .5 - .1 is 10 % below .5, .5 + .1 10 % above, neither is 30 %
+    claims = [('good', metrics[0], 0.1), ('good', metrics[0], 0.3)]
+    claims += [('bad', metrics[1], 0.1), ('bad', metrics[1], 0.3)]
+    orderings = tuple(Ordering(n, 'base', '', 'a paper', (metric,), m) for n, metric, m in claims)
+    built = grid.build(dataclasses.replace(made, orderings=orderings), cells, records)
+    told = [v.text for v in built.verdicts]
+    assert told == ['confirmed', 'less than 30%', 'confirmed', 'less than 30%']
+    assert '-0.05' in text.markdown(built) and ' beyond 10% |' in text.markdown(built)
     assert f'| {text.number(areas[1].mean)} ▼' in line
 
 

@@ -72,6 +72,7 @@ class Verdict:
     metric: str
     result: dict | None  # of `statistics.paired`, with 'adjusted'; None where a cell is missing
     higher: bool = True  # whether more of the metric is better
+    margin: float = 0.0  # see `spec.Ordering`; `result` is of what is beyond it
 
     @property
     def text(self) -> str:
@@ -80,7 +81,8 @@ class Verdict:
         if self.result['adjusted'] >= ALPHA:
             return 'no significant difference'
         more = self.result['difference'] > 0
-        return 'confirmed' if more == self.higher else 'the opposite'
+        wrong = f'less than {self.margin:.0%}' if self.margin else 'the opposite'
+        return 'confirmed' if more == self.higher else wrong
 
 
 @dataclasses.dataclass
@@ -277,7 +279,10 @@ def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
             continue
         a = users.get((ordering.better, column, metric))
         b = users.get((ordering.worse, column, metric))
-        result = None if a is None or b is None else _tested(a, b, test)
+        higher, result = (column, metric) not in lower, None
+        if a is not None and b is not None:
+            share = 1 + ordering.margin if higher else 1 - ordering.margin
+            result = _tested(a, (b[0] * share, b[1]), test)
         verdicts.append(
             Verdict(
                 ordering.better,
@@ -287,7 +292,8 @@ def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
                 column,
                 metric,
                 result,
-                (column, metric) not in lower,
+                higher,
+                ordering.margin,
             )
         )
     ran = {i: v.result['p'] for i, v in enumerate(verdicts) if v.result}

@@ -80,6 +80,7 @@ class Ordering:
     claim: str  # in the source's own numbers
     source: str
     metrics: tuple[str, ...] = ()  # that it speaks of; () = all
+    margin: float = 0.0  # how much better the claim says it is, of the worse one's value
 
 
 @dataclasses.dataclass(frozen=True)
