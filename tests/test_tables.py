@@ -675,6 +675,17 @@ def test_what_was_done_without_a_field_is_its_default(tmp_path):
     assert adopt.adopted(tmp_path, first, 'names')['config']['task.targets'] == 'first'
 
 
+def test_a_tiny_setting_is_stored_as_it_is(tmp_path):
+    """And a cell that was stored when settings were rounded is still the same."""
+    cell = a_cell(**{'optim.learning_rate': 1e-30})
+    cells_lib.write(tmp_path, cell, first_format(cell, np.zeros((1, 9), int)))
+    record = json.loads(cells_lib.path_of(tmp_path, cell).read_text())
+    assert record['config']['optim.learning_rate'] == 1e-30
+    record['config']['optim.learning_rate'] = 0.0
+    cells_lib.path_of(tmp_path, cell).write_text(json.dumps(record))
+    assert adopt.adopted(tmp_path, cell, 'names')['config']['optim.learning_rate'] == 1e-30
+
+
 def test_a_contrastive_term_is_adopted_under_its_number(tmp_path):
     from jaxrec.models import sasrec
     from jaxrec.objectives.contrast import Contrast

@@ -41,7 +41,8 @@ def adopted(folder: pathlib.Path, cell: Cell, why: str) -> dict:
     for name in sorted(there.keys() | now.keys()):
         if name not in there and now[name] == default.get(name):
             continue  # a new field, which means what was done without it
-        if there.get(name) != now.get(name):
+        # settings were stored rounded once
+        if there.get(name) not in (now.get(name), cells_lib.rounded(now.get(name))):
             raise UserError(
                 f'{path}: {name}={there.get(name)!r}, the table now has {now.get(name)!r}: that is '
                 'another cell'

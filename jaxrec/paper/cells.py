@@ -8,6 +8,7 @@ import statistics
 import zipfile
 import zlib
 from collections.abc import Container, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -206,8 +207,9 @@ def write(folder: pathlib.Path, cell: Cell, record: dict) -> None:
 
 
 def to_text(record: dict) -> str:
-    """JSON with sorted keys and rounded numbers."""
-    return json.dumps(_rounded(record), indent=1, sort_keys=True, allow_nan=False) + '\n'
+    """JSON with sorted keys and rounded numbers, settings as they are."""
+    kept = {'config': record['config']} if 'config' in record else {}
+    return json.dumps({**rounded(record), **kept}, indent=1, sort_keys=True, allow_nan=False) + '\n'
 
 
 def merged(old: dict | None, new: dict) -> dict:
@@ -325,9 +327,10 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
     return np.stack(rows), weights
 
 
-def _rounded(value):
+def rounded(value: Any) -> Any:
+    """Nested dicts and lists with the numbers that are not whole rounded."""
     if isinstance(value, dict):
-        return {str(k): _rounded(v) for k, v in value.items()}
+        return {str(k): rounded(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_rounded(v) for v in value]
+        return [rounded(v) for v in value]
     return round(value, _DIGITS) if isinstance(value, float) else value
