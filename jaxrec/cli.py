@@ -258,8 +258,7 @@ def _config_error(e: BaseException) -> str:
 
 def _names(e: BaseException) -> list[str]:
     """The keys of the dict in which a line of an experiment looked a name up in vain."""
-    frame = traceback.walk_tb(e.__traceback__)
-    *_, (last, line) = frame
+    *_, (last, line) = traceback.walk_tb(e.__traceback__)
     if not isinstance(e, KeyError) or last.f_code.co_name != 'get_config':
         return []
     text = linecache.getline(last.f_code.co_filename, line)

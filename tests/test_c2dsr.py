@@ -285,14 +285,18 @@ def test_later_events_change_nothing():
         np.testing.assert_array_equal(one[:, :-1], two[:, :-1])
 
 
+ALONE = {'merged': False, 'mix': 1.0, 'graph': 0, 'tied': True}  # heads of two tables
+
+
 @pytest.mark.slow
-def test_the_same_on_any_mesh(mesh):
+@pytest.mark.parametrize('model', [{}, ALONE], ids=['whole', 'tied'])
+def test_the_same_on_any_mesh(mesh, model):
     """Loss and its gradient on one device and on four."""
     found = []
     for shape in ((1, 1), (2, 2)):  # the last rows are shared by 'data', tables by 'model'
         mesh(*shape)
         problem = problem_of(log())
-        config = c2dsr.Config(dim=DIM, blocks=1, max_len=LENGTH)
+        config = c2dsr.Config(dim=DIM, blocks=1, max_len=LENGTH, **model)
         graphdef, params = make(config, ITEMS)
         batch, constants = put_batch(problem.batches()(0)), put_whole(problem.constants)
         spec = jax.tree_util.tree_map_with_path(

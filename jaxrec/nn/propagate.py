@@ -78,11 +78,16 @@ def propagate(matrix: Sparse, x: jax.Array, rows: int) -> jax.Array:
         if len(matrix.order.starts) != rows + 1:
             raise ValueError(f'a matrix of {len(matrix.order.starts) - 1} rows, not {rows}')
         return _product(*matrix[:3], matrix.order, x)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
-    gathered = lookup(x, matrix.columns).astype(wide)
-    terms = matrix.values[:, None].astype(wide) * gathered
-    total = jax.ops.segment_sum(terms, matrix.rows, rows, indices_are_sorted=True)
-    return total.astype(x.dtype)
+    return _summed(lookup(x, matrix.columns), matrix.values, matrix.rows, rows)
+
+
+def _summed(gathered, values, rows, count):
+    """[count, D], the sum of values * gathered [E, D] of each row; values None = ones."""
+    wide = jnp.promote_types(gathered.dtype, jnp.float32)
+    terms = gathered.astype(wide)
+    terms = terms if values is None else terms * values[:, None].astype(wide)
+    total = jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
+    return total.astype(gathered.dtype)
 
 
 @jax.custom_vjp
@@ -125,14 +130,11 @@ def of_rows(
       values: [E]; None = ones.
     """
     count, wide = len(starts) - 1, jnp.promote_types(x.dtype, jnp.float32)
-    if platform() == 'cpu':
-        values = jnp.ones(columns.shape, wide) if values is None else values.astype(wide)
-        matrix = sparse.BCSR((values, columns, starts), shape=(count, len(x)))
-        return (matrix @ x.astype(wide)).astype(x.dtype)
-    terms = x[columns].astype(wide)
-    terms = terms if values is None else terms * values[:, None].astype(wide)
-    total = jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
-    return total.astype(x.dtype)
+    if platform() != 'cpu':
+        return _summed(x[columns], values, rows, count)
+    values = jnp.ones(columns.shape, wide) if values is None else values.astype(wide)
+    matrix = sparse.BCSR((values, columns, starts), shape=(count, len(x)))
+    return (matrix @ x.astype(wide)).astype(x.dtype)
 
 
 def multiply(x: Sparse | jax.Array, kernel: jax.Array, rows: int) -> jax.Array:
