@@ -5,14 +5,17 @@ parallel, (n / m, m) also splits the item table by rows.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import P
 
 from jaxrec import config
+from jaxrec.devices.row_sums import row_sums
 from jaxrec.errors import UserError
 
 BATCH = P('data')  # leading axis of every batch array
@@ -176,11 +179,61 @@ def placed_like(x: jax.Array) -> jax.NamedSharding | None:
 
 
 def lookup(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`."""
+    """Rows `ids` of a table split over 'model': [*ids.shape, D], placed like `ids`.
+
+    Its gradient is summed in one order also on a GPU (`row_sums`).
+    """
+    in_order = platform() == 'gpu' and jnp.issubdtype(table.dtype, jnp.floating)
+    return (_lookup_in_order if in_order else _lookup)(table, ids)
+
+
+def _lookup(table, ids):
     if not on_mesh():
         return table.at[ids].get(mode='clip')
     spec = jax.typeof(ids).sharding.spec
-    return table.at[ids].get(mode='clip', out_sharding=P(*spec, None))
+    return table.at[ids].get(mode='clip', out_sharding=P(*spec, *[None] * (table.ndim - 1)))
+
+
+_lookup_in_order = jax.custom_vjp(_lookup)
+
+
+def _forward(table, ids):
+    return _lookup_in_order(table, ids), (table, ids)
+
+
+def _backward(saved, cotangent):
+    table, ids = saved
+
+    def local(ids, rows, first, count):
+        numbers = jnp.clip(ids.reshape(-1), 0, len(table) - 1) - first
+        rows = rows.reshape(len(numbers), -1)
+        return row_sums(numbers, rows, count).reshape(count, *table.shape[1:])
+
+    if not on_mesh():
+        return local(ids, cotangent, 0, len(table)), None
+    axes, spec = _axes(jax.typeof(table).sharding.spec[0]), jax.typeof(ids).sharding.spec
+    spec = [tuple(a for a in _axes(own) if a not in axes) or None for own in spec]
+    ids = jax.reshard(ids, P(*spec))
+    cotangent = jax.reshard(cotangent, P(*spec, *[None] * (table.ndim - 1)))
+    count = len(table) // math.prod(jax.sharding.get_abstract_mesh().shape[a] for a in axes)
+    over = tuple(a for own in spec for a in _axes(own))
+
+    def part(ids, rows):
+        total = local(ids, rows, jax.lax.axis_index(axes) * count if axes else 0, count)
+        return jax.lax.psum(total, over) if over else total
+
+    rows = P(axes or None, *[None] * (table.ndim - 1))
+    in_specs = P(*spec), P(*spec, *[None] * (table.ndim - 1))
+    summed = jax.shard_map(part, in_specs=in_specs, out_specs=rows)
+    return summed(ids, cotangent), None
+
+
+def _axes(own):
+    """Of one entry of a spec, as a tuple."""
+    return own if isinstance(own, tuple) else (own,) if own else ()
+
+
+_lookup_in_order.defvjp(_forward, _backward)
 
 
 def replicated(x: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from jax import P
 from jax.experimental import sparse
 
 from jaxrec.devices.mesh import lookup, on_mesh, platform
+from jaxrec.devices.row_sums import row_sums
 from jaxrec.nn.dropout import Key, dropout, hashed
 
 
@@ -86,8 +87,15 @@ def _summed(gathered, values, rows, count):
     wide = jnp.promote_types(gathered.dtype, jnp.float32)
     terms = gathered.astype(wide)
     terms = terms if values is None else terms * values[:, None].astype(wide)
-    total = jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
-    return total.astype(gathered.dtype)
+    return _ordered_sums(rows, terms, count).astype(gathered.dtype)
+
+
+def _ordered_sums(rows, terms, count):
+    """[count, ..], the sum of the terms [E, ..] of each row; rows ascend."""
+    if platform() != 'gpu':
+        return jax.ops.segment_sum(terms, rows, count, indices_are_sorted=True)
+    total = row_sums(rows, terms.reshape(len(rows), -1), count, ordered=True)
+    return total.reshape(count, *terms.shape[1:])
 
 
 @jax.custom_vjp
@@ -182,7 +190,7 @@ def drop_edges(adjacency: Sparse, nodes: int, rate: float | jax.Array, key: Key)
     low, high = jnp.minimum(rows, columns), jnp.maximum(rows, columns)
     pair = low.astype(jnp.uint32) * jnp.uint32(nodes % 2**32) + high.astype(jnp.uint32)
     left = (kept(rate, key, pair) | (rows == columns)).astype(jnp.float32)
-    degrees = jax.ops.segment_sum(left, rows, nodes, indices_are_sorted=True)
+    degrees = _ordered_sums(rows, left, nodes)
     scale = jax.lax.rsqrt(jnp.maximum(degrees, 1))
     return adjacency._replace(values=left * scale[rows] * scale[columns])
 
@@ -195,7 +203,7 @@ def edge_rates(adjacency: Sparse, nodes: int, rate: float) -> jax.Array:
     """
     rows, columns = adjacency.rows, adjacency.columns
     between = (rows != columns).astype(jnp.float32)
-    degrees = jax.ops.segment_sum(between, rows, nodes, indices_are_sorted=True)
+    degrees = _ordered_sums(rows, between, nodes)
     weight = jnp.log(jnp.maximum((degrees[rows] + degrees[columns]) / 2, 1))
     return _by_weight(weight, between, rate)
 
@@ -209,7 +217,7 @@ def column_rates(
     Columns that no node has count for nothing.
     """
     between = (adjacency.rows != adjacency.columns).astype(jnp.float32)
-    degrees = jax.ops.segment_sum(between, adjacency.rows, nodes, indices_are_sorted=True)
+    degrees = _ordered_sums(adjacency.rows, between, nodes)
     if isinstance(x, Sparse):
         there = (x.values != 0).astype(jnp.float32)
         total = jnp.zeros(columns).at[x.columns].add(there * degrees[x.rows])
