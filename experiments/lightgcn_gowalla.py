@@ -8,7 +8,12 @@ FOLDER holds train.txt and test.txt. `--config=experiments/lightgcn_gowalla.py:N
 lightgcn, mf, sgl-ed, simgcl, xsimgcl, directau, mf-softmax, lightgcn-softmax, mf-multinomial and
 lightgcn-multinomial. It stops on a tenth of each user's training items;
 `--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=N` then learns all of
-them for the N epochs that were found. Not trained to the end yet.
+them for the N epochs that were found.
+
+One run each on an H200, Recall@20 / NDCG@20: mf-multinomial .1687 / .1332 (test; best of validation
+at epoch 9), lightgcn-multinomial .1650 / .1287 (epoch 24): the graph adds nothing under this loss,
+as on MovieLens. Not run to the end, best validation Recall@20 so far, where mf-multinomial has
+.2059: xsimgcl .2011 at epoch 20 and falling, simgcl .1976 at 30, lightgcn .1587 at 80 and rising.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -105,6 +105,10 @@ def test_ranks_in_the_targets_domain(mesh, filter_seen, shape, monkeypatch):
     sizes = {n: g['examples'] for n, g in found.groups['domain'].items()}
     target = domain[evaluation.items - 1]
     assert sizes == {n: int((target == n.encode()).sum()) for n in 'abc'}
+    hits = np.clip(10 - want[0], 0, want[1] + 1) / (want[1] + 1)  # of tied items each place alike
+    by_domain = [hits[target == n.encode()].mean() for n in 'abc']
+    assert found.metrics['HR@10 macro'] == pytest.approx(np.mean(by_domain))
+    assert found.metrics['HR@10 macro'] != pytest.approx(found.metrics['HR@10'])
 
 
 def test_what_users_had_before():

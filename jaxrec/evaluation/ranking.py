@@ -241,14 +241,19 @@ class Ranking(Evaluation):
             kept = {'greater': greater, 'ties': ties}
         buckets = rank_metrics.popularity_buckets(self.training_counts)[self.items]
         by_target = rank_metrics.per_example(greater, ties, cutoffs)
+        metrics, by_domain = rank_metrics.mean(values), self._by_domain(by_target)
+        if self.in_domain:
+            parts = list(by_domain['domain'].values())
+            means = {f'{name} macro': np.mean([part[name] for part in parts]) for name in by_target}
+            metrics |= {name: float(value) for name, value in means.items()}
         return Measured(
-            metrics=rank_metrics.mean(values),
+            metrics=metrics,
             unit='row' if self._each else 'user',
             values=values,
             groups={
                 'popularity': rank_metrics.by_bucket(by_target, buckets),
                 **rank_metrics.by_events(by_target, self.training_counts[self.items]),
-                **self._by_domain(by_target),
+                **by_domain,
             },
             details={
                 'targets': len(self.items),

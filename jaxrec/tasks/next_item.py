@@ -100,15 +100,20 @@ class Config(Task):
     valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
 
     def metrics(self) -> dict[str, Metric]:
-        """HR, NDCG and MRR at the cut-offs; with targets='all' Recall, Precision and MAP too."""
+        """HR, NDCG and MRR at the cut-offs; with targets='all' Recall, Precision and MAP too.
+
+        With in_domain also the mean of each over the domains, as '.. macro'.
+        """
         cutoffs = protocols.protocol_of(self).cutoffs
         names = rank_metrics.names(cutoffs, self.targets == 'all')
-        shown = {f'Coverage@{k}': Metric(single=False) for k in cutoffs}
-        return {name: Metric() for name in names} | shown
+        means = [f'Coverage@{k}' for k in cutoffs]
+        means += [f'{name} macro' for name in names if self.in_domain]
+        return {name: Metric() for name in names} | {n: Metric(single=False) for n in means}
 
     def main_metric(self) -> str:
-        """NDCG@10, or at the first cut-off where there is no 10."""
-        return f'NDCG@{10 if 10 in self.cutoffs else min(self.cutoffs)}'
+        """NDCG@10, or at the first cut-off where there is no 10; with in_domain its macro mean."""
+        name = f'NDCG@{10 if 10 in self.cutoffs else min(self.cutoffs)}'
+        return f'{name} macro' if self.in_domain else name
 
     def protocol_fields(self) -> dict[str, Any]:
         """The protocol, and how the data are split."""
