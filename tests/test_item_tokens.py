@@ -5,6 +5,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from flax import nnx
 from models import jit
@@ -262,7 +264,10 @@ def test_a_run_serves_items_of_texts_alone(tmp_path):
     np.testing.assert_array_equal(grown['words'], kept['words'])
     np.testing.assert_array_equal(grown['table'], kept['table'])
     other = applied(following, {'task.texts.dim': 9, 'train.grow': False})
-    with pytest.raises(UserError, match='has texts by tfidf of 8 numbers, this command by tfidf'):
+    with pytest.raises(UserError, match='tfidf of 8 numbers, centred: True, this .* tfidf of 9'):
+        fit(other, tmp_path / 'other')
+    other = applied(following, {'task.texts.centred': False, 'train.grow': False})
+    with pytest.raises(UserError, match='this command by tfidf of 8 numbers, centred: False'):
         fit(other, tmp_path / 'other')
 
 
@@ -325,6 +330,18 @@ def test_mistakes_found_before_anything_is_read(made_of, changes, message):
         ('item,text\nj1,x\n', {}, "no item of the events is in items.csv: its first is 'j1'"),
         ('item,text\ni1,x,y\n', {}, 'cannot read items.csv: CSV parse error'),
         ('a,b,c\n', {'text_columns': 'item,text'}, 'does not split into the 2 fields'),
+        (
+            'item,text\ni1,x\n',
+            {'text_columns': 'item,text'},
+            'has a header line .item,text.; leave',
+        ),
+        ('item,text,text\ni1,x,y\n', {}, "items.csv has 2 columns called 'text'"),
+        ('item,text\ri1,x\ri2,y\r', {}, 'lines that end in a carriage return alone'),
+        (
+            'item,text\ni1,"x\ni2,y\ni3,z"\n',
+            {},
+            '4 lines and 1 rows: a quotation mark is not closed',
+        ),
         ('', {}, 'items.csv is empty'),
         ('item,text\n', {}, 'items.csv has no rows'),
     ],
@@ -337,7 +354,19 @@ def test_mistakes_of_a_table_of_texts(tmp_path, content, settings, message):
     assert '\n' not in str(error.value)
 
 
-def test_mistakes_about_the_file(tmp_path):
+def test_columns_of_parquet_that_are_no_text(tmp_path):
+    data = write_log(tmp_path, users=4)
+    for odd in ([['x', 'y']], [b'\xff\xfe']):
+        table = pa.table({'item': ['i1'], 'text': odd})
+        pa.parquet.write_table(table, tmp_path / 'items.csv')
+        with pytest.raises(UserError, match='cannot read items.csv: ') as error:
+            datasets.load(data)
+        assert '\n' not in str(error.value)
+    one = dataclasses.replace(write_log(tmp_path, users=4), text_col='text,text')
+    assert datasets.load(one)[0].title(1) == 'red lamp 0'
+
+
+def test_mistakes_about_the_file(tmp_path, capsys):
     data = write_log(tmp_path, users=4)
     with pytest.raises(UserError, match=r'no such file: .*nowhere.csv \(--data.texts\)'):
         datasets.load(dataclasses.replace(data, texts='nowhere.csv'), flags='--data.')
@@ -346,6 +375,7 @@ def test_mistakes_about_the_file(tmp_path):
     long = 'é' * 2000
     (tmp_path / 'items.csv').write_text(f'item,text\ni0,{long}\n')
     histories, _ = datasets.load(data)
+    assert '; 1 longer than 1,000 bytes are cut' in capsys.readouterr().out
     assert histories.title(histories.find_item('i0')) == 'é' * 500  # 1,000 bytes, whole letters
     with pytest.raises(UserError, match='--text_col describes the table of texts'):
         datasets.load(dataclasses.replace(data, texts='', text_col='title'), flags='--')
@@ -375,7 +405,9 @@ def test_item_lists_against_loops():
         alone = [sum(i in own for own in train) for i in (a, b)]
         near = both / np.sqrt(max(alone[0], 1) * max(alone[1], 1)) * (a != b)
         text = words[a - 1] @ words[b - 1]
-        model = vectors[a].astype(np.float64) @ vectors[b]
+        model = np.prod([1 / np.linalg.norm(vectors[i]) for i in (a, b)]) * (
+            vectors[a].astype(np.float64) @ vectors[b]
+        )
         return {'item_cf': near, 'tfidf': text, 'item_cf+tfidf': near + 0.1 * text} | {
             'item_cf+model': near + 0.1 * model
         }

@@ -202,6 +202,19 @@ def texts(shuffled=False):
     return task.texts_of(given, task.ItemTexts(vectors, encoder), shuffled)
 
 
+def test_parts_without_a_known_word_are_none():
+    given = histories()
+    encoder = text_encoders.fit(Texts('tfidf', TEXT), given.titles)
+    vectors = task.ItemTexts(np.zeros((ITEMS + 1, TEXT), np.float32), encoder)
+    plain = task.texts_of(given, vectors)
+    given.titles = given.titles.astype('S60')
+    given.titles[3] += b'|!!!'
+    found = task.texts_of(given, vectors)
+    assert not found['parts'][1:].any(1).all()  # it is a part, and nothing is known of it
+    own, other = (x['parts'][x['of'][4][x['of'][4] > 0]] for x in (found, plain))
+    np.testing.assert_array_equal(own, other)
+
+
 def test_texts_of_any_script():
     """Words of Cyrillic and Japanese have vectors; who has no text has none, and no part."""
     found = texts()

@@ -179,6 +179,25 @@ def test_many_texts_tell_how_far_they_are(monkeypatch):
     assert len(found.encoder.words) == 7
 
 
+@pytest.mark.parametrize(
+    ('texts', 'centred'), [(['red lamp'] * 9, True), (['!!!', '???'] * 5, False)]
+)
+def test_texts_that_say_nothing_are_refused(texts, centred, tmp_path):
+    """Alike, or without words: each time, also when their vectors are stored."""
+    for folder in ('', str(tmp_path), str(tmp_path)):
+        with pytest.raises(UserError, match='no text of shop has a vector by .tfidf') as error:
+            item_texts.of_items(items_of(texts), Texts('tfidf', 4, centred=centred), folder, print)
+        assert '\n' not in str(error.value)
+
+
+def test_items_without_a_vector_are_told_each_time(tmp_path):
+    for _ in range(2):
+        said = []
+        given = items_of(['red lamp', '!!!', 'blue lamp'])
+        item_texts.of_items(given, Texts('tfidf', 2), str(tmp_path), said.append)
+        assert 'note: 1 of 3 items have no text with a vector' in said
+
+
 @pytest.mark.slow
 def test_a_million_texts_in_little_memory(tmp_path):
     """Above the vectors themselves, under a gigabyte."""

@@ -231,6 +231,10 @@ def test_an_auto_encoder_that_changes_nothing(monkeypatch):
     """The positive is a copy: its cosine is 1, which `near_copies` tells."""
     model = make()
     monkeypatch.setattr(type(model), 'reconstructed', lambda self, texts, key=None: texts)
+    one = {name: x[[2]] for name, x in batch().items()}  # without a negative
+    _, (terms, _) = model.loss(one, constants(), {}, KEY)
+    logit = float(model.scale[...] + model.shift[...])
+    assert float(terms['bce']) == pytest.approx(np.log1p(np.exp(-logit)), rel=1e-5)
     one = {name: x[[0, 2]] for name, x in batch().items()}
     _, (terms, _) = model.loss(one, constants(), {}, KEY)
     assert float(terms['near_copies']) == pytest.approx(1, abs=1e-6)
@@ -247,7 +251,10 @@ def test_a_batch_of_one_and_an_empty_title():
     t = given['items']['texts'][one['items']]
     p = model.logits(model.tower(t), model.tower(model.reconstructed(t)))
     assert float(terms['bce']) == pytest.approx(float(jnp.log1p(jnp.exp(-p[0]))), rel=1e-5)
+    for layer in model.layers:
+        layer.bias[...] = jnp.ones_like(layer.bias[...])
     assert not model.catalogue(given)['items'][9].any()
+    assert model.catalogue(given)['items'][8].any()
     empty = {name: x[[1]] for name, x in batch().items()}
     grads = nnx.grad(lambda m: m.loss(empty, given, {}, KEY)[0])(model)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(grads))

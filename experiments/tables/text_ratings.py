@@ -10,29 +10,42 @@ apart (groups, 'ratings of the item'). Published tables of LoID are of Amazon re
 no column here.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from jaxrec.paper.spec import Column, Ordering, Row, Table
 
 EXPERIMENT = 'experiments/loid_ml1m.py'
 SHOWN = ('MSE', 'MAE')
 MF, LOID, SHUFFLED = 'biased MF', 'LoID', 'LoID texts shuffled'
 
+RANDOM, BY_TIME, LEAKING = 'random 8:1:1', 'by time', 'random with the leak'
+
+
+def row(name: str, key: str, changes: Mapping = MappingProxyType({})) -> Row:
+    """One that does not read what is held out."""
+    return Row(name, f'{EXPERIMENT}:{key}', changes, (RANDOM, BY_TIME))
+
+
 TABLE = Table(
     title='Ratings with texts on MovieLens-1M',
     caption='Single ratings held out, 8:1:1 by chance or by time; the epoch of the least '
-    'validation RMSE is tested. Texts are titles and genres.',
+    'validation RMSE is tested. Texts are titles and genres; with the leak those of held-out rows '
+    'are read too, as the authors do.',
     columns=(
-        Column('random 8:1:1', SHOWN),
-        Column('by time', SHOWN, {'task.split': 'temporal'}),
+        Column(RANDOM, SHOWN),
+        Column(BY_TIME, SHOWN, {'task.split': 'temporal'}),
+        Column(LEAKING, SHOWN, {'task.leak': True}),
     ),
     rows=(
-        Row(MF, f'{EXPERIMENT}:mf'),
-        Row('texts without ids', f'{EXPERIMENT}:texts'),
-        Row('LoID without alignment', f'{EXPERIMENT}:no-align'),
-        Row('LoID under the triplet', f'{EXPERIMENT}:triplet'),
-        Row('LoID by the linear head', f'{EXPERIMENT}:linear'),
-        Row("LoID by the authors' settings", f'{EXPERIMENT}:authors'),
+        row(MF, 'mf'),
+        row('texts without ids', 'texts'),
+        row('LoID without alignment', 'no-align'),
+        row('LoID under the triplet', 'triplet'),
+        row('LoID by the linear head', 'linear'),
+        row("LoID by the authors' settings", 'authors'),
         Row(LOID, EXPERIMENT),
-        Row(SHUFFLED, EXPERIMENT, {'task.shuffled': True}),
+        row(SHUFFLED, 'loid', {'task.shuffled': True}),
     ),
     baseline=MF,
     by_column=True,

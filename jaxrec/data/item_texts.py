@@ -94,7 +94,7 @@ def of_items(
       encoder: of an earlier run, whose space they are to share; None = one of these texts.
 
     Raises:
-      UserError: no item has a text, or a package is missing.
+      UserError: no item has a text, or none a vector; a package is missing.
     """
     name = items.name or 'the data'
     if items.titles is None or not (items.titles != b'').any():
@@ -111,11 +111,18 @@ def of_items(
                 held.enter_context(files.lock(place.with_name(f'.{place.name}.lock')))
         except OSError:  # a folder that is only read: made again each time
             folder = ''
-        if not folder:
-            return make()
-        if (there := _stored(place, digest)) is None:
+        there = _stored(place, digest) if folder else make()
+        if there is None:
             stored.save(make(), place, {'digest': digest})
             there = _stored(place, digest)
+    empty = items.num_items - there.statistics()['texts']
+    if empty == items.num_items:
+        raise UserError(
+            f'no text of {name} has a vector by {settings.encoder!r}: they have no word that it '
+            'knows, or are all alike, and task.texts.centred takes away what all share'
+        )
+    if empty:
+        say(f'note: {empty:,} of {items.num_items:,} items have no text with a vector')
     return there
 
 
@@ -123,9 +130,6 @@ def _made(items, settings, encoder, digest, say):
     encoder = encoder or text_encoders.fit(settings, items.titles, say)
     vectors = np.zeros((items.num_items + 1, len(encoder.centre)), np.float32)
     vectors[1:] = encoder(items.titles, say)
-    empty = items.num_items - int(vectors.any(1).sum())
-    if empty:
-        say(f'note: {empty:,} of {items.num_items:,} items have no text with a known word')
     return ItemTexts(vectors, encoder, digest, items.name)
 
 

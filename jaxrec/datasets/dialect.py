@@ -13,6 +13,7 @@ other rows, that is an error.
 
 import dataclasses
 import io
+import re
 from typing import BinaryIO
 
 import numpy as np
@@ -23,6 +24,12 @@ BLOCK = 1 << 22
 MARK, CR, LF, BACKSLASH = b'"\r\n\\'
 BOM = b'\xef\xbb\xbf'
 CARRIAGE = "has lines that end in a carriage return alone; convert them, e.g. with tr '\\r' '\\n'"
+
+
+def check_returns(sample: bytes, name: str) -> None:
+    """UserError if lines of the first bytes of a file end in a carriage return alone."""
+    if b'"' not in sample and re.search(rb'\r(?!\n|$)', sample):
+        raise UserError(f'{name} {CARRIAGE}')
 
 
 class Watched(io.RawIOBase):

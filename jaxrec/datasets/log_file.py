@@ -308,8 +308,7 @@ def _layout(path: pathlib.Path, config: config_lib.Data) -> tuple[str, str]:
             _check_columns(tabular.parquet_schema(path).names, name, config)
             return PARQUET, ''
         log_parts.check_text(sample, name)
-        if b'"' not in sample and re.search(rb'\r(?!\n|$)', sample):
-            raise UserError(f'{name} {dialect.CARRIAGE}')
+        dialect.check_returns(sample, name)
         return _layout_of_text(sample, name, config)
 
 

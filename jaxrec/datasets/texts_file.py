@@ -4,9 +4,7 @@ Items that only this table names join the catalogue: nothing was learnt of them,
 all that a model can go by.
 """
 
-import csv
 import hashlib
-import io
 import pathlib
 
 import numpy as np
@@ -24,6 +22,7 @@ from jaxrec.datasets.events import by_item
 from jaxrec.errors import UserError
 
 LONGEST = 1000  # bytes of a text that are kept
+_BLOCK = 1 << 24  # bytes read at a time; a row must fit
 
 
 def key(config: config_lib.Data, root: pathlib.Path) -> str:
@@ -52,17 +51,17 @@ def read(config: config_lib.Data) -> tuple[np.ndarray, np.ndarray]:
       UserError: a column is missing, a row does not parse, an item has two texts, or no rows.
     """
     path = pathlib.Path(config.texts).expanduser()
-    columns = [c.strip() for c in config.text_col.split(',')]
+    columns = list(dict.fromkeys(c.strip() for c in config.text_col.split(',')))
     wanted = list(dict.fromkeys([config.item_col, *columns]))
     try:
         table, is_text = _table(path, config, wanted)
+        parts = [pc.fill_null(table.column(c).cast(pa.large_string()), '') for c in columns]
     except (pa.ArrowException, EOFError, OSError) as e:
         raise UserError(f'cannot read {path.name}: {" ".join(str(e).split())}') from e
     ids = table.column(config.item_col).combine_chunks()
     ids = raw_ids.checked(ids, config.item_col, path.name, lambda at: f'row {at + 1}')
     with raw_ids.naming(config.item_col, path.name):
         coded = raw_ids.encode([ids], text=is_text)
-    parts = [pc.fill_null(table.column(c).cast(pa.large_string()), '') for c in columns]
     joined = pc.binary_join_element_wise(*parts, ' ') if len(parts) > 1 else parts[0]
     joined = pc.replace_substring_regex(joined, r'\s+', ' ')
     texts = np.array([_cut(one.strip()) for one in joined.to_pylist()] or [b''], 'S')
@@ -129,8 +128,10 @@ def joined(histories: Histories, config: config_lib.Data) -> tuple[Histories, st
         name=histories.name,
     )
     added, empty = len(whole) - len(known), int((~have).sum())
+    cut = int((np.char.str_len(texts) > LONGEST - 4).sum())  # a letter has 4 bytes at most
+    told = f'; {cut:,} longer than {LONGEST:,} bytes are cut' if cut else ''
     return made, f'texts of {name}: {len(ids):,}; {added:,} items have a text and no event, ' + (
-        f'{empty:,} events and no text'
+        f'{empty:,} events and no text{told}'
     )
 
 
@@ -142,11 +143,12 @@ def _table(path, config, wanted):
         _check(pa.parquet.read_schema(path).names, path.name, wanted)
         return pa.parquet.read_table(path, columns=wanted), False
     log_parts.check_text(sample, path.name)
+    dialect.check_returns(sample, path.name)
     first = (
         sample.removeprefix(dialect.BOM).split(b'\n', 1)[0].rstrip(b'\r').decode(errors='replace')
     )
     names = [c.strip() for c in config.text_columns.split(',')] if config.text_columns else None
-    headers = {d: next(csv.reader(io.StringIO(first), delimiter=d), []) for d in tabular.DELIMITERS}
+    headers = {d: tabular.header_fields(first, d) for d in tabular.DELIMITERS}
     fits = lambda d: len(headers[d]) == len(names) if names else set(wanted) <= set(headers[d])  # noqa: E731
     delimiter = next(filter(fits, headers), max(headers, key=lambda d: len(headers[d])))
     if names and not fits(delimiter):
@@ -154,19 +156,30 @@ def _table(path, config, wanted):
             f'the first line of {path.name}, {first[:80]!r}, does not split into the {len(names)} '
             'fields of --text_columns'
         )
+    if names and set(headers[delimiter]) & set(wanted):
+        raise UserError(f'{path.name} has a header line ({first}); leave out --text_columns')
     _check(names or headers[delimiter], path.name, wanted)
     with log_parts.open_plain(path) as file:
         table = pa.csv.read_csv(
             file,
-            pa.csv.ReadOptions(column_names=names),
+            pa.csv.ReadOptions(column_names=names, block_size=_BLOCK),
             pa.csv.ParseOptions(
-                delimiter=delimiter, quote_char=False if delimiter == '\t' else '"'
+                delimiter=delimiter,
+                quote_char=False if delimiter == '\t' else '"',
+                newlines_in_values=delimiter != '\t',  # to be told below, however large the file
             ),
             pa.csv.ConvertOptions(
                 include_columns=wanted,
                 column_types=dict.fromkeys(wanted, pa.string()),
                 strings_can_be_null=False,
             ),
+        )
+    with log_parts.open_plain(path) as file:
+        lines = dialect.survey(file, delimiter, len(headers[delimiter])).lines
+    if table.num_rows != lines - (not names):
+        raise UserError(
+            f'{path.name} has {lines:,} lines and {table.num_rows:,} rows: a quotation mark is not '
+            'closed, or a text goes over several lines; write each text on one line, or Parquet'
         )
     return table, True
 
@@ -179,3 +192,5 @@ def _check(header, name, wanted):
                 f'{name} has no column {column!r}; it has {there}; name it with --{flag}, or, if '
                 'this is no header line, all its columns with --text_columns'
             )
+        if header.count(column) > 1:
+            raise UserError(f'{name} has {header.count(column)} columns called {column!r}')

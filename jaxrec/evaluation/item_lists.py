@@ -29,7 +29,9 @@ def counts(task: Any, vectors: np.ndarray) -> dict[str, tuple[np.ndarray, np.nda
     last = last_items(task)
     near = item_cf(known)
     collaborative = lambda rows: (rows @ near).toarray()  # noqa: E731
-    scorers = {'item_cf': collaborative, 'model_cosine': cosine(vectors[1 : known.shape[1] + 1])}
+    own = vectors[1 : known.shape[1] + 1]
+    own = own / np.maximum(np.linalg.norm(own, axis=1, keepdims=True), 1e-12)
+    scorers = {'item_cf': collaborative, 'model_cosine': cosine(own)}
     if task.texts is not None:
         scorers['texts'] = cosine(task.texts.vectors[1:])
     if task.histories.titles is not None:

@@ -740,11 +740,12 @@ def _texts(
         now = text_encoders.digest(settings, histories.titles) if there else ''
         same = kept and kept['digest'][0].decode() == now
         encoder = item_texts.encoder_of(kept) if kept and not same else None
-        if encoder and (encoder.kind, len(encoder.centre)) != (settings.encoder, settings.dim):
+        found = encoder and (encoder.kind, len(encoder.centre), bool(encoder.centre.any()))
+        if encoder and found != (asked := (settings.encoder, settings.dim, settings.centred)):
+            about = '{} of {} numbers, centred: {}'.format
             raise UserError(
-                f'train.start_from={start} has texts by {encoder.kind} of {len(encoder.centre)} '
-                f'numbers, this command by {settings.encoder} of {settings.dim}: they must be the '
-                'same'
+                f'train.start_from={start} has texts by {about(*found)}, this command by '
+                f'{about(*asked)}: they must be the same'
             )
     return item_texts.of_items(histories, settings, folder, say, encoder)
 
