@@ -238,6 +238,14 @@ def test_items_of_texts_alone_join_the_catalogue(tmp_path):
     assert histories.title(histories.find_item('i7')) == ''
 
 
+def test_texts_that_nothing_reads_are_told(tmp_path):
+    data = write_log(tmp_path)
+    for encoder, made_of, told in (('', 'ids', 1), ('tfidf', 'ids+texts', 0)):
+        given = experiment(data, made_of, **{'task.texts.encoder': encoder})
+        notes = next_item.NextItem(given, *datasets.load(data)).notes
+        assert sum('so 4 items without events are ranked' in note for note in notes) == told
+
+
 @pytest.mark.slow
 def test_a_run_serves_items_of_texts_alone(tmp_path):
     """Learnt from others of their kind; by text too; the folder is enough."""

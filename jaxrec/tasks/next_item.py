@@ -485,6 +485,14 @@ class NextItem(Retrieval):
                 notes += (f'note: {repeats:,} repeated pairs are one edge each',)
         self.texts = _texts(experiment, histories, meta['path'], say)
         data_hash, texts = meta['data_hash'], {}
+        if self.texts is None and experiment.data.texts:
+            unheard = histories.num_items - len(np.unique(histories.items))
+            if unheard:
+                notes += (
+                    f'note: nothing reads the texts, so {unheard:,} items without events are '
+                    'ranked by vectors that nothing taught: set task.texts.encoder, or leave '
+                    'data.texts out',
+                )
         if self.texts is not None:
             texts = self.texts.columns()
             data_hash = hashlib.sha256(f'{data_hash} {self.texts.digest}'.encode()).hexdigest()
