@@ -23,8 +23,8 @@ The ids of users go along from run to run: the control of the plugins is the las
 --config.model.plugins="()".
 
 Five seeds (three with the leak), results/text_ratings: test MSE / MAE, and MSE of ratings of films
-with 1 to 10 training ratings (276 of them; 728 by time). About 20, 12 and 2 s of a CPU core an epoch
-of loid, no-align and mf, 7 to 12 epochs, on a busy machine:
+with 1 to 10 training ratings (276 of them; 728 by time). About 20, 12 and 2 s of a CPU core an
+epoch of loid, no-align and mf, 7 to 12 epochs, on a busy machine:
 
                             random                    by time
 biases                      .8231 / .7185   1.158     .8646 / .7286   1.086
