@@ -11,12 +11,12 @@ popularity and the cosine of texts too. Beauty: --config.data.dataset=beauty
 --config.data.source=FILE --config.data.texts=PHRASES --config.data.text_columns=item,asin,text.
 
 Five seeds (results/text), test HR@10 / NDCG@10 / HR@100. Games: ids .1258 / .0717 / .3662,
-ids+texts .1275 / .0717 / .3730; Beauty: .1000 / .0599 / .2571 and .1017 / .0598 / .2741. Targets
-without training events, 104 and 138: ids and popularity find none, ids+texts has HR@10 .0096 and
-.0087 (a target or two), HR@100 .116 and .204. Targets of 1 to 5 events lose at the top by the
-texts: HR@10 .0033 to .0020 and .0261 to .0179. An H200 takes six minutes for five seeds together on
-Games, three on Beauty, with a dozen other trainings on it; a CPU core about an hour for one on
-Games.
+ids+texts .1275 / .0717 / .3730; Beauty: .1000 / .0599 / .2571 and .1017 / .0598 / .2741, start
+(three seeds) .1014 / .0610 / .2638. Targets without training events, 104 and 138: ids and
+popularity find none, ids+texts has HR@10 .0096 and .0087 (a target or two), HR@100 .116 and .204.
+Targets of 1 to 5 events lose at the top by the texts: HR@10 .0033 to .0020 and .0261 to .0179. An
+H200 takes six minutes for five seeds together on Games, three on Beauty, with a dozen other
+trainings on it; a CPU core about an hour for one on Games.
 """
 
 import dataclasses
