@@ -43,7 +43,7 @@ TABLE = Table(
         row('LoID without alignment', 'no-align'),
         row('LoID under the triplet', 'triplet'),
         row('LoID by the linear head', 'linear'),
-        row("LoID by the authors' settings", 'authors'),
+        Row("LoID by the authors' settings", f'{EXPERIMENT}:authors', columns=(RANDOM,)),
         Row(LOID, EXPERIMENT),
         row(SHUFFLED, 'loid', {'task.shuffled': True}),
     ),
