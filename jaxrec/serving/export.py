@@ -4,6 +4,7 @@ import importlib.util
 import pathlib
 import shutil
 import time
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,9 +101,9 @@ def write(trained: Trained, folder: pathlib.Path, index: bool = False) -> dict[s
 
 def loaded(folder: pathlib.Path) -> Any:
     """The model of an exported folder as its own loader opens it."""
-    spec = importlib.util.spec_from_file_location('exported_model', folder / 'model.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    file = folder / 'model.py'
+    module = types.ModuleType('exported_model')
+    exec(compile(file.read_bytes(), file, 'exec'), module.__dict__)  # leaves no bytecode
     return module.Model(folder)
 
 
