@@ -106,7 +106,7 @@ def check_fields(settings: Any, section: str) -> None:
 def _broken(value, rules) -> str:
     """Which of a field's rules (`config.field`) a value breaks, '' if none."""
     if rules.get('choices') and value not in rules['choices']:
-        return f'is not one of {", ".join(filter(None, map(str, rules["choices"])))}'
+        return f'is not one of {", ".join(filter(None, rules["choices"]))}'
     least, above, most, below = (rules.get(n) for n in ('least', 'above', 'most', 'below'))
     if isinstance(value, float) and not math.isfinite(value):
         return 'is not a finite number'

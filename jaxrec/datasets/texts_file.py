@@ -160,8 +160,9 @@ def _table(path, config, wanted):
         raise UserError(f'{path.name} has a header line ({first}); leave out --text_columns')
     _check(names or headers[delimiter], path.name, wanted)
     with log_parts.open_plain(path) as file:
+        watched = dialect.Watched(file)
         table = pa.csv.read_csv(
-            file,
+            watched,
             pa.csv.ReadOptions(column_names=names, block_size=_BLOCK),
             pa.csv.ParseOptions(
                 delimiter=delimiter,
@@ -174,9 +175,11 @@ def _table(path, config, wanted):
                 strings_can_be_null=False,
             ),
         )
-    with log_parts.open_plain(path) as file:
-        lines = dialect.survey(file, delimiter, len(headers[delimiter])).lines
-    if table.num_rows != lines - (not names):
+    rows, lines = table.num_rows + (not names), watched.lines
+    if rows != lines:  # some of which may be empty
+        with log_parts.open_plain(path) as file:
+            lines = dialect.survey(file, delimiter, len(headers[delimiter])).lines
+    if rows != lines:
         raise UserError(
             f'{path.name} has {lines:,} lines and {table.num_rows:,} rows: a quotation mark is not '
             'closed, or a text goes over several lines; write each text on one line, or Parquet'
