@@ -7,9 +7,10 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
-sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax,
-lightgcn-softmax, xsimgcl-softmax, and by the likelihood of all of a user's items, mf-multinomial,
-mf-multinomial-wide, lightgcn-multinomial; a seed may follow, `NAME,SEED`.
+sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax (and
+with another logQ or none, mf-softmax-batches, mf-softmax-no-logq), lightgcn-softmax,
+xsimgcl-softmax, and by the likelihood of all of a user's items, mf-multinomial, mf-multinomial-wide,
+lightgcn-multinomial; a seed may follow, `NAME,SEED`.
 
 What wins is the likelihood, without a graph, and within minutes: mf-multinomial-wide, seed 0, test
 Recall@20 / NDCG@20 .2800 / .2659, the third of its epochs; with 128 numbers a vector .2777 / .2624,
@@ -44,6 +45,8 @@ MODELS = {
         own_layer=False, views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.2, layer=1)
     ),
     'mf-softmax': Config(layers=0, **SOFTMAX),
+    'mf-softmax-batches': Config(layers=0, logq='batches', **SOFTMAX),
+    'mf-softmax-no-logq': Config(layers=0, logq='none', **SOFTMAX),
     'lightgcn-softmax': Config(layers=2, **SOFTMAX),
     'xsimgcl-softmax': Config(
         layers=2,

@@ -6,9 +6,9 @@ python -m jaxrec.evaluate --workdir=runs/towers --task.popularity=True
 
 The argument is 'DATA,MODEL,SEED': ml-1m, beauty-attributes or kuairand-pure-watched, and one of
 MODELS. FOLDER holds the data set's files. The item tower's own term (masks of an item's features)
-is rfm, rfm-independent or cfm; `mean` is the same without it. Of KuaiRand three features of videos
-are read, of the others one, so that of a view all but the id may be masked. All are rows of
-experiments/tables/two_towers.py. Not trained to the end yet.
+is rfm, rfm-independent or cfm; `mean` is the same without it. Of KuaiRand seven features of videos
+are read, of MovieLens two, of Beauty one, so that there a view has the id or nothing. All are rows
+of experiments/tables/two_towers.py. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Feature, Optim, Train
@@ -19,11 +19,15 @@ from jaxrec.objectives.item_views import ItemViews
 from jaxrec.tasks import next_item
 
 FEATURES = {
-    'ml-1m': (Feature('genres', 'set', 18),),
+    'ml-1m': (Feature('genres', 'set', 18), Feature('year', 'quantile', 10)),
     'beauty-attributes': (Feature('attributes', 'set', 637),),
     'kuairand-pure-watched': (
         Feature('duration', 'log', size=20, cap=300_000),  # milliseconds
         Feature('author', 'category', size=8000),
+        Feature('music', 'category', size=8000),
+        Feature('music_type', 'category', size=8),
+        Feature('upload_type', 'category', size=16),
+        Feature('video_type', 'category', size=4),
         Feature('tags', 'set', size=69),
     ),
 }

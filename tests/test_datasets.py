@@ -450,20 +450,22 @@ def test_movielens_sources_give_the_same_histories(tmp_path, monkeypatch):
     assert [h.title(2) for h in all_h[2:6]] == ['Heat (1995)'] * 4
 
 
-def test_movielens_1m_has_genres(tmp_path, monkeypatch):
-    ratings = b'1::5::3::20\n2::4::1::10\n1::4::5::10\n'
+def test_movielens_1m_has_genres_and_years(tmp_path, monkeypatch):
+    ratings = b'1::5::3::20\n2::4::1::10\n1::4::5::10\n1::6::5::30\n'
     monkeypatch.setattr(movielens, 'RATINGS_SHA256', public.hashlib.sha256(ratings).hexdigest())
-    monkeypatch.setattr(movielens.ML_1M, 'size', (2, 2, 3))
+    monkeypatch.setattr(movielens.ML_1M, 'size', (2, 3, 4))
     (tmp_path / 'ratings.dat').write_bytes(ratings)
     (tmp_path / 'movies.dat').write_bytes(b'4::Heat (1995)::Action|Crime|Thriller\n6::A::Drama\n')
     raw, _ = movielens.ML_1M.read_checked(str(tmp_path), quiet)
     h = events_lib.to_histories(raw, 'ml-1m')
-    assert h.item_features['genres'].tolist() == [[1, 6, 16], [0, 0, 0]]  # of items 4 and 5
-    monkeypatch.setattr(movielens.ML_1M_TEXTS, 'size', (2, 2, 3))
+    assert h.item_features['genres'].tolist() == [[1, 6, 16], [0, 0, 0], [8, 0, 0]]  # of 4, 5, 6
+    np.testing.assert_array_equal(h.item_features['year'], np.float32([1995, np.nan, np.nan]))
+    monkeypatch.setattr(movielens.ML_1M_TEXTS, 'size', (2, 3, 4))
     raw, _ = movielens.ML_1M_TEXTS.read_checked(str(tmp_path), quiet)
     h = events_lib.to_histories(raw, 'ml-1m-texts')
-    assert h.titles.tolist() == [b'Heat (1995)|Action|Crime|Thriller', b'']
-    assert h.item_features['domain'].tolist() == [b'Action', b'']
+    assert h.titles.tolist() == [b'Heat (1995)|Action|Crime|Thriller', b'', b'A|Drama']
+    assert h.item_features['domain'].tolist() == [b'Action', b'', b'Drama']
+    assert 'year' not in h.item_features
     (tmp_path / 'movies.dat').unlink()
     with pytest.raises(UserError, match='comes without movies.dat'):
         movielens.ML_1M_TEXTS.read_checked(str(tmp_path), quiet)

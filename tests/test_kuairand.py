@@ -129,10 +129,14 @@ def test_features_of_videos(read):
     nan = np.nan
     np.testing.assert_array_equal(h.item_features['duration'], [4000, nan, 4000, 9500, nan])
     np.testing.assert_array_equal(h.item_features['author'], [3, 0, 3, 2, nan])  # 7 8 30 900
+    np.testing.assert_array_equal(h.item_features['video_type'], [1, 1, 0, 1, nan])  # AD, NORMAL
+    np.testing.assert_array_equal(h.item_features['upload_type'], [1, 0, 2, 2, nan])
+    np.testing.assert_array_equal(h.item_features['music'], [1, 0, 0, 0, nan])
+    np.testing.assert_array_equal(h.item_features['music_type'], [0, 0, 0, nan, nan])
     tags = [[40, 0, 0], [1, 44, 6], [0, 0, 0], [3, 0, 0], [0, 0, 0]]
     assert h.item_features['tags'].tolist() == tags
-    dtypes = {name: column.dtype for name, column in h.item_features.items()}
-    assert dtypes == {'duration': np.float32, 'author': np.float32, 'tags': np.int32}
+    for name, column in h.item_features.items():
+        assert column.dtype == (np.int32 if name == 'tags' else np.float32), name
     features = (Feature('author', size=4), Feature('tags', 'set', size=69), Feature('is_like'))
     codes = Encoder(h, features, h.offsets[1:]).events(np.arange(5))
     assert codes['author'].tolist() == [3, 1, 3, 4, 4]

@@ -60,6 +60,8 @@ TABLE = Table(
         row('DirectAU', 'directau'),
         on_ml_1m('DirectAU LightGCN', 'directau-lightgcn'),
         row('MF softmax', 'mf-softmax'),
+        on_ml_1m('MF softmax logQ of batches', 'mf-softmax-batches'),
+        on_ml_1m('MF softmax no logQ', 'mf-softmax-no-logq'),
         row('LightGCN softmax', 'lightgcn-softmax'),
         on_ml_1m('XSimGCL softmax', 'xsimgcl-softmax'),
         row('MF multinomial', 'mf-multinomial', ML_1M_WHOLE),
@@ -89,6 +91,10 @@ TABLE = Table(
     orderings=(
         Ordering(SGL, LIGHTGCN, 'SGL improves on LightGCN', 'Wu et al., SIGIR 2021'),
         Ordering(SIMGCL, SGL, 'SimGCL improves on SGL', 'Yu et al., SIGIR 2022'),
+        Ordering(XSIMGCL, LIGHTGCN, 'XSimGCL improves on LightGCN', 'Yu et al., TKDE 2024'),
         Ordering(XSIMGCL, SIMGCL, 'XSimGCL improves on SimGCL', 'Yu et al., TKDE 2024'),
+        Ordering(
+            'MF softmax', 'MF softmax no logQ', 'logQ improves recall', 'Yi et al., RecSys 2019'
+        ),
     ),
 )

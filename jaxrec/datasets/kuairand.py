@@ -32,6 +32,7 @@ from jaxrec.data.histories import NO_TIME
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.datasets.raw_ids import Coded
+from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
 
 HOMEPAGE = 'https://kuairand.com/'
@@ -47,6 +48,13 @@ SHA256 = {
     LOG: '79e6c0bf279170dfa5c52d8e4d9446f9558d6f02a98a2612cdb2931819aa73f0',
     PAST: 'cd101bcd6cb36dd5fc216f203e5e04dd7410f84b02677686aafa72c4a57c4963',
     VIDEOS: 'a6f7ee02684c5777422306cdc416e170302288aa89aca9dfea995edbd625bcc2',
+}
+OF_VIDEO = {  # categories: our name, the file's
+    'author': 'author_id',
+    'video_type': 'video_type',
+    'upload_type': 'upload_type',
+    'music': 'music_id',
+    'music_type': 'music_type',
 }
 SIGNALS = (
     'is_click',
@@ -151,23 +159,27 @@ def _videos(data: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Item features, each as (int64 [V] raw ids, values).
 
     duration: float32 [V], ms, NaN where it is missing.
-    author: float32 [V], authors numbered from 0 by ascending raw id.
+    author, video_type, upload_type, music, music_type: float32 [V], numbered from 0 by ascending
+      published value, NaN where it is missing.
     tags: int32 [V, T], published tags + 1 (they are numbers from 0), padded with 0.
     """
     types = {'video_duration': pa.float32(), 'tag': pa.string()}
     options = pa.csv.ConvertOptions(
-        include_columns=['video_id', 'author_id', *types], column_types=types
+        include_columns=['video_id', *OF_VIDEO.values(), *types], column_types=types
     )
     table = pa.csv.read_csv(io.BytesIO(data), convert_options=options)
     ids = table['video_id'].to_numpy()
-    authors = _coded(table['author_id'].to_numpy()).codes
+    numbered = {name: category(table[column]) for name, column in OF_VIDEO.items()}
     sets = [[int(tag) + 1 for tag in text.split(',') if tag] for text in table['tag'].to_pylist()]
     tags = np.zeros((len(sets), max(map(len, sets))), np.int32)
     for row, numbers in zip(tags, sets, strict=True):
         row[: len(numbers)] = numbers
     return {
         'duration': (ids, table['video_duration'].to_numpy()),
-        'author': (ids, authors.astype(np.float32)),
+        **{
+            name: (ids, np.where(numbers < 0, np.nan, numbers).astype(np.float32))
+            for name, numbers in numbered.items()
+        },
         'tags': (ids, tags),
     }
 

@@ -15,7 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from jaxrec.data.rows import Rows
-from jaxrec.datasets.kuairand import CITATION, HOMEPAGE, LICENCE, LOG, PAST, SHA256, VIDEOS
+from jaxrec.datasets.kuairand import (
+    CITATION,
+    HOMEPAGE,
+    LICENCE,
+    LOG,
+    OF_VIDEO,
+    PAST,
+    SHA256,
+    VIDEOS,
+)
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.datasets.tabular import category
 from jaxrec.errors import UserError
@@ -50,13 +59,6 @@ _CATEGORIES = (
     *(f'onehot_feat{i}' for i in range(18)),
 )
 _COUNTS = ('follow_user_num', 'fans_user_num', 'friend_user_num', 'register_days')
-_OF_VIDEO = {
-    'author': 'author_id',
-    'video_type': 'video_type',
-    'upload_type': 'upload_type',
-    'music': 'music_id',
-    'music_type': 'music_type',
-}
 
 
 def read_checked(source: str, say: Callable) -> tuple[Rows, str]:
@@ -171,7 +173,7 @@ def _videos(data: bytes, item_ids: np.ndarray) -> dict[str, np.ndarray]:
     tags = np.zeros((len(sets), max(1, *map(len, sets))), np.int32)
     for row, numbers in zip(tags, sets, strict=True):
         row[: len(numbers)] = numbers
-    columns = {name: category(table[column]) for name, column in _OF_VIDEO.items()}
+    columns = {name: category(table[column]) for name, column in OF_VIDEO.items()}
     return columns | {'tags': tags, 'duration': _number(table['video_duration'])}
 
 

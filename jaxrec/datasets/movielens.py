@@ -7,10 +7,11 @@ source gives the same histories. SASRec's MovieLens-1M is another file (`ml-1m-s
 import dataclasses
 import io
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -82,7 +83,9 @@ def read_1m(source: str, say: Callable) -> tuple[Events, str]:
     movies = movies and [line.split('::') for line in movies.decode('latin-1').splitlines()]
     events = _events(ratings.replace(b'::', b'\t'), movies and [movie[:2] for movie in movies])
     if movies:
-        events.item_features['genres'] = events.titles[0], _genres([movie[2] for movie in movies])
+        ids, (_, titles, genres) = events.titles[0], zip(*movies, strict=True)
+        events.item_features['genres'] = ids, _genres(genres)
+        events.item_features['year'] = ids, _years(titles)
     return events, used
 
 
@@ -99,11 +102,18 @@ def read_1m_texts(source: str, say: Callable) -> tuple[Events, str]:
     names = [[GENRES[n - 1] for n in row if n] for row in genres.tolist()]
     texts = ['|'.join([t.decode(), *own]) for t, own in zip(titles.tolist(), names, strict=True)]
     events.titles = ids, np.array([text.encode() for text in texts])
+    del events.item_features['year']  # the title has it
     events.item_features[DOMAIN] = ids, np.array([own[0].encode() for own in names])
     return events, used
 
 
-def _genres(texts: list[str]) -> np.ndarray:
+def _years(titles: Sequence[str]) -> np.ndarray:
+    """float32 [movies] of 'Title (year)', NaN where a title has none."""
+    found = [re.search(r'\((\d{4})\)\s*$', title) for title in titles]
+    return np.array([float(year[1]) if year else np.nan for year in found], np.float32)
+
+
+def _genres(texts: Sequence[str]) -> np.ndarray:
     """int32 [movies, most genres of one]: numbers of `A|B` in GENRES from 1, padded with 0."""
     sets = [[GENRES.index(genre) + 1 for genre in text.split('|')] for text in texts]
     out = np.zeros((len(sets), max(map(len, sets))), np.int32)

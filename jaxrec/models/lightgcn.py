@@ -72,6 +72,9 @@ class Config(ModelConfig):
     own_layer: bool = True  # whether a node's own vector counts in the mean of its layers
     loss: str = field('bpr', choices=('bpr', 'direct_au', 'softmax', 'multinomial'))
     temperature: float = field(0.1, above=0, traced=True)  # softmax, multinomial: of the cosines
+    # softmax: what is taken from a score for how often its item comes, the expected number of draws
+    # in a batch (counted), the chance to be in one (batches; it saturates), or nothing
+    logq: str = field('counted', choices=('counted', 'batches', 'none'))
     uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
     decay: float = field(1e-4, least=0, traced=True)  # of half the squared length of own vectors
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
@@ -246,9 +249,15 @@ class LightGCN(Model):
     def _softmax(self, user, item, batch, constants):
         """[B], each target among the batch's others; an item's share is that of its edges."""
         targets, degrees = replicated(batch['targets']), constants['degrees'].items
-        log_q = jnp.log(jnp.maximum(degrees / degrees.sum(), 1e-12))
+        share = jnp.maximum(degrees / degrees.sum(), 1e-12)
         user, item, count = unit(user), unit(item), replicated(batch['weights']).sum()
-        log_draws = values_at(log_q, batch['targets']) + jnp.log(count)
+        if self.config.logq == 'none':
+            log_q = jnp.zeros_like(share)
+        elif self.config.logq == 'batches':  # 1 - (1 - share)^count, as exact for rare items
+            log_q = jnp.log(-jnp.expm1(count * jnp.log1p(-share)))
+        else:
+            log_q = jnp.log(share) + jnp.log(count)
+        log_draws = values_at(log_q, batch['targets'])
         return losses.in_batch_softmax(
             (user * item).sum(-1) / self.config.temperature,
             losses.scores(user[:, None], replicated(item)) / self.config.temperature,
