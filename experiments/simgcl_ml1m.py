@@ -7,9 +7,9 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
-sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax (and
-with another logQ or none, mf-softmax-batches, mf-softmax-no-logq), lightgcn-softmax,
-xsimgcl-softmax, and by the likelihood of all of a user's items, mf-multinomial, mf-multinomial-wide,
+sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax
+(mf-softmax-batches and mf-softmax-no-logq: with another logQ or none), lightgcn-softmax,
+xsimgcl-softmax, and by the likelihood of all items of a user, mf-multinomial, mf-multinomial-wide,
 lightgcn-multinomial; a seed may follow, `NAME,SEED`.
 
 What wins is the likelihood, without a graph, and within minutes: mf-multinomial-wide, seed 0, test

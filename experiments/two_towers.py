@@ -7,13 +7,14 @@ python -m jaxrec.evaluate --workdir=runs/towers --task.popularity=True
 The argument is 'DATA,MODEL,SEED': ml-1m, beauty-attributes or kuairand-pure-watched, and one of
 MODELS. FOLDER holds the data set's files. The item tower's own term (masks of an item's features)
 is rfm, rfm-independent or cfm; `mean` is the same without it. Of KuaiRand seven features of videos
-are read, of MovieLens two, of Beauty one, so that there a view has the id or nothing. All are rows
-of experiments/tables/two_towers.py. Not trained to the end yet.
+are read, of MovieLens two, of Beauty one, so that there a view has the id or nothing. mf-bpr is
+matrix factorisation, beside which evaluation prints EASE where the catalogue is small enough. All
+are rows of experiments/tables/two_towers.py. Not trained to the end yet.
 """
 
 from jaxrec.config import Data, Feature, Optim, Train
 from jaxrec.experiment import Experiment
-from jaxrec.models import kuaiformer, sasrec, two_tower
+from jaxrec.models import kuaiformer, lightgcn, sasrec, two_tower
 from jaxrec.objectives.in_batch import InBatch
 from jaxrec.objectives.item_views import ItemViews
 from jaxrec.tasks import next_item
@@ -45,6 +46,7 @@ MODELS = {
     'cfm': {'item_views': ItemViews(masks='correlated', **SSL)},
     'sasrec': {},
     'kuaiformer': {},
+    'mf-bpr': {},
 }
 
 
@@ -52,6 +54,8 @@ def get_config(arg: str = '') -> Experiment:
     """The experiment; `arg` is 'DATA,MODEL,SEED', ml-1m, mean and 0 where they are empty."""
     data, name, seed = (*arg.split(','), '', '', '')[:3]
     data, name = data or 'ml-1m', name or 'mean'
+    if name == 'mf-bpr':
+        return matrix_factorisation(data, int(seed or 0))
     given = {'dim': 64, 'max_len': 50, 'features': FEATURES[data], 'feature_dim': 16}
     if name == 'sasrec':
         model = sasrec.Config(
@@ -76,4 +80,15 @@ def get_config(arg: str = '') -> Experiment:
         data=Data(dataset=data),
         optim=Optim(learning_rate=1e-3),
         train=Train(batch_rows=128, epochs=40, eval_every=2, patience=3, seed=int(seed or 0)),
+    )
+
+
+def matrix_factorisation(data: str, seed: int) -> Experiment:
+    """MF-BPR on the same split."""
+    return Experiment(
+        task=next_item.Config(windows='pairs', unseen_negatives=1),
+        model=lightgcn.Config(layers=0),
+        data=Data(dataset=data),
+        optim=Optim(learning_rate=5e-3, b2=0.999),
+        train=Train(batch_rows=4096, epochs=40, eval_every=2, patience=3, seed=seed),
     )
