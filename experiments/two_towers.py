@@ -90,5 +90,5 @@ def matrix_factorisation(data: str, seed: int) -> Experiment:
         model=lightgcn.Config(layers=0),
         data=Data(dataset=data),
         optim=Optim(learning_rate=5e-3, b2=0.999),
-        train=Train(batch_rows=4096, epochs=40, eval_every=2, patience=3, seed=seed),
+        train=Train(batch_rows=1024, epochs=60, eval_every=2, patience=3, seed=seed),
     )
