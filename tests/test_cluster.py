@@ -206,6 +206,7 @@ def test_a_stream_on_two_processes(setting, tmp_path):
     assert found == expected and [one['period'] for one in found] == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_benchmark_of_two_processes(setting):
     """It counts what each has learnt of every batch."""
     experiment, config, _ = setting

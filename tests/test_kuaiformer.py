@@ -537,7 +537,15 @@ def placed(batch):
     return put_batch(rest) | jax.device_put(drawn, replicated)
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        'kuaiformer',
+        'comirec',
+        pytest.param('kuaiformer-learned', marks=pytest.mark.slow),
+        pytest.param('sasrec', marks=pytest.mark.slow),
+    ],
+)
 def test_same_loss_gradients_and_carry_on_any_mesh(mesh, name):
     config = MODELS[name]
     graphdef, values = make(config)

@@ -382,8 +382,8 @@ def test_cold_nodes_have_finite_values_and_gradients(name):
 @pytest.mark.parametrize(
     ('name', 'shape'),
     [
-        ('simgcl', (2, 1)),
         ('sgl', (4, 2)),
+        pytest.param('simgcl', (2, 1), marks=pytest.mark.slow),
         pytest.param('softmax', (2, 2), marks=pytest.mark.slow),
         pytest.param('multinomial', (2, 2), marks=pytest.mark.slow),
     ],

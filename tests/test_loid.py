@@ -590,7 +590,7 @@ def test_a_text_changes_no_earlier_prediction():
     assert changed > 0
 
 
-@pytest.mark.parametrize('loss', ['mse', 'bpr'])
+@pytest.mark.parametrize('loss', ['mse', pytest.param('bpr', marks=pytest.mark.slow)])
 def test_the_same_on_a_mesh(mesh, loss):
     settings = {'dropout': 0.3, 'align_rows': 8, 'plugins': ('a', 'b'), 'loss': loss}
     graph, params = drawn(**settings)

@@ -488,7 +488,7 @@ def test_batches_of_one_and_evaluation_by_itself(name):
         assert not np.any(gradient)
 
 
-@pytest.mark.parametrize('name', ['home', 'din', 'fm'])
+@pytest.mark.parametrize('name', [pytest.param('home', marks=pytest.mark.slow), 'din', 'fm'])
 def test_any_mesh(name, mesh):
     config = {**HEADS, **OTHERS}[name]
     graphdef, params = nnx.split(made(config))

@@ -139,13 +139,28 @@ assert 'tensorflow' not in sys.modules
     assert "'step': 2" in done.stdout and 'matplotlib' in done.stdout
 
 
-@pytest.mark.parametrize('command', sorted(COMMANDS))
-def test_help_explains_itself(command):
-    done = subprocess.run(
-        [sys.executable, '-m', f'jaxrec.{command}', '--help'], capture_output=True, text=True
-    )
-    assert 'python -m jaxrec.' + command in done.stdout
-    assert '--' in done.stdout
+def test_help_explains_itself():
+    """`python -m jaxrec.COMMAND --help`; one process imports what they share, and forks."""
+    code = """
+import os, runpy, sys
+import jaxrec, jaxrec.train
+for name in list(sys.modules):
+    if name in {f'jaxrec.{command}' for command in sys.argv[1:]}:
+        del sys.modules[name]
+for command in sys.argv[1:]:
+    print(f'<{command}>', flush=True)
+    if not os.fork():
+        sys.argv = [command, '--help']
+        runpy.run_module(f'jaxrec.{command}', run_name='__main__', alter_sys=True)
+    os.wait()
+"""
+    commands = sorted(COMMANDS)
+    done = subprocess.run([sys.executable, '-c', code, *commands], capture_output=True, text=True)
+    helps = re.split('<([a-z]+)>\n', done.stdout)[1:]
+    assert helps[::2] == commands, done.stderr
+    for command, text in zip(commands, helps[1::2], strict=True):
+        assert f'python -m jaxrec.{command}' in text
+        assert re.search('^ +--', text, re.MULTILINE)
 
 
 def test_lint_and_format():

@@ -206,7 +206,14 @@ def segment_sums(graphdef, weights, key):
 
 
 @pytest.mark.parametrize(
-    ('variant', 'blocks'), [('2018', 0), ('2018', 1), *((variant, 2) for variant in VARIANTS)]
+    ('variant', 'blocks'),
+    [
+        ('2018', 0),
+        ('2018', 1),
+        ('pre_ln', 2),
+        pytest.param('2018', 2, marks=pytest.mark.slow),
+        pytest.param('ligr', 2, marks=pytest.mark.slow),
+    ],
 )
 def test_vectors_of_segments_are_those_after_their_newest_events(variant, blocks):
     """Although the last block computes nothing else; so are the gradients."""
@@ -229,6 +236,7 @@ def test_vectors_of_segments_are_those_after_their_newest_events(variant, blocks
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-4), grads, wanted[1])
 
 
+@pytest.mark.slow
 def test_vectors_of_segments_are_the_same_on_any_mesh(mesh):
     """Dropout and all; so are the gradients."""
     results = []
@@ -256,7 +264,16 @@ def test_no_look_into_the_future(variant):
     assert (change[4:6] > 1e-4).all()
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize(
+    'name',
+    [
+        pytest.param('2018-bce', marks=pytest.mark.slow),
+        'pre_ln-softmax',
+        pytest.param('ligr-sampled', marks=pytest.mark.slow),
+        pytest.param('2018-gbce-row', marks=pytest.mark.slow),
+        '2018-sampled-batch',
+    ],
+)
 def test_same_loss_and_gradients_on_any_mesh(mesh, name):
     results = []
     for shape in ((1, 1), (4, 2)):  # (8, 1) is compared with pmap

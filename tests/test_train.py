@@ -113,6 +113,7 @@ def test_stopped_and_killed_at_random_moments_a_run_ends_with_the_bits_of_one_th
     check_same_run(tmp_path, whole)
 
 
+@pytest.mark.slow
 def test_cut_short_then_longer_then_stopped(here, tmp_path, capsys):
     """By a limit of steps, by a signal between validations, and on to the end."""
     experiment, whole = here
@@ -220,6 +221,7 @@ def test_progress():
                 assert Patience(patience, floor_, sign > 0).over(progress) == over
 
 
+@pytest.mark.slow
 def test_same_losses_on_any_mesh(here, tmp_path):
     losses = []
     for data, model in ((1, 1), (8, 1), (2, 4)):
