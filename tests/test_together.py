@@ -20,8 +20,8 @@ SEEDS = ['0', '1', '2']
 def setting(tmp_path_factory):
     """Three seeds trained in one program, killed once on the way; how the command went on."""
     folder = tmp_path_factory.mktemp('together')
-    changes = {'train.epochs': 30, 'train.eval_every': 0.25, 'train.patience': 1, 'optim.ema': 0.0}
-    experiment = small(folder, **changes)
+    changes = {'train.epochs': 30, 'train.patience': 1, 'optim.ema': 0.0}
+    experiment = small(folder, **changes, **{'optim.learning_rate': 3e-2})
     steps = iter(range(1000))
 
     def dies():
