@@ -23,6 +23,7 @@ ROWS = {
     'two towers logQ of batches': 'streaming',
     'two towers logQ of examples': 'examples',
     PLAIN: 'mean',
+    'two towers user id': 'user-id',
     'two towers mixed negatives': 'mixed',
     'two towers transformer': 'transformer',
     'item views RFM': 'rfm',
