@@ -304,6 +304,10 @@ class Task:
             if name in base['metrics']
         }
 
+    def one_split(self) -> bool:
+        """Whether runs with other seeds hold out the same examples."""
+        return True
+
     def main_metric(self) -> str:
         """The metric of the best checkpoint where train.metric names none."""
         return next(iter(self.metrics()))

@@ -21,7 +21,8 @@ from jaxrec.evaluation import cold_start, point_metrics
 from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import cdrnp, lightgcn, ptupcdr
 from jaxrec.tasks import ratings
-from jaxrec.training.loop import fit
+from jaxrec.training.loop import fit, fit_together
+from jaxrec.training.parallel_runs import expand
 
 USERS, BOOKS, FILMS, DIM = 60, 12, 15, 3
 SHARES = {'cold_share': 0.2, 'valid_share': 0.1}
@@ -376,6 +377,19 @@ def test_a_run_goes_on_bit_for_bit_and_is_alike_on_meshes(tmp_path):
     assert {**fit(one, tmp_path / 'stopped'), 'workdir': ''} == {**summary, 'workdir': ''}
     other = fit(applied(one, {'mesh.data': 2, 'mesh.model': 2}), tmp_path / 'mesh')
     assert other['best'] == pytest.approx(summary['best'], abs=1e-4)
+
+
+def test_every_seed_may_hold_out_its_own_users(tmp_path):
+    """split_seed=-1: by train.seed, and told so; never in one program, whose constants are one."""
+    one = experiment(tmp_path, **{'task.split_seed': -1, 'train.seed': 3})
+    opened = one.task.open(one, lambda line: None)
+    (given, other) = (data.cold_start(rows(), 'book', 'film', **SHARES, seed=n) for n in (3, 0))
+    np.testing.assert_array_equal(opened.evaluations['test']()._held.users, given.test.users)
+    assert not np.array_equal(np.unique(given.test.users), np.unique(other.test.users))
+    assert one.task.protocol_fields()['split_seed'] == 'train.seed'
+    assert not one.task.one_split() and applied(one, {'task.split_seed': 0}).task.one_split()
+    with pytest.raises(UserError, match='do not train in one program'):
+        fit_together(expand(one, ['0', '1'], []), tmp_path / 'runs')
 
 
 def test_mistakes_of_settings(tmp_path):

@@ -735,6 +735,39 @@ def test_marks_stars_and_verdicts(stored):
     assert grid.build(made, cells, worst).lines[2].values[head].star == '-'
 
 
+def test_where_every_seed_holds_out_its_own_examples_all_are_tested():
+    """Each beside the other row's of its seed; of another number of seeds there is no test."""
+    made = table(
+        columns=(Column('Data 1', ('MAE',), {'task.split_seed': -1}),),
+        rows=tuple(Row(name, 'experiments/cdrnp_ml1m.py') for name in ('base', 'good')),
+        published=(),
+        protocol='cold-start ratings',
+        orderings=(),
+    )
+    cells, rng = spec.cells(made, TABLE_FILE), np.random.default_rng(0)
+    base = [rng.random(n) for n in (50, 70, 60)]
+    good = [x - 0.05 + 0.1 * rng.normal(size=len(x)) for x in base]
+    records = {}
+    for cell, values in zip(cells, (base, good), strict=True):
+        runs = {
+            str(n): {'metrics': {'MAE': x.mean()}, 'kept': {'values/MAE': cells_lib.pack(x)}}
+            for n, x in enumerate(values)
+        }
+        records[cell.key] = {
+            **record(np.zeros((1, 1), int)),
+            'protocol': {'name': 'cold-start ratings', 'split_seed': 'train.seed'},
+            'unit': 'row',
+            'seeds': runs,
+        }
+    value = grid.build(made, cells, records).lines[1].values['Data 1', 'MAE']
+    expected = statistics.paired(np.concatenate(good), np.concatenate(base))
+    assert {name: value.versus[name] for name in expected} == pytest.approx(expected)
+    assert value.mean == pytest.approx(np.mean([x.mean() for x in good])) and value.star == '-'
+    del records[cells[1].key]['seeds']['2']
+    with pytest.raises(UserError, match='all cells need the same seeds'):
+        grid.build(made, cells, records)
+
+
 def test_where_lower_is_better_the_lowest_is_marked():
     """Of log loss by row: the mark, the star (which says where a value lies), the verdict."""
     names, metrics = ('base', 'good', 'bad'), ('logloss/click', 'GAUC/click')

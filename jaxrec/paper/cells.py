@@ -161,6 +161,7 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
 
 
 def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
+    """One seed's part of a record; with its own references where these are of its own examples."""
     session = workdir.read_run(folder)['sessions'][-1]
     path = folder / 'kept.npz'
     try:
@@ -174,6 +175,7 @@ def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
         'metrics': result['metrics'],
         'groups': result['groups'],
         'details': result['details'],
+        **({} if cell.experiment.task.one_split() else {'references': result['references']}),
         'best_step': result['step'],
         'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
         'kept': packed,
@@ -295,10 +297,12 @@ def unpack(text: str) -> np.ndarray:
 def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> tuple:
     """(float64 [seeds, N] values of a metric of every user, row or graph; float64 [N] weights).
 
+    Where every seed holds out examples of its own, those of all seeds are one row.
+
     Raises:
       UserError: the metric has none, or the record is damaged: its mean is not theirs.
     """
-    rows, weights, name = [], None, f'{cell.row} / {cell.column}'
+    rows, weights, name = [], [], f'{cell.row} / {cell.column}'
     for seed in seeds:
         run = record['seeds'][seed]
         try:
@@ -306,7 +310,7 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
         except (ValueError, zlib.error) as e:
             raise UserError(f'{name}: what is kept of seed {seed} is damaged ({e})') from e
         try:
-            values, weights = cell.experiment.task.values(kept, metric, record['protocol'])
+            values, own = cell.experiment.task.values(kept, metric, record['protocol'])
         except KeyError as e:
             raise UserError(
                 f'{name}: {metric} has no values of single {record["unit"]}s, '
@@ -317,14 +321,17 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
                 f'{name}: no {metric} follows from what is kept of seed {seed} ({e}): the file is '
                 'damaged; put it back or delete it'
             ) from e
-        mean, told = np.average(values, weights=weights), run['metrics'].get(metric, np.nan)
+        mean, told = np.average(values, weights=own), run['metrics'].get(metric, np.nan)
         if not abs(mean - told) <= _ROUNDING:
             raise UserError(
                 f'{name}: {metric} of seed {seed} is {told} in the stored cell, and {mean:.6f} by '
                 'what is kept of it: the file is damaged; put it back or delete it'
             )
         rows.append(values)
-    return np.stack(rows), weights
+        weights.append(own)
+    if cell.experiment.task.one_split():
+        return np.stack(rows), weights[-1]
+    return np.concatenate(rows)[None], np.concatenate(weights)
 
 
 def rounded(value: Any) -> Any:

@@ -207,7 +207,16 @@ def _users(record, cell, metric) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _tested(a, b, test) -> dict:
-    """`statistics.paired` of what `_users` gives for two cells of one column."""
+    """`statistics.paired` of what `_users` gives for two cells of one column.
+
+    Raises:
+      UserError: they are of other examples.
+    """
+    if len(a[0]) != len(b[0]):
+        raise UserError(
+            'a column has cells of other numbers of examples: where every seed holds out its own '
+            '(task.split_seed=-1) all cells need the same seeds'
+        )
     return statistics.paired(a[0], b[0], test, weights=a[1])
 
 

@@ -25,8 +25,9 @@ from jaxrec.evaluation import cold_start, point_metrics
 
 @dataclasses.dataclass
 class RatingTask(problem.Task):
-    """What all tasks of ratings share: how errors are measured."""
+    """What all tasks of ratings share: how errors are measured, and by which seed they split."""
 
+    split_seed: int = field(0, least=-1)  # of what is held out by chance; -1: train.seed
     lowest: float = field(1.0, effect='measure')  # predictions are clipped in evaluations
     highest: float = field(5.0, effect='measure')
     batch_rows: int = field(4096, least=1, effect='pace')  # of an evaluation
@@ -36,6 +37,18 @@ class RatingTask(problem.Task):
             raise UserError(f'task.lowest={self.lowest} must be below task.highest={self.highest}')
         if not experiment.model.inputs().users:
             raise UserError('this task is of users by number, which this model does not know')
+
+    def one_split(self) -> bool:
+        """Whether runs with other seeds hold out the same examples."""
+        return self.split_seed >= 0
+
+    def seed_of_split(self, experiment: Any) -> int:
+        """What examples are held out by."""
+        return self.split_seed if self.split_seed >= 0 else experiment.train.seed
+
+    def told_seed(self) -> int | str:
+        """What `protocol_fields` says of it."""
+        return self.split_seed if self.split_seed >= 0 else 'train.seed'
 
     def metrics(self) -> dict[str, problem.Metric]:
         """MAE and RMSE; of single ratings MAE and the squared error MSE have values.
@@ -59,7 +72,6 @@ class Config(RatingTask):
     target: str = ''  # domain in which cold users have no rating
     cold_share: float = field(0.2, above=0, below=1)  # of the users of both, tested
     valid_share: float = field(0.05, above=0, below=1)  # of them, cold too, for validation
-    split_seed: int = field(0, least=0)  # which users these are
     alone: float = field(0.0, least=0, below=1)  # training users whose source ratings are left out
     # the control: training users swap their source ratings, so that there is nothing to transfer
     shuffled: bool = False
@@ -89,7 +101,7 @@ class Config(RatingTask):
             'domains': [self.source, self.target],
             'cold_share': self.cold_share,
             'valid_share': self.valid_share,
-            'split_seed': self.split_seed,
+            'split_seed': self.told_seed(),
             'clipped': [self.lowest, self.highest],
             'data_split': 'users of both domains',
         }
@@ -108,7 +120,7 @@ class Config(RatingTask):
             valid_share=self.valid_share,
             alone=self.alone,
             shuffled=self.shuffled,
-            seed=self.split_seed,
+            seed=self.seed_of_split(experiment),
         )
         check_metric(experiment, split.valid)
         bases = cold_start.Bases(split, self.factors)

@@ -33,7 +33,6 @@ class Config(RatingTask):
     split: str = field('random', choices=warm_ratings.KINDS)
     valid_share: float = field(0.1, above=0, below=1)
     test_share: float = field(0.1, above=0, below=1)
-    split_seed: int = field(0, least=0)  # of the random split
     domain: str = ''  # items of this one alone, by the column of domains; '' = all
     texts: Texts = dataclasses.field(default_factory=Texts)
     liked: int = field(5, least=1)  # newest items rated above 3 before a row, of whose texts it is
@@ -56,6 +55,10 @@ class Config(RatingTask):
             self.texts, 'this model' * experiment.model.inputs().texts, 'this model reads no texts'
         )
 
+    def one_split(self) -> bool:
+        """Whether runs with other seeds hold out the same examples."""
+        return self.split != 'random' or super().one_split()
+
     def protocol_fields(self) -> dict[str, Any]:
         """What is held out, and how errors are measured."""
         found = {
@@ -66,7 +69,7 @@ class Config(RatingTask):
             'clipped': [self.lowest, self.highest],
             'data_split': self.split,
         }
-        found |= {'split_seed': self.split_seed} if self.split == 'random' else {}
+        found |= {'split_seed': self.told_seed()} if self.split == 'random' else {}
         found |= {'domain': self.domain} if self.domain else {}
         found |= {'leak': 'texts of held-out rows'} if self.leak else {}
         return found | self.told_precision()
@@ -86,7 +89,7 @@ class Config(RatingTask):
             label=self.label,
             valid_share=self.valid_share,
             test_share=self.test_share,
-            seed=self.split_seed,
+            seed=self.seed_of_split(experiment),
             domain=self.domain,
             told=told,
             liked=self.liked,
