@@ -30,9 +30,10 @@ def notes(grid: Grid) -> list[str]:
             f'Ours: mean over {" or ".join(map(str, seeds))} seeds ± 95 % confidence interval of '
             'that mean (Student); checkpoints chosen on validation.'
         )
+        units = ' and '.join(sorted({f'{record["unit"]}s' for record in grid.records.values()}))
         lines.append(
             f'▲ ▼: significantly above or below "{grid.table.baseline}" ({_TEST[grid.test]} over '
-            f'users of the mean over seeds, Holm over all such tests of the table, p < {ALPHA}). '
+            f'{units} of the mean over seeds, Holm over all such tests of the table, p < {ALPHA}). '
             'Bold: the best of our rows, underlined: the second, marked only where each beats the '
             'next one significantly by the same test. Published numbers take no part in tests.'
         )
