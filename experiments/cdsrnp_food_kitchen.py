@@ -9,8 +9,8 @@ FOLDER holds ABXI's files afk_50_preprocessed.txt and map_item_50.txt. Without
 --config.data.source they are downloaded. All users there have both domains; what the model is for
 are users of one: `--config.task.overlap=0.25` leaves both domains to a quarter of them and hides
 one from the others. `--config=experiments/cdsrnp_food_kitchen.py:llmcdsr` is the log of LLMCDSR,
-where most users have one domain and those who are held out have both. The report tells users apart
-by what they have a history of.
+where most users have one domain and those who are held out have both; with `:llmcdsr-alone` some of
+one domain are held out too. The report tells users apart by what they have a history of.
 
 The control is `--config.model.shuffled=True`: a gain that stays when the support's users have other
 users' events in one domain is no transfer. Ablations: model.latent=0, model.bridge=False.
@@ -26,11 +26,12 @@ from jaxrec.tasks import next_item
 DATA = {
     '': ('food-kitchen', 'leave-one-out'),
     'llmcdsr': ('food-kitchen-llmcdsr', 'given-users'),
+    'llmcdsr-alone': ('food-kitchen-llmcdsr-alone', 'given-users'),
 }
 
 
 def get_config(arg: str = '') -> Experiment:
-    """The experiment; `arg` is 'llmcdsr', or empty."""
+    """The experiment; `arg` is of DATA."""
     dataset, split = DATA[arg]
     return Experiment(
         model=cdsrnp.Config(dim=64, max_len=32, dropout=0.4),

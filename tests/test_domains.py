@@ -361,7 +361,7 @@ def test_domains_of_an_own_log(tmp_path, rows, words):
     assert not datasets.load(plain, say=lambda line: None)[0].item_features
 
 
-def test_users_who_are_held_out_whole():
+def test_users_who_are_held_out_whole_or_with_their_last_event():
     part = np.repeat([0, 1, 2, 0], [3, 2, 4, 1]).astype(np.int8)
     histories = Histories(
         items=np.arange(1, 11, dtype=np.int32),
@@ -374,10 +374,15 @@ def test_users_who_are_held_out_whole():
     assert split.train_ends.tolist() == [3, 3, 5, 10]
     assert (split.valid.users.tolist(), split.valid.ends.tolist()) == ([1], [4])
     assert (split.test.users.tolist(), split.test.ends.tolist()) == ([2], [8])
-    part[3] = 0
-    with pytest.raises(UserError, match='user 1 has events of several parts'):
-        splits.split(histories, 'given-users')
-    part[3:5], part[9] = 1, 2
+    part[3], part[5:8] = 0, 0  # users 1 and 2 train with all but their last
+    split = splits.split(histories, 'given-users')
+    assert split.train_ends.tolist() == [3, 4, 8, 10]
+    assert (split.valid.ends.tolist(), split.test.ends.tolist()) == ([4], [8])
+    for bad in ([0, 0, 2, 2], [2, 2, 2, 0], [2, 2, 2, 1], [0, 1, 0, 2]):
+        part[5:9] = bad
+        with pytest.raises(UserError, match='user 2 has events of several parts'):
+            splits.split(histories, 'given-users')
+    part[5:9], part[9] = 2, 2
     with pytest.raises(UserError, match='user 3 is held out and has a single event'):
         splits.split(histories, 'given-users')
 
@@ -405,6 +410,24 @@ def test_files_of_llmcdsr(tmp_path):
     assert [d.decode()[0] for d in histories.item_features['domain'].tolist()] == list('fffkkkk')
     split = splits.split(histories, 'given-users')
     assert (split.valid.users.tolist(), split.test.users.tolist()) == ([4], [5, 6])
+
+
+def test_llmcdsr_with_last_events_of_users_of_one_domain(tmp_path):
+    """A tenth of those with three events validates, another tests; the others are as they were."""
+    lines = ''.join(f'{n}\t{n % 3},{(n + 1) % 3}{",2" * (n % 2)}\n' for n in range(80))
+    plain = to_histories(llmcdsr(tmp_path, train_A=lines), 'a pair')
+    found, again = (to_histories(two_domains.read_alone(str(tmp_path), print)[0], '') for _ in '12')
+    assert found.content_hash() == again.content_hash()
+    np.testing.assert_array_equal(found.items, plain.items)
+    before, after = (splits.split(h, 'given-users') for h in (plain, found))
+    lengths, drawn = np.diff(plain.offsets), []
+    for name in ('valid', 'test'):
+        users = np.setdiff1d(after.targets(name).users, before.targets(name).users)
+        assert np.isin(before.targets(name).users, after.targets(name).users).all()
+        assert len(users) == 4 and (users < 80).all() and (lengths[users] == 3).all()
+        drawn += users.tolist()
+    left = before.train_ends - after.train_ends
+    assert len(set(drawn)) == 8 and left[drawn].tolist() == [1] * 8 and left.sum() == 8
 
 
 @pytest.mark.parametrize(

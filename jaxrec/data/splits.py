@@ -186,31 +186,34 @@ def users(
 
 
 def given_users(histories: Histories) -> Split:
-    """Users are held out as the data's column PART says, alike of all events of a user.
+    """Users are held out as the data's column PART says of their last events.
 
-    Of users who validate or test the last event is the target, all before it the input, and
-    nothing trains.
+    Of users who validate or test the last event is the target, all before it the input. Their other
+    events are of the same part, and nothing of them trains, or all of TRAIN, which train.
 
     Raises:
-      UserError: no column PART or other values in it, a user in two parts, a held-out user with a
-        single event.
+      UserError: no column PART or other values in it, a user in other parts than these, a held-out
+        user with a single event.
     """
     part, offsets, lengths = _given(histories), histories.offsets, np.diff(histories.offsets)
     there = np.flatnonzero(lengths)
     of_user = np.full(histories.num_users, TRAIN, np.int8)
-    of_user[there] = part[offsets[there]]
-    mixed = np.flatnonzero(part != np.repeat(of_user, lengths))
+    of_user[there] = part[offsets[there + 1] - 1]
+    owner = np.repeat(np.arange(histories.num_users), lengths)
+    trains = np.bincount(owner[part == TRAIN], minlength=histories.num_users)
+    odd = (part != of_user[owner]) & ((part != TRAIN) | (trains[owner] != lengths[owner] - 1))
+    mixed = np.flatnonzero(odd)
     alone = np.flatnonzero((of_user != TRAIN) & (lengths < 2))
     for users, what in (
-        (np.searchsorted(offsets, mixed, 'right') - 1, 'has events of several parts'),
+        (owner[mixed], 'has events of several parts'),
         (alone, 'is held out and has a single event'),
     ):
         if len(users):
             raise UserError(
                 f'user {histories.raw_user(users[0])!r} {what}: task.split={GIVEN_USERS!r} holds '
-                'out whole users'
+                'out whole users, or last events alone'
             )
-    train_ends = np.where(of_user == TRAIN, offsets[1:], offsets[:-1])
+    train_ends = offsets[:-1] + trains
     valid, test = (np.flatnonzero(of_user == one) for one in (VALID, TEST))
     return Split(
         train_ends, Targets(valid, offsets[valid + 1] - 1), Targets(test, offsets[test + 1] - 1)

@@ -56,6 +56,7 @@ KNOWN |= {  # with titles of all items
 KNOWN |= {  # two domains whose users are shared
     'food-kitchen': ('two_domains', 'ABXI', 'Amazon Food and Kitchen, as ABXI published them'),
     'food-kitchen-llmcdsr': ('two_domains', 'LLMCDSR', 'the same, most users in one of them'),
+    'food-kitchen-llmcdsr-alone': ('two_domains', 'LLMCDSR_ALONE', 'and these held out too'),
 }
 KNOWN |= {  # pairs of two domains that share users, for task.split='given'
     'disencdr': ('pair_domains', 'DISENCDR', 'Amazon pairs of two domains, as DisenCDR has them'),

@@ -3,6 +3,7 @@
 The domain is a column of items (`data.domains`). Ids of the files tell it: the lower ones are food.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 
@@ -100,6 +101,24 @@ def read_llmcdsr(source: str, say: Callable) -> tuple[Events, str]:
     return events, used
 
 
+def read_alone(source: str, say: Callable) -> tuple[Events, str]:
+    """`read_llmcdsr`, which holds out users of both domains alone, and users of one beside them.
+
+    Of the sequences in train_A and train_B that have three events or more a random tenth validates
+    with the last, another tests; what is before trains, and all else is as it was.
+    """
+    events, used = read_llmcdsr(source, say)
+    users, part = events.users.codes, events.features[splits.PART]
+    kitchen = events.item_features[domains.COLUMN][1] == NAMES[1]  # of the items' codes
+    count, last = np.bincount(users), np.cumsum(np.bincount(users)) - 1  # lines are in order
+    share = np.bincount(users, kitchen[events.items.codes]) / count
+    able = np.isin(share, (0, 1)) & (part[last] == splits.TRAIN) & (count >= 3)
+    drawn = last[np.random.default_rng(0).permutation(np.flatnonzero(able))]
+    tenth = len(drawn) // 10
+    part[drawn[:tenth]], part[drawn[tenth : 2 * tenth]] = splits.VALID, splits.TEST
+    return events, used
+
+
 def _events(users, items, domain, used):
     """Events of int [N] users and items; `domain` is 0 or 1 by item."""
     coded = []
@@ -134,4 +153,11 @@ LLMCDSR = DataSet(
     licence=_LICENCE,
     size=(53_061, 36_298, 436_127),
     read=read_llmcdsr,
+)
+LLMCDSR_ALONE = dataclasses.replace(
+    LLMCDSR,
+    name='food-kitchen-llmcdsr-alone',
+    description=f'{LLMCDSR.description} Beside them a tenth of the users of one domain validates '
+    'with the last event and another tests.',
+    read=read_alone,
 )
