@@ -52,6 +52,8 @@ class Measured:
       weights: float64 [N] by metric; absent = all the same.
       groups: metrics of parts of the examples, by name of the grouping, then of the group; every
         group has its 'examples'.
+      members: bool [N] of the examples of `values` that a group has, named as in `groups`; a group
+        may have none.
       details: JSON-able, everything else that is told about the result.
       kept: arrays from which `values` follow (ranks), kept by a table's cell.
     """
@@ -61,15 +63,22 @@ class Measured:
     values: Columns = dataclasses.field(default_factory=dict)
     weights: Columns = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)
+    members: dict[str, Columns] = dataclasses.field(default_factory=dict)
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     kept: Columns = dataclasses.field(default_factory=dict)
 
     def to_keep(self) -> Columns:
-        """`kept`, or where there is nothing the values and weights themselves."""
+        """`kept`, or where there is nothing the values and weights themselves; and members."""
+        members = {
+            f'members/{grouping}/{name}': array
+            for grouping, groups in self.members.items()
+            for name, array in groups.items()
+        }
         if self.kept:
-            return self.kept
+            return self.kept | members
         weights = {f'weights/{name}': array for name, array in self.weights.items()}
-        return weights | {f'values/{name}': array for name, array in self.values.items()}
+        values = {f'values/{name}': array for name, array in self.values.items()}
+        return weights | values | members
 
 
 class Evaluation:

@@ -98,6 +98,7 @@ def main(argv: list[str]) -> None:
     if FLAGS.results:
         target = pathlib.Path(FLAGS.results) / file.stem
         shown = {metric for column in table.columns for metric in column.metrics}
+        shown |= {'/'.join(ordering.among) for ordering in table.orderings}
         for cell in cells:
             if cells_lib.path_of(folder, cell).exists():
                 cells_lib.publish(cell, folder, target, shown)

@@ -60,7 +60,9 @@ def test_the_same_numbers_from_python_on_eight_devices(run, done):
     trained = load_trained(run)
     assert trained.mesh.size == 8 and trained.step == done.result['step']
     with np.load(run / 'kept.npz') as kept:
-        assert set(kept) == {'greater', 'ties'}
+        buckets = {f'members/popularity/{name}' for name in ('head', 'mid', 'tail')}
+        assert set(kept) == {'greater', 'ties'} | buckets
+        assert (sum(kept[name].astype(int) for name in buckets) == 1).all()
         for name in ('HR@10', 'NDCG@5', 'MRR'):
             values, weights = TASK.values(kept, name, done.result['protocol'])
             np.testing.assert_array_equal(values, measured.values[name])

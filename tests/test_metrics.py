@@ -236,7 +236,8 @@ def test_buckets():
     counts = np.array([0, 3, 4, 0, 3, 2])
     assert rank_metrics.popularity_buckets(counts)[1:].tolist() == [1, 0, 2, 1, 2]
     values = {'HR@1': np.array([1.0, 0.0, 1.0])}
-    assert rank_metrics.by_bucket(values, np.array([0, 2, 2])) == {
+    members = rank_metrics.of_buckets(np.array([0, 2, 2]))
+    assert rank_metrics.by_group(values, members) == {
         'head': {'examples': 1, 'HR@1': 1.0},
         'mid': {'examples': 0},
         'tail': {'examples': 2, 'HR@1': 0.5},

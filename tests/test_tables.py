@@ -313,6 +313,7 @@ def test_published_values_that_cannot_be_are_flagged():
             'Coverage@10 has no values of single users',
         ),
         ({'published': (Published('x', '', '', {}),)}, 'needs source and tag'),
+        ({'orderings': (Ordering('base', 'good', '', '', among=('x',)),)}, 'grouping, group'),
         ({'published': (Published('x', 's', 't', {'D': {}}),)}, "values for 'D', not a column"),
         ({'orderings': (Ordering('x', 'base', '', ''),)}, "names 'x', not a row"),
     ],
@@ -768,6 +769,35 @@ def test_where_every_seed_holds_out_its_own_examples_all_are_tested():
         grid.build(made, cells, records)
 
 
+def test_a_claim_may_be_about_some_examples(stored):
+    """Their values alone are tested; a group of nobody and one that is not kept are told apart."""
+    _, cells, records, _ = stored
+    some = np.arange(400) < 150
+    for record in records.values():
+        for run in record['seeds'].values():
+            run['groups'] = {'history': {'short': {'examples': 150}, 'long': {'examples': 250}}}
+            run['kept']['members/history/short'] = cells_lib.pack(some)
+
+    def built(*among):
+        given = table(orderings=(Ordering('good', 'base', 'a lot', 'a', ('HR@10',), among=among),))
+        return grid.build(given, cells, records).verdicts
+
+    (verdict,) = built('history', 'short')
+
+    def mean(cell):
+        runs = records[cell.key]['seeds'].values()
+        ranks = [cells_lib.unpack(run['kept']['greater'])[some] for run in runs]
+        return np.mean([greater < 10 for greater in ranks], axis=0)
+
+    a, b = mean(cells[1]), mean(cells[0])
+    expected = statistics.paired(a, b)
+    assert {name: verdict.result[name] for name in expected} == pytest.approx(expected)
+    assert verdict.result['difference'] != pytest.approx(built()[0].result['difference'])
+    assert built('history', 'none') == []
+    with pytest.raises(UserError, match="nothing of the group 'long' of 'history': evaluate"):
+        built('history', 'long')
+
+
 def test_where_lower_is_better_the_lowest_is_marked():
     """Of log loss by row: the mark, the star (which says where a value lies), the verdict."""
     names, metrics = ('base', 'good', 'bad'), ('logloss/click', 'GAUC/click')
@@ -953,12 +983,16 @@ def test_what_single_users_have_is_published_of_shown_metrics_alone(stored, tmp_
         'weights/GAUC/like': cells_lib.pack(np.arange(100.0)),
         'weights/logloss/like': cells_lib.pack(np.arange(100.0)),
         'values/lag': cells_lib.pack(300 * values),  # seconds, of which float32 would move the mean
+        'members/rows/clean': cells_lib.pack(values > 0.5),
+        'members/rows/twin': cells_lib.pack(values <= 0.5),
     }
     run = {**records[cell.key]['seeds']['0'], 'kept': kept}
     cells_lib.write(here, cell, {**records[cell.key], 'seeds': {'0': run}})
-    cells_lib.publish(cell, here, there, ('GAUC/like', 'lag'))
+    cells_lib.publish(cell, here, there, ('GAUC/like', 'lag', 'rows/clean'))
     found = cells_lib.read(there, cell)['seeds']['0']['kept']
-    assert kept.keys() - found.keys() == {'values/logloss/like', 'weights/logloss/like'}
+    lost = {'values/logloss/like', 'weights/logloss/like', 'members/rows/twin'}
+    assert kept.keys() - found.keys() == lost
+    np.testing.assert_array_equal(cells_lib.unpack(found['members/rows/clean']), values > 0.5)
     told = cells_lib.unpack(found['values/GAUC/like'])
     np.testing.assert_array_equal(told, values.astype(np.float32))
     np.testing.assert_array_equal(cells_lib.unpack(found['weights/GAUC/like']), np.arange(100.0))

@@ -31,5 +31,10 @@ TABLE = Table(
     by_column=True,
     rows=tuple(r for r in _all['ROWS'] if r.name in NAMES or r.name.startswith('CDSRNP')),
     baseline=_all['MERGED'].name,
-    orderings=tuple(Ordering(*claim) for claim in _all['CLAIMS'] if claim[0] == 'CDSRNP'),
+    orderings=tuple(
+        Ordering(*claim, among=among)
+        for claim in _all['CLAIMS']
+        for among in ((), ('history of', "the target's alone"))
+        if claim[0] == 'CDSRNP'
+    ),
 )

@@ -47,6 +47,16 @@ TABLE = Table(
     orderings=(
         Ordering(PLAIN, 'two towers no logQ', 'logQ improves recall', 'Yi et al., RecSys 2019'),
         Ordering('item views RFM', PLAIN, 'the term improves recall', 'Yao et al., CIKM 2021'),
+        *(
+            Ordering(
+                f'item views {masks}',
+                PLAIN,
+                'most for items with few events',
+                'Yao et al., CIKM 2021',
+                among=('training events', '1 to 5'),
+            )
+            for masks in ('RFM', 'CFM')
+        ),
         Ordering('item views CFM', 'item views RFM', 'CFM over RFM', 'Yao et al., CIKM 2021'),
     ),
 )

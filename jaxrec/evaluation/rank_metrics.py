@@ -211,47 +211,36 @@ def popularity_buckets(counts: np.ndarray, parts: int = len(BUCKETS)) -> np.ndar
     return buckets
 
 
-def by_bucket(
-    values: dict[str, np.ndarray], buckets: np.ndarray, names: Sequence[str] = BUCKETS
-) -> dict[str, dict]:
-    """Means per popularity bucket of the target.
+Members = dict[str, np.ndarray]  # bool [E] of the examples, by name of the group
+
+
+def by_group(values: dict[str, np.ndarray], members: Members) -> dict[str, dict]:
+    """Means of the examples of each group.
 
     Args:
       values: float64 [E] by metric.
-      buckets: int [E], bucket of each example's target.
-      names: of the buckets.
+      members: of the groups.
 
     Returns:
-      {'head': {'examples': count, metric: mean, ..}, ..}; an empty bucket has only 'examples': 0.
+      {'head': {'examples': count, metric: mean, ..}, ..}; an empty group has only 'examples': 0.
     """
-    return _by_group(values, {name: buckets == i for i, name in enumerate(names)})
+    return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}
 
 
-def by_events(values: dict[str, np.ndarray], counts: np.ndarray) -> dict[str, dict[str, dict]]:
-    """Means by the training events of the target, where some target has none at all.
+def of_buckets(buckets: np.ndarray, names: Sequence[str] = BUCKETS) -> Members:
+    """By the popularity bucket of the target, int [E]."""
+    return {name: buckets == i for i, name in enumerate(names)}
 
-    Args:
-      values: float64 [E] by metric.
-      counts: int [E].
 
-    Returns:
-      {'training events': {'0': {'examples': count, metric: mean, ..}, '1 to 5': .., 'more': ..}}
-      without empty groups; {} where no target is new.
-    """
+def of_events(counts: np.ndarray) -> dict[str, Members]:
+    """By the training events of the target, int [E], without empty groups; {} if none is new."""
     if counts.all():
         return {}
     members = {'0': counts == 0, '1 to 5': (counts > 0) & (counts <= 5), 'more': counts > 5}
-    found = _by_group(values, {name: m for name, m in members.items() if m.any()})
-    return {'training events': found}
+    return {'training events': {name: m for name, m in members.items() if m.any()}}
 
 
-def by_part(
-    values: dict[str, np.ndarray], names: Sequence[str], part: np.ndarray
-) -> dict[str, dict]:
-    """Means of the examples of each part, int [E] index into `names`, without empty parts."""
+def of_parts(names: Sequence[str], part: np.ndarray) -> Members:
+    """By part, int [E] index into `names`, without empty parts."""
     members = {name: part == n for n, name in enumerate(names)}
-    return _by_group(values, {name: m for name, m in members.items() if m.any()})
-
-
-def _by_group(values, members):
-    return {name: {'examples': int(m.sum()), **mean(values, m)} for name, m in members.items()}
+    return {name: m for name, m in members.items() if m.any()}

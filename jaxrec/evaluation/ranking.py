@@ -199,8 +199,8 @@ class Ranking(Evaluation):
             measured.details['lists'] = rank_metrics.of_lists(lists, self.training_counts)
             buckets = rank_metrics.popularity_buckets(self.training_counts, len(DECILES))
             by_target = rank_metrics.per_example(greater, ties, self.how.cutoffs)
-            measured.groups['popularity decile'] = rank_metrics.by_bucket(
-                by_target, buckets[self.items], DECILES
+            measured.groups['popularity decile'] = rank_metrics.by_group(
+                by_target, rank_metrics.of_buckets(buckets[self.items], DECILES)
             )
         if 'top' in columns:
             for k in self.how.cutoffs:
@@ -241,20 +241,23 @@ class Ranking(Evaluation):
             kept = {'greater': greater, 'ties': ties}
         buckets = rank_metrics.popularity_buckets(self.training_counts)[self.items]
         by_target = rank_metrics.per_example(greater, ties, cutoffs)
-        metrics, by_domain = rank_metrics.mean(values), self._by_domain(by_target)
+        members = {
+            'popularity': rank_metrics.of_buckets(buckets),
+            **rank_metrics.of_events(self.training_counts[self.items]),
+            **self._of_domains(),
+        }
+        groups = {name: rank_metrics.by_group(by_target, one) for name, one in members.items()}
+        metrics = rank_metrics.mean(values)
         if self.in_domain:
-            parts = list(by_domain['domain'].values())
+            parts = list(groups['domain'].values())
             means = {f'{name} macro': np.mean([part[name] for part in parts]) for name in by_target}
             metrics |= {name: float(value) for name, value in means.items()}
         return Measured(
             metrics=metrics,
             unit='row' if self._each else 'user',
             values=values,
-            groups={
-                'popularity': rank_metrics.by_bucket(by_target, buckets),
-                **rank_metrics.by_events(by_target, self.training_counts[self.items]),
-                **by_domain,
-            },
+            groups=groups,
+            members={} if self._several else members,
             details={
                 'targets': len(self.items),
                 'unreachable': float(np.mean(self.unreachable)),
@@ -273,8 +276,8 @@ class Ranking(Evaluation):
             found += draw.too_few(self.targets.users[distinct(self.owner[some])])
         return found
 
-    def _by_domain(self, values):
-        """Means by the target's domain, by what the user had before, and of twin and clean rows."""
+    def _of_domains(self):
+        """By the target's domain, by what the user had before, and twin and clean rows."""
         if self.domains is None:
             return {}
         events, of = self.targets.inputs[self.owner], self.domains
@@ -288,7 +291,7 @@ class Ranking(Evaluation):
             if self._each:  # rows of both domains: clean ones of each
                 domain = np.where(twin, -1, self.target_domains - 1)
                 found['clean rows of'] = of.names, domain
-        return {name: rank_metrics.by_part(values, *one) for name, one in found.items()}
+        return {name: rank_metrics.of_parts(*one) for name, one in found.items()}
 
     def _pairs(self):
         """(owner, int32 item, first event) of the distinct targets of every example, in order."""

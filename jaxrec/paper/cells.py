@@ -226,7 +226,8 @@ def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path, shown: Conta
       cell: which.
       folder: where it is.
       target: where it is to be.
-      shown: metrics of the table: values of single users are left out of others, see `_told`.
+      shown: metrics of the table, and its groups as 'grouping/group': of others what single users
+        have is left out, see `_told`.
 
     Raises:
       UserError: more seeds are there, made of something else, which the copy would replace.
@@ -243,11 +244,12 @@ def publish(cell: Cell, folder: pathlib.Path, target: pathlib.Path, shown: Conta
 
 
 def _told(record: dict, shown: Container[str]) -> dict:
-    """The record with what is kept of these metrics alone, in float32 where that moves no mean."""
+    """The record with what is kept of these alone, in float32 where that moves no mean."""
 
     def told(kept):
-        values = {name for name in kept if name.partition('/')[0] in ('values', 'weights')}
-        left = {n: x for n, x in kept.items() if n not in values or n.partition('/')[2] in shown}
+        single = {n for n in kept if n.partition('/')[0] in ('values', 'weights', 'members')}
+        left = {n: x for n, x in kept.items() if n not in single or n.partition('/')[2] in shown}
+        values = {n for n in single if not n.startswith('members/')}
         return {n: shorter(x) if n in values else x for n, x in left.items()}
 
     def shorter(text):
@@ -332,6 +334,29 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
     if cell.experiment.task.one_split():
         return np.stack(rows), weights[-1]
     return np.concatenate(rows)[None], np.concatenate(weights)
+
+
+def members(
+    record: dict, cell: Cell, among: tuple[str, str], seeds: Iterable[str]
+) -> np.ndarray | None:
+    """bool [N], which values of `per_example` are of this (grouping, group); None if none is.
+
+    Raises:
+      UserError: the cell keeps nothing of it.
+    """
+    grouping, group = among
+    found = []
+    for seed in seeds:
+        run = record['seeds'][seed]
+        if group not in run['groups'].get(grouping, {}):
+            return None
+        if f'members/{grouping}/{group}' not in run['kept']:
+            raise UserError(
+                f'{cell.row} / {cell.column} keeps nothing of the group {group!r} of '
+                f'{grouping!r}: evaluate it again'
+            )
+        found.append(unpack(run['kept'][f'members/{grouping}/{group}']).astype(bool))
+    return found[-1] if cell.experiment.task.one_split() else np.concatenate(found)
 
 
 def rounded(value: Any) -> Any:

@@ -73,6 +73,7 @@ class Verdict:
     result: dict | None  # of `statistics.paired`, with 'adjusted'; None where a cell is missing
     higher: bool = True  # whether more of the metric is better
     margin: float = 0.0  # see `spec.Ordering`; `result` is of what is beyond it
+    among: tuple[str, ...] = ()  # see there
 
     @property
     def text(self) -> str:
@@ -160,7 +161,7 @@ def build(
         {cell.key: records[cell.key] for cell in there},
         data,
         protocols,
-        _verdicts(table, heads, users, test, lower),
+        _verdicts(table, heads, users, by_place, records, test, lower),
         test,
         [f'{cell.row} / {cell.column}' for cell in cells if cell.key not in records],
         lower,
@@ -279,8 +280,9 @@ def _mark(ours, heads, users, test, lower) -> None:
             line.values[head].mark = ('best', 'second')[place]
 
 
-def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
-    """One per ordering and place; columns of which nothing has run are left out."""
+def _verdicts(table, heads, users, by_place, records, test, lower) -> list[Verdict]:
+    """One per ordering and place; columns of which nothing has run, or without the examples that it
+    is about, are left out."""
     verdicts, run = [], {column for _, column, _ in users}
     heads = [head for head in heads if head[0] in run] or heads
     for ordering, (column, metric) in itertools.product(table.orderings, heads):
@@ -291,6 +293,13 @@ def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
         higher, result = (column, metric) not in lower, None
         if a is not None and b is not None:
             share = 1 + ordering.margin if higher else 1 - ordering.margin
+            if ordering.among:
+                cell = by_place[ordering.better, column]
+                seeds = sorted(records[cell.key]['seeds'], key=int)
+                some = cells_lib.members(records[cell.key], cell, ordering.among, seeds)
+                if some is None:
+                    continue
+                a, b = ((x[some], weights[some]) for x, weights in (a, b))
             result = _tested(a, (b[0] * share, b[1]), test)
         verdicts.append(
             Verdict(
@@ -303,6 +312,7 @@ def _verdicts(table, heads, users, test, lower) -> list[Verdict]:
                 result,
                 higher,
                 ordering.margin,
+                ordering.among,
             )
         )
     ran = {i: v.result['p'] for i, v in enumerate(verdicts) if v.result}

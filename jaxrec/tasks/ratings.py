@@ -263,17 +263,19 @@ class PairRatings(problem.Evaluation):
                 'MSE': float((error[some] ** 2).mean()),
             } | ({} if ordered is None else {'GAUC': ordered})
 
+        members = self._groups()
         return problem.Measured(
             metrics=errors(np.arange(self.examples)),
             unit='row',
             values={'MAE': error, 'MSE': error**2},
+            members=members,
             groups={
                 grouping: {
                     name: {'examples': len(some), **errors(some)}
                     for name, some in ((n, np.flatnonzero(x)) for n, x in groups.items())
                     if len(some)
                 }
-                for grouping, groups in self._groups().items()
+                for grouping, groups in members.items()
             },
             details=self._details(),
         )
