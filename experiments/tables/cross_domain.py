@@ -7,10 +7,10 @@ python -m jaxrec.table --table=experiments/tables/cross_domain.py \
 Every pair has a folder of its own: run a column at a time, with --only=COLUMN and
 --override=data.source=FOLDER/sport_cloth, sport_phone or game_video. Numbers are of the rows of
 both domains together; every cell keeps those of each domain, of twin and of clean rows, and beside
-them popularity and neighbours of the own, the other and both domains, which learn nothing. Published
-values are of one run by a third party with the authors' code, HR and NDCG at 10, for each domain:
-Sport .1948/.1208, Cloth .1934/.1235 (chosen on the test file); Game .0752/.0363, Video .1104/.0584
-([R ankitaanand28/DA626_Uni_CDR: inference_*.ipynb]).
+them popularity and neighbours of the own, the other and both domains, which learn nothing.
+Published values are of one run by a third party with the authors' code, HR and NDCG at 10, for each
+domain: Sport .1948/.1208, Cloth .1934/.1235 (chosen on the test file); Game .0752/.0363, Video
+.1104/.0584 ([R ankitaanand28/DA626_Uni_CDR: inference_*.ipynb]).
 """
 
 from jaxrec.paper.spec import Column, Ordering, Row, Table
