@@ -52,6 +52,31 @@ def test_command(run, done):
         assert text in done.stderr
 
 
+def test_what_is_solved_for_beside_a_sequence_model(run, done):
+    """The other numbers are as they were; item cosine by hand."""
+    told = inside('evaluate', f'--workdir={run}', '--task.linear=True', '--json').result
+    found = told['references']
+    assert list(found) == [*done.result['references'], 'ease', 'low_pass', 'gf_cf', 'item_cosine']
+    assert {name: found[name] for name in done.result['references']} == done.result['references']
+    assert told['protocol'] == done.result['protocol']
+    histories = load_trained(run).problem.source
+    known = np.zeros((histories.num_users, histories.num_items + 1))
+    for user in range(histories.num_users):
+        known[user, histories.history(user)[:-1]] = 1
+    length = np.maximum(np.sqrt((known**2).sum(0)), 1e-9)
+    between = known.T @ known / length / length[:, None]
+    np.fill_diagonal(between, 0)
+    scores, hits = known @ between, 0
+    scores[known > 0] = -np.inf
+    for user, row in enumerate(scores):
+        target = histories.history(user)[-1]
+        above, ties = (row[1:] > row[target]).sum(), (row[1:] == row[target]).sum()
+        hits += np.clip((10 - above) / ties, 0, 1)
+    assert found['item_cosine']['HR@10'] == pytest.approx(hits / histories.num_users, abs=0.006)
+    wrong = inside('evaluate', f'--workdir={run}', '--task.linear=True', '--task.protocol=s3rec-99')
+    assert wrong.returncode and 'task.linear ranks the whole catalogue' in wrong.error
+
+
 def test_the_same_numbers_from_python_on_eight_devices(run, done):
     """And from what is kept of single users."""
     measured = jaxrec.evaluate(run)

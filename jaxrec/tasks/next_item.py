@@ -96,6 +96,9 @@ class Config(Task):
     # evaluate: also lists by the last item of a history: item-CF, TF-IDF, the texts' vectors, and
     # mixtures of item-CF with these and with the model's own vectors
     item_lists: bool = field(False, effect='pace')
+    # evaluate: also what is solved for, EASE, the low-pass filter, GF-CF and item cosine; where
+    # pairs are learnt they come by themselves
+    linear: bool = field(False, effect='pace')
     batch_users: int = field(512, least=1, effect='pace')
     valid_users: int = field(0, least=0)  # validate on at most so many during training; 0 = all
 
@@ -182,6 +185,11 @@ class Config(Task):
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.item_lists and protocol.candidates != 'all':
             raise UserError(f"task.item_lists needs task.protocol='full', not {self.protocol!r}")
+        if self.linear and (protocol.candidates != 'all' or self.in_domain):
+            raise UserError(
+                "task.linear ranks the whole catalogue: it needs task.protocol='full', and not "
+                'task.in_domain'
+            )
         if self.targets == 'all' and protocol.candidates != 'all':
             raise UserError(f"task.targets='all' needs task.protocol='full', not {self.protocol!r}")
         if self.in_domain and self.targets == 'all':
@@ -601,7 +609,7 @@ class NextItem(Retrieval):
     def _references(self) -> tuple[str, ...] | None:
         """Of pairs also what is solved for; nothing that goes by an order which there is not."""
         if self._pairs is None:
-            return None
+            return (*baselines.NAMES, *linear.NAMES) if self._task.linear else None
         ordered = baselines.NAMES if self.source.times is not None else ('popularity',)
         if self._in_domain:
             return (*ordered, *(name for name in baselines.OF_DOMAINS if 'items' in name))
