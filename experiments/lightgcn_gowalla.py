@@ -13,7 +13,8 @@ them for the N epochs that were found.
 One run each on an H200, Recall@20 / NDCG@20: mf-multinomial .1687 / .1332 (test; best of validation
 at epoch 9), lightgcn-multinomial .1650 / .1287 (epoch 24): the graph adds nothing under this loss,
 as on MovieLens. Not run to the end, best validation Recall@20 so far, where mf-multinomial has
-.2059: xsimgcl .2011 at epoch 20 and falling, simgcl .1976 at 30, lightgcn .1587 at 80 and rising.
+.2059: xsimgcl .2011 at epoch 20 and falling, simgcl .1976 at 30, lightgcn .1587 at 80 and rising;
+lightgcn-softmax .1900 at 7 and hardly rising, test .1557 / .1186 there.
 """
 
 from jaxrec.config import Data, Optim, Train
