@@ -8,7 +8,7 @@ python -m jaxrec.evaluate --workdir=runs/simgcl
 FOLDER holds train.txt and test.txt. A tenth of each user's training items is for validation. Other
 members of the family: `--config=experiments/simgcl_ml1m.py:NAME` with mf, sgl-nd, sgl-ed, sgl-rw,
 sgl-fm, directau, directau-lightgcn, those that learn by the softmax over the batch, mf-softmax
-(mf-softmax-batches and mf-softmax-no-logq: with another logQ or none), lightgcn-softmax,
+(mf-softmax-presence and mf-softmax-no-logq: with another logQ or none), lightgcn-softmax,
 xsimgcl-softmax, and by the likelihood of all items of a user, mf-multinomial, mf-multinomial-wide,
 lightgcn-multinomial; a seed may follow, `NAME,SEED`.
 
@@ -45,7 +45,7 @@ MODELS = {
         own_layer=False, views=Views('one_pass', weight=0.1, temperature=0.15, noise=0.2, layer=1)
     ),
     'mf-softmax': Config(layers=0, **SOFTMAX),
-    'mf-softmax-batches': Config(layers=0, logq='batches', **SOFTMAX),
+    'mf-softmax-presence': Config(layers=0, logq='presence', **SOFTMAX),
     'mf-softmax-no-logq': Config(layers=0, logq='none', **SOFTMAX),
     'lightgcn-softmax': Config(layers=2, **SOFTMAX),
     'xsimgcl-softmax': Config(

@@ -9,9 +9,9 @@ work directory, or FILE.json, and, if matplotlib is installed, pictures beside i
 cut-offs, of calibration, of experts. --base=FILE.json,.. tells what is gained over the reports of
 other runs: over models of one label each, what learning labels together gains. --kept=FILE.npz also
 writes what the values of single users follow from: of a ranking, how many candidates score higher
-than each target (`greater`) and the same (`ties`). --task.popularity=True also tells, of any model
-whose items are ranked, how popular those in its lists are (Gini, mean log-popularity, coverage),
-and metrics by decile of the target's popularity.
+than each target (`greater`) and the same (`ties`), and who is of which group.
+--task.popularity=True also tells, of any model whose items are ranked, how popular those in its
+lists are (Gini, mean log-popularity, coverage), and metrics by decile of the target's popularity.
 """
 
 import os
@@ -43,6 +43,7 @@ REPORT = {  # of what `--base` names
     'data_hash': str,
     'split': str,
     'examples': int,
+    'seed': int,
 }
 
 

@@ -54,6 +54,7 @@ class Measured:
         group has its 'examples'.
       members: bool [N] of the examples of `values` that a group has, named as in `groups`; a group
         may have none.
+      numbers: int64 [N], of the examples in the data, where runs of other seeds hold out others.
       details: JSON-able, everything else that is told about the result.
       kept: arrays from which `values` follow (ranks), kept by a table's cell.
     """
@@ -64,21 +65,23 @@ class Measured:
     weights: Columns = dataclasses.field(default_factory=dict)
     groups: dict[str, dict[str, dict]] = dataclasses.field(default_factory=dict)
     members: dict[str, Columns] = dataclasses.field(default_factory=dict)
+    numbers: np.ndarray | None = None
     details: dict[str, Any] = dataclasses.field(default_factory=dict)
     kept: Columns = dataclasses.field(default_factory=dict)
 
     def to_keep(self) -> Columns:
-        """`kept`, or where there is nothing the values and weights themselves; and members."""
-        members = {
+        """`kept`, or where there is nothing the values and weights themselves; members, numbers."""
+        more = {} if self.numbers is None else {'numbers': self.numbers}
+        more |= {
             f'members/{grouping}/{name}': array
             for grouping, groups in self.members.items()
             for name, array in groups.items()
         }
         if self.kept:
-            return self.kept | members
+            return self.kept | more
         weights = {f'weights/{name}': array for name, array in self.weights.items()}
         values = {f'values/{name}': array for name, array in self.values.items()}
-        return weights | values | members
+        return weights | values | more
 
 
 class Evaluation:
@@ -307,6 +310,8 @@ class Task:
         """
         if report['protocol'] != base['protocol']:
             raise UserError(f'its protocol is another one: {base["protocol"]}')
+        if not self.one_split() and report['seed'] != base['seed']:
+            raise UserError(f'its seed, {base["seed"]}, holds out other examples')
         return {
             name: {'base': base['metrics'][name], 'gain': value - base['metrics'][name]}
             for name, value in report['metrics'].items()

@@ -58,7 +58,7 @@ def define_flags() -> None:
     flags.DEFINE_integer('processes', 1, 'Cells to run at the same time here.', 1)
     flags.DEFINE_list('accept', [], f'Differences that do not matter: {", ".join(_HASHES)}.')
     flags.DEFINE_multi_string('override', [], 'FIELD=VALUE of every cell, e.g. train.epochs=2.')
-    flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users.')
+    flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users, rows or graphs.')
     flags.DEFINE_float('patience', 120, 'Seconds of silence after which a host counts as dead.', 1)
     flags.DEFINE_bool('render', False, 'Only render what is there; run nothing.')
     flags.DEFINE_string('readme', None, 'With --render --results: a README, its results anew.')

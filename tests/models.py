@@ -4,6 +4,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 # Half the time to compile; the programs of these tests do not run for long.
@@ -14,6 +15,12 @@ jit = functools.partial(
         'xla_llvm_disable_expensive_passes': True,
     },
 )
+
+
+def slow(names, *some):
+    """Names to parametrize with, of which some are run by hand."""
+    assert set(some) <= set(names)
+    return [pytest.param(n, marks=pytest.mark.slow) if n in some else n for n in names]
 
 
 def made(build):

@@ -49,6 +49,21 @@ class Done:
         return last
 
 
+def check_members(measured) -> dict:
+    """What is kept of groups gives their metrics; what is to be kept."""
+    kept = measured.to_keep()
+    assert measured.members
+    for grouping, groups in measured.members.items():
+        for name, mask in groups.items():
+            told = measured.groups[grouping].get(name, {'examples': 0})
+            assert told['examples'] == mask.sum()
+            np.testing.assert_array_equal(kept[f'members/{grouping}/{name}'], mask)
+            for metric, values in measured.values.items():
+                if mask.any():
+                    np.testing.assert_allclose(told[metric], values[mask].mean(), atol=1e-12)
+    return kept
+
+
 def small(folder: pathlib.Path, **changes) -> Experiment:
     """Two seconds on one device; `changes` as {'train.steps': 3}, its data in folder/data."""
     experiment = Experiment(

@@ -179,6 +179,11 @@ def test_references(bases):
     wanted = np.sqrt(np.mean((clipped - one.test.values) ** 2))
     assert measured.metrics['RMSE'] == pytest.approx(wanted)
     assert measured.metrics['MSE'] == pytest.approx(measured.values['MSE'].mean())
+    assert 'numbers' not in runs.check_members(measured)
+    own = dataclasses.replace(evaluation._config, split_seed=-1)
+    kept = ratings.ColdRatings(own, bases, one.test).references()['item_mean'].to_keep()
+    pairs = list(zip(one.test.users.tolist(), one.test.items.tolist(), strict=True))
+    assert len(set(kept['numbers'].tolist())) == len(set(pairs)) == len(pairs)
 
 
 def test_emcdr_of_equal_factors_is_the_source(bases):
@@ -388,8 +393,16 @@ def test_every_seed_may_hold_out_its_own_users(tmp_path):
     assert not np.array_equal(np.unique(given.test.users), np.unique(other.test.users))
     assert one.task.protocol_fields()['split_seed'] == 'train.seed'
     assert not one.task.one_split() and applied(one, {'task.split_seed': 0}).task.one_split()
-    with pytest.raises(UserError, match='do not train in one program'):
+    with pytest.raises(UserError, match='leave out --seeds_in_parallel'):
         fit_together(expand(one, ['0', '1'], []), tmp_path / 'runs')
+    fit(applied(one, {'train.steps': 1}), tmp_path / 'run')
+    other = applied(one, {'train.seed': 0, 'train.start_from': str(tmp_path / 'run')})
+    with pytest.raises(UserError, match='with seed 3, which holds out other examples'):
+        fit(other, tmp_path / 'other')
+    told = {'protocol': one.task.protocol_fields(), 'metrics': {}, 'seed': 3}
+    assert one.task.gains(told, told) == {}
+    with pytest.raises(UserError, match='its seed, 0, holds out other examples'):
+        one.task.gains(told, {**told, 'seed': 0})
 
 
 def test_mistakes_of_settings(tmp_path):

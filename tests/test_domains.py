@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from real_data import real_data
+from runs import check_members
 from test_ranking import ITEMS, MAX_LEN, build, make_table, slow_scores
 
 from jaxrec import datasets
@@ -102,6 +103,8 @@ def test_ranks_in_the_targets_domain(mesh, filter_seen, shape, monkeypatch):
     np.testing.assert_array_equal(found.kept['greater'], want[0])
     np.testing.assert_array_equal(found.kept['ties'], want[1])
     assert evaluation.protocol['in_domain'] is True
+    check_members(found)
+    assert {'domain', 'history of', 'popularity'} <= found.members.keys()
     sizes = {n: g['examples'] for n, g in found.groups['domain'].items()}
     target = domain[evaluation.items - 1]
     assert sizes == {n: int((target == n.encode()).sum()) for n in 'abc'}
@@ -294,7 +297,9 @@ def test_twin_rows_are_told_apart(mesh):
     )
     problem = problem_of(histories, in_domain=True)
     assert any('1 pairs across domains' in note and '60.0%' in note for note in problem.notes)
-    rows = measured(problem, make_table())[1].groups['rows']
+    found = measured(problem, make_table())[1]
+    check_members(found)
+    rows = found.groups['rows']
     assert {name: group['examples'] for name, group in rows.items()} == {'twin': 36, 'clean': 24}
     alone = problem_of(histories, domain='kitchen').evaluations['test']()
     groups = alone.references()['popularity'].groups

@@ -7,7 +7,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from runs import inside, process, small
+from runs import check_members, inside, process, small
 
 import jaxrec
 from jaxrec import evaluate
@@ -88,6 +88,7 @@ def test_the_same_numbers_from_python_on_eight_devices(run, done):
         buckets = {f'members/popularity/{name}' for name in ('head', 'mid', 'tail')}
         assert set(kept) == {'greater', 'ties'} | buckets
         assert (sum(kept[name].astype(int) for name in buckets) == 1).all()
+        assert set(check_members(measured)) == set(kept)
         for name in ('HR@10', 'NDCG@5', 'MRR'):
             values, weights = TASK.values(kept, name, done.result['protocol'])
             np.testing.assert_array_equal(values, measured.values[name])

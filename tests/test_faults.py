@@ -166,7 +166,7 @@ def test_damage_is_mended_or_told(runs, right, tmp_path):
     stopped = applied(experiment, {'train.steps': 20})
     _, params = params_of(folder / 'part', 'best')
     figures = dict.fromkeys(('served', 'not served', 'goes on', 'does not go on'), 0)
-    for case in range(CASES or 6):
+    for case in range(CASES or 12):
         copy = tmp_path / str(case)
         shutil.copytree(folder / 'part', copy)
         what = damaged(copy)
@@ -193,7 +193,7 @@ def test_damage_is_mended_or_told(runs, right, tmp_path):
         if case % 100 == 99:
             print(case + 1, figures, flush=True)
     assert figures['served'] and figures['goes on']
-    if CASES:  # of half a dozen, whose files have other names every time, so many may be anything
+    if CASES:  # of a dozen, whose files have other names every time, so many may be anything
         assert figures['served'] > figures['not served'] / 2
         assert figures['goes on'] > figures['does not go on'] / 2
 

@@ -12,7 +12,7 @@ import optax
 import pytest
 from flax import nnx
 from jax import P
-from models import jit
+from models import jit, slow
 
 from jaxrec.config import Data, Feature, Optim
 from jaxrec.devices.mesh import TABLE, put_batch
@@ -537,15 +537,7 @@ def placed(batch):
     return put_batch(rest) | jax.device_put(drawn, replicated)
 
 
-@pytest.mark.parametrize(
-    'name',
-    [
-        'kuaiformer',
-        'comirec',
-        pytest.param('kuaiformer-learned', marks=pytest.mark.slow),
-        pytest.param('sasrec', marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize('name', slow(MODELS, 'kuaiformer-learned', 'sasrec'))
 def test_same_loss_gradients_and_carry_on_any_mesh(mesh, name):
     config = MODELS[name]
     graphdef, values = make(config)

@@ -122,14 +122,14 @@ def test_bpr_and_decay(layers):
     assert loss == pytest.approx(terms['bpr'] + terms['decay'], rel=1e-6)
 
 
-@pytest.mark.parametrize('logq', ['counted', 'batches', 'none'])
+@pytest.mark.parametrize('logq', ['counted', 'presence', 'none'])
 def test_softmax(logq):
     """Cosines with the batch's items, less log of how often each is expected among them."""
     model, t = make(layers=2, loss='softmax', temperature=0.2, decay=0.0, logq=logq), 0.2
     final = slow_unit(np.mean(slow_layers(model, 2), axis=0))
     degrees = np.bincount(pairs()[1], minlength=ROWS.items)
     share = np.maximum(degrees / degrees.sum(), 1e-12)
-    taken = {'counted': REAL * share, 'batches': 1 - (1 - share) ** REAL, 'none': share**0}[logq]
+    taken = {'counted': REAL * share, 'presence': 1 - (1 - share) ** REAL, 'none': share**0}[logq]
     users, targets = BATCH['users'][:REAL], BATCH['targets'][:REAL]
     each = []
     for u, i in zip(users, targets, strict=True):

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from runs import check_members
 from test_metrics import of_list
 
 from jaxrec.config import Data
@@ -140,6 +141,7 @@ def test_full(histories, mesh, shape, batch_users, filter_seen):
         values = rank_metrics.per_example(want[:, 2], want[:, 3], (1, 10))
         assert measured.metrics == rank_metrics.mean(values) and measured.unit == 'user'
         jax.tree.map(np.testing.assert_array_equal, measured.values, values)
+        check_members(measured)
         buckets = measured.groups['popularity']
         assert evaluation.examples == len(want) == sum(b['examples'] for b in buckets.values())
         unreachable = measured.details['unreachable']

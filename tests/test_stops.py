@@ -77,7 +77,7 @@ def test_a_stopped_command_is_not_a_finished_one(run, tmp_path, monkeypatch, com
 
 @pytest.mark.parametrize(
     ('number', 'seeds'),
-    [(signal.SIGTERM, ()), (signal.SIGINT, ('--seeds_in_parallel=0,1',))],
+    [(signal.SIGINT, ()), (signal.SIGTERM, ('--seeds_in_parallel=0,1',))],
     ids=['one', 'several'],
 )
 def test_a_stopped_training_asks_for_the_same_command(run, tmp_path, monkeypatch, number, seeds):

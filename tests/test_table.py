@@ -204,7 +204,7 @@ def test_a_killed_worker_is_taken_over_and_nothing_runs_twice(tmp_path):
     assert len(greater) == stored['examples'] == 600 and stored['unit'] == 'user'
     (made,) = (c for c in spec.cells(spec.load(SMOKE), SMOKE) if c.key == key)
     for metric in ('HR@10', 'NDCG@10'):
-        values, _ = cells_lib.per_example(stored, made, metric, ['0'])
+        values, *_ = cells_lib.per_example(stored, made, metric, ['0'])
         assert values.mean() == pytest.approx(seed['metrics'][metric], abs=1e-7)
     assert seed['times']['seconds'] > 0 and seed['times']['tokens_per_second'] > 0
     assert len(seed['curve']['points']) == 8 and seed['versions']['jax']

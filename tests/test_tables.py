@@ -364,7 +364,7 @@ def test_values_of_users_share_ties():
     with pytest.raises(UserError, match=r'HR@10 of seed 0 is 0\.66.*, and 0\.500000 by .* damaged'):
         cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
     made['seeds']['0']['metrics']['HR@10'] = 0.5
-    values, weights = cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
+    values, weights, _ = cells_lib.per_example(made, a_cell(), 'HR@10', ['0'])
     np.testing.assert_allclose(values, [[1, 0.5, 0]])
     np.testing.assert_array_equal(weights, [1, 1, 1])
     with pytest.raises(UserError, match='base / Data 1: Coverage@10 has no values of single users'):
@@ -377,7 +377,7 @@ def test_values_of_users_with_several_targets():
     made['seeds']['0']['kept']['owner'] = cells_lib.pack(owner)
     made['seeds']['0']['metrics']['Recall@10'] = 0.75
     cell = a_cell(**{'task.split': 'users', 'task.targets': 'all'})
-    values, weights = cells_lib.per_example(made, cell, 'Recall@10', ['0'])
+    values, weights, _ = cells_lib.per_example(made, cell, 'Recall@10', ['0'])
     np.testing.assert_array_equal(values, [[0.5, 1]])
     np.testing.assert_array_equal(weights, [1, 1])
 
@@ -632,7 +632,7 @@ def test_a_record_of_the_first_format_is_adopted(tmp_path):
     assert run['git'] == {'commit': 'f' * 40}
     rounded = json.loads(cells_lib.to_text(old['seeds']['1']['metrics']))
     assert run['metrics'] == rounded
-    values, _ = cells_lib.per_example(found, cell, 'HR@10', ['0', '1'])
+    values, *_ = cells_lib.per_example(found, cell, 'HR@10', ['0', '1'])
     np.testing.assert_array_equal(values, ranks < 10)
     # And all that was done is noted.
     (note,) = found['adopted']
@@ -736,66 +736,92 @@ def test_marks_stars_and_verdicts(stored):
     assert grid.build(made, cells, worst).lines[2].values[head].star == '-'
 
 
-def test_where_every_seed_holds_out_its_own_examples_all_are_tested():
-    """Each beside the other row's of its seed; of another number of seeds there is no test."""
+def test_where_every_seed_holds_out_its_own_examples_each_is_tested_once():
+    """By its mean over the seeds that hold it out; of two cells, the examples that both have."""
+    among = ('kind', 'odd')
     made = table(
         columns=(Column('Data 1', ('MAE',), {'task.split_seed': -1}),),
         rows=tuple(Row(name, 'experiments/cdrnp_ml1m.py') for name in ('base', 'good')),
         published=(),
         protocol='cold-start ratings',
-        orderings=(),
+        orderings=(
+            Ordering('good', 'base', 'a lot', 'a'),
+            Ordering('good', 'base', 'a lot', 'a', among=among),
+        ),
     )
     cells, rng = spec.cells(made, TABLE_FILE), np.random.default_rng(0)
-    base = [rng.random(n) for n in (50, 70, 60)]
-    good = [x - 0.05 + 0.1 * rng.normal(size=len(x)) for x in base]
-    records = {}
-    for cell, values in zip(cells, (base, good), strict=True):
-        runs = {
-            str(n): {'metrics': {'MAE': x.mean()}, 'kept': {'values/MAE': cells_lib.pack(x)}}
-            for n, x in enumerate(values)
-        }
+    numbers = [rng.choice(90, n, replace=False) for n in (50, 70, 60)]
+    records, by_number = {}, {'base': {}, 'good': {}}
+    for cell in cells:
+        runs = {}
+        for seed, held in enumerate(numbers):
+            values = rng.random(len(held)) - 0.2 * (cell.row == 'good')
+            for number, value in zip(held.tolist(), values.tolist(), strict=True):
+                by_number[cell.row].setdefault(number, []).append(value)
+            odd = (held % 2 == 1) & (seed > 0)  # as if nobody of seed 0 were
+            kept = {'values/MAE': values, 'numbers': held, 'members/kind/odd': odd}
+            kept = {name: cells_lib.pack(x) for name, x in kept.items() if seed or name[0] != 'm'}
+            groups = {'kind': {'odd': {'examples': int(odd.sum())}} if seed else {}}
+            runs[str(seed)] = {'metrics': {'MAE': values.mean()}, 'kept': kept, 'groups': groups}
         records[cell.key] = {
             **record(np.zeros((1, 1), int)),
             'protocol': {'name': 'cold-start ratings', 'split_seed': 'train.seed'},
             'unit': 'row',
             'seeds': runs,
         }
-    value = grid.build(made, cells, records).lines[1].values['Data 1', 'MAE']
-    expected = statistics.paired(np.concatenate(good), np.concatenate(base))
-    assert {name: value.versus[name] for name in expected} == pytest.approx(expected)
-    assert value.mean == pytest.approx(np.mean([x.mean() for x in good])) and value.star == '-'
-    del records[cells[1].key]['seeds']['2']
-    with pytest.raises(UserError, match='all cells need the same seeds'):
-        grid.build(made, cells, records)
+
+    def expected(chosen):
+        return statistics.paired(
+            *(np.array([np.mean(by_number[row][n]) for n in chosen]) for row in ('good', 'base'))
+        )
+
+    built, held = grid.build(made, cells, records), sorted(by_number['good'])
+    value, wanted = built.lines[1].values['Data 1', 'MAE'], expected(held)
+    assert {name: value.versus[name] for name in wanted} == pytest.approx(wanted)
+    assert value.star == '-' and len(held) < 180
+    of_odd = [n for n in held if n % 2 and any(n in x for x in numbers[1:])]
+    all_of_them, some = built.verdicts
+    assert all_of_them.examples == len(held) and some.examples == len(of_odd)
+    wanted = expected(of_odd)
+    assert {name: some.result[name] for name in wanted} == pytest.approx(wanted)
+    del records[cells[1].key]['seeds']['2']  # the others of both are tested still
+    left = grid.build(made, cells, records).lines[1].values['Data 1', 'MAE'].versus
+    assert left['difference'] != pytest.approx(value.versus['difference'])
 
 
 def test_a_claim_may_be_about_some_examples(stored):
-    """Their values alone are tested; a group of nobody and one that is not kept are told apart."""
+    """Their values alone are tested, and told how many; what cannot be says why."""
     _, cells, records, _ = stored
     some = np.arange(400) < 150
     for record in records.values():
         for run in record['seeds'].values():
-            run['groups'] = {'history': {'short': {'examples': 150}, 'long': {'examples': 250}}}
+            groups = {
+                'short': {'examples': 150},
+                'long': {'examples': 250},
+                'none': {'examples': 0},
+            }
+            run['groups'] = {'history': groups}
             run['kept']['members/history/short'] = cells_lib.pack(some)
 
     def built(*among):
         given = table(orderings=(Ordering('good', 'base', 'a lot', 'a', ('HR@10',), among=among),))
-        return grid.build(given, cells, records).verdicts
-
-    (verdict,) = built('history', 'short')
+        (verdict,) = grid.build(given, cells, records).verdicts
+        return verdict
 
     def mean(cell):
         runs = records[cell.key]['seeds'].values()
         ranks = [cells_lib.unpack(run['kept']['greater'])[some] for run in runs]
         return np.mean([greater < 10 for greater in ranks], axis=0)
 
-    a, b = mean(cells[1]), mean(cells[0])
-    expected = statistics.paired(a, b)
+    verdict, expected = built('history', 'short'), statistics.paired(mean(cells[1]), mean(cells[0]))
     assert {name: verdict.result[name] for name in expected} == pytest.approx(expected)
-    assert verdict.result['difference'] != pytest.approx(built()[0].result['difference'])
-    assert built('history', 'none') == []
-    with pytest.raises(UserError, match="nothing of the group 'long' of 'history': evaluate"):
-        built('history', 'long')
+    assert verdict.examples == 150 and verdict.text == 'confirmed'
+    assert verdict.result['difference'] != pytest.approx(built().result['difference'])
+    assert built('history', 'none').text == built('rows', 'x').text == 'no such examples'
+    assert built('history', 'long').text == 'not kept'
+    for run in records[cells[0].key]['seeds'].values():
+        run['kept']['members/history/short'] = cells_lib.pack(~some)
+    assert built('history', 'short').text == 'of other examples'
 
 
 def test_where_lower_is_better_the_lowest_is_marked():

@@ -29,9 +29,9 @@ def row(name: str, key: str, overrides: dict | None = None) -> Row:
 
 TABLE = Table(
     title='Ratings of cold users',
-    caption='A share of the users of both domains, others with every seed, has no rating in the '
-    'target; tests are over the ratings of all of them. The epoch of the least validation RMSE, of '
-    'other cold users, is tested. MSE is RMSE squared.',
+    caption='A share of the users of both domains, drawn anew with every seed, has no rating in '
+    'the target; a rating is tested once, by its mean over the seeds that hold it out. The epoch '
+    'of the least validation RMSE, of other cold users, is tested. MSE is RMSE squared.',
     columns=(
         Column(ML_20, SHOWN, OWN),
         Column(ML_80, SHOWN, {**OWN, 'task.cold_share': 0.8}),

@@ -6,7 +6,7 @@ python -m jaxrec.table --table=experiments/tables/cross_domain_overlap.py \
 Rows are those of cross_domain_sequences.py that the claim needs, on two logs: that in which a
 quarter of the users keeps both domains, and LLMCDSR's, where a sixth has both from the start. The
 others, in whom one that is drawn for each is hidden, are about three quarters of the targets of the
-first; of the second nine tenths have one domain (food-kitchen-llmcdsr-alone holds them out). The
+first; of the second four fifths have one domain (food-kitchen-llmcdsr-alone holds them out). The
 report of a run tells them apart by 'history of'.
 """
 

@@ -60,7 +60,7 @@ TABLE = Table(
         row('DirectAU', 'directau'),
         on_ml_1m('DirectAU LightGCN', 'directau-lightgcn'),
         row('MF softmax', 'mf-softmax'),
-        on_ml_1m('MF softmax logQ of batches', 'mf-softmax-batches'),
+        on_ml_1m('MF softmax logQ of presence', 'mf-softmax-presence'),
         on_ml_1m('MF softmax no logQ', 'mf-softmax-no-logq'),
         row('LightGCN softmax', 'lightgcn-softmax'),
         on_ml_1m('XSimGCL softmax', 'xsimgcl-softmax'),

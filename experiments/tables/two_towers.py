@@ -6,7 +6,7 @@ python -m jaxrec.table --table=experiments/tables/two_towers.py --workdir=runs/t
 Prepare the data sets first (`python -m jaxrec.prepare --dataset=ml-1m`, beauty-attributes,
 kuairand-pure-watched). No published numbers are under this protocol: the paper of the item tower's
 own term (Yao et al., CIKM 2021) has other data, and claims most for items with few events, which
-every cell keeps apart ('events' and 'popularity' in its groups). MF-BPR's cells keep EASE too.
+every cell keeps apart ('training events' and 'popularity' in its groups). MF-BPR's cells keep EASE.
 """
 
 from jaxrec.paper.spec import Column, Ordering, Row, Table

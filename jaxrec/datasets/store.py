@@ -23,7 +23,7 @@ from jaxrec.data.rows import Rows
 from jaxrec.data.stored import FORMAT, read_meta
 from jaxrec.errors import UserError
 
-VERSION = '1.2.0'  # of what the readers make of a source; a new one makes old folders stale
+VERSION = '1.3.0'  # of what the readers make of a source; a new one makes old folders stale
 COLUMNS = 'columns'
 OF_BEAM = 'beam-'  # begins the folder of a log that Beam has read
 NO_SPACE = os.strerror(errno.ENOSPC)  # array_record reports it as a RuntimeError with this text

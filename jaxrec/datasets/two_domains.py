@@ -102,7 +102,7 @@ def read_llmcdsr(source: str, say: Callable) -> tuple[Events, str]:
 
 
 def read_alone(source: str, say: Callable) -> tuple[Events, str]:
-    """`read_llmcdsr`, which holds out users of both domains alone, and users of one beside them.
+    """`read_llmcdsr`, with last events of some users of one domain held out too.
 
     Of the sequences in train_A and train_B that have three events or more a random tenth validates
     with the last, another tests; what is before trains, and all else is as it was.

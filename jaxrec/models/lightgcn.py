@@ -72,9 +72,9 @@ class Config(ModelConfig):
     own_layer: bool = True  # whether a node's own vector counts in the mean of its layers
     loss: str = field('bpr', choices=('bpr', 'direct_au', 'softmax', 'multinomial'))
     temperature: float = field(0.1, above=0, traced=True)  # softmax, multinomial: of the cosines
-    # softmax: what is taken from a score for how often its item comes, the expected number of draws
-    # in a batch (counted), the chance to be in one (batches; it saturates), or nothing
-    logq: str = field('counted', choices=('counted', 'batches', 'none'))
+    # softmax: what is taken from a score for how often its item comes: log of the expected number
+    # of its draws in a batch (counted), of the chance that it is there (presence), or nothing
+    logq: str = field('counted', choices=('counted', 'presence', 'none'))
     uniformity: float = field(1.0, least=0, traced=True)  # direct_au: weight beside alignment
     decay: float = field(1e-4, least=0, traced=True)  # of half the squared length of own vectors
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
@@ -253,7 +253,7 @@ class LightGCN(Model):
         user, item, count = unit(user), unit(item), replicated(batch['weights']).sum()
         if self.config.logq == 'none':
             log_q = jnp.zeros_like(share)
-        elif self.config.logq == 'batches':  # 1 - (1 - share)^count, as exact for rare items
+        elif self.config.logq == 'presence':  # 1 - (1 - share)^count, as exact for rare items
             log_q = jnp.log(-jnp.expm1(count * jnp.log1p(-share)))
         else:
             log_q = jnp.log(share) + jnp.log(count)

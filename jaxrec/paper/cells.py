@@ -8,7 +8,7 @@ import statistics
 import zipfile
 import zlib
 from collections.abc import Container, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -161,7 +161,7 @@ def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command:
 
 
 def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
-    """One seed's part of a record; with its own references where these are of its own examples."""
+    """One seed's part of a record; with its own references where it holds out its own examples."""
     session = workdir.read_run(folder)['sessions'][-1]
     path = folder / 'kept.npz'
     try:
@@ -175,7 +175,7 @@ def _run(result: dict, folder: pathlib.Path, cell: Cell) -> dict:
         'metrics': result['metrics'],
         'groups': result['groups'],
         'details': result['details'],
-        **({} if cell.experiment.task.one_split() else {'references': result['references']}),
+        **({'references': result['references']} if 'numbers' in packed else {}),
         'best_step': result['step'],
         'curve': {'metric': metric, 'points': series.get(f'valid/{metric}', [])},
         'kept': packed,
@@ -278,7 +278,7 @@ def pack(values: np.ndarray) -> str:
     """
     values = np.ascontiguousarray(values)
     floats = '<f4' if values.dtype == np.float32 else '<f8'
-    kind = '<i4' if values.dtype.kind in 'iu' else floats
+    kind = '<i4' if values.dtype.kind in 'biu' else floats
     if kind == '<i4' and values.size and not -(2**31) <= values.min() <= values.max() < 2**31:
         kind = '<i8'
     planes = values.astype(kind).view(np.uint8).reshape(-1, np.dtype(kind).itemsize).T
@@ -296,19 +296,33 @@ def unpack(text: str) -> np.ndarray:
     return values.astype('<f8') if kind == '<f4' else values
 
 
-def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> tuple:
-    """(float64 [seeds, N] values of a metric of every user, row or graph; float64 [N] weights).
+class Examples(NamedTuple):
+    """What a cell has of every user, row or graph.
 
-    Where every seed holds out examples of its own, those of all seeds are one row.
+    Attributes:
+      values: float64 [seeds, N] of a metric; [1, N] means over the seeds that hold an example out,
+        where each holds out its own.
+      weights: float64 [N].
+      numbers: int64 [N] ascending, of the examples in the data, where seeds hold out their own.
+    """
+
+    values: np.ndarray
+    weights: np.ndarray
+    numbers: np.ndarray | None = None
+
+
+def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> Examples:
+    """Values of a metric of single users, rows or graphs.
 
     Raises:
       UserError: the metric has none, or the record is damaged: its mean is not theirs.
     """
-    rows, weights, name = [], [], f'{cell.row} / {cell.column}'
+    rows, weights, numbers, name = [], [], [], f'{cell.row} / {cell.column}'
     for seed in seeds:
         run = record['seeds'][seed]
+        texts = {n: x for n, x in run['kept'].items() if not n.startswith('members/')}
         try:
-            kept = {name: unpack(text) for name, text in run['kept'].items()}
+            kept = {name: unpack(text) for name, text in texts.items()}
         except (ValueError, zlib.error) as e:
             raise UserError(f'{name}: what is kept of seed {seed} is damaged ({e})') from e
         try:
@@ -331,32 +345,41 @@ def per_example(record: dict, cell: Cell, metric: str, seeds: Iterable[str]) -> 
             )
         rows.append(values)
         weights.append(own)
-    if cell.experiment.task.one_split():
-        return np.stack(rows), weights[-1]
-    return np.concatenate(rows)[None], np.concatenate(weights)
+        numbers.append(kept.get('numbers'))
+    if numbers[-1] is None:
+        return Examples(np.stack(rows), weights[-1])
+    found, (values, weights) = _pooled(numbers, rows, weights)
+    return Examples(values[None], weights, found)
 
 
-def members(
-    record: dict, cell: Cell, among: tuple[str, str], seeds: Iterable[str]
-) -> np.ndarray | None:
+def members(record: dict, among: tuple[str, str], seeds: Iterable[str]) -> np.ndarray | None:
     """bool [N], which values of `per_example` are of this (grouping, group); None if none is.
 
     Raises:
-      UserError: the cell keeps nothing of it.
+      KeyError: the record keeps nothing of it.
     """
     grouping, group = among
-    found = []
+    found, numbers = [], []
     for seed in seeds:
         run = record['seeds'][seed]
-        if group not in run['groups'].get(grouping, {}):
-            return None
-        if f'members/{grouping}/{group}' not in run['kept']:
-            raise UserError(
-                f'{cell.row} / {cell.column} keeps nothing of the group {group!r} of '
-                f'{grouping!r}: evaluate it again'
-            )
-        found.append(unpack(run['kept'][f'members/{grouping}/{group}']).astype(bool))
-    return found[-1] if cell.experiment.task.one_split() else np.concatenate(found)
+        kept, there = run['kept'], run['groups'].get(grouping, {}).get(group, {}).get('examples')
+        found.append(unpack(kept[f'members/{grouping}/{group}']) if there else None)
+        numbers.append(unpack(kept['numbers']) if 'numbers' in kept else None)
+    if all(one is None for one in found):
+        return None
+    if numbers[-1] is None:
+        return found[-1].astype(bool)
+    found = [
+        np.zeros(len(n)) if one is None else one for one, n in zip(found, numbers, strict=True)
+    ]
+    return _pooled(numbers, found)[1][0] >= 0.5
+
+
+def _pooled(numbers: list[np.ndarray], *columns: list[np.ndarray]) -> tuple:
+    """The distinct numbers, ascending, and of each column, by seed, the means of their values."""
+    found, place = np.unique(np.concatenate(numbers), return_inverse=True)
+    count = np.bincount(place)
+    return found, [np.bincount(place, np.concatenate(column)) / count for column in columns]
 
 
 def rounded(value: Any) -> Any:

@@ -70,15 +70,19 @@ class Verdict:
     source: str
     column: str
     metric: str
-    result: dict | None  # of `statistics.paired`, with 'adjusted'; None where a cell is missing
+    result: (
+        dict | None
+    )  # of `statistics.paired`, with 'adjusted'; None where something is `missing`
     higher: bool = True  # whether more of the metric is better
     margin: float = 0.0  # see `spec.Ordering`; `result` is of what is beyond it
     among: tuple[str, ...] = ()  # see there
+    examples: int = 0  # of the better row, that the result is of
+    missing: str = ''  # why there is no result
 
     @property
     def text(self) -> str:
         if self.result is None:
-            return 'not run'
+            return self.missing
         if self.result['adjusted'] >= ALPHA:
             return 'no significant difference'
         more = self.result['difference'] > 0
@@ -201,24 +205,29 @@ def _same_data(cells, records) -> dict[str, str]:
     return {column: digest for column, (_, digest) in found.items()}
 
 
-def _users(record, cell, metric) -> tuple[np.ndarray, np.ndarray]:
-    seeds = sorted(record['seeds'], key=int)
-    values, weights = cells_lib.per_example(record, cell, metric, seeds)
-    return values.mean(0), weights
+def _users(record, cell, metric) -> cells_lib.Examples:
+    """With the means over seeds, [N]."""
+    found = cells_lib.per_example(record, cell, metric, _seeds(record))
+    return found._replace(values=found.values.mean(0))
+
+
+def _seeds(record) -> list[str]:
+    return sorted(record['seeds'], key=int)
 
 
 def _tested(a, b, test) -> dict:
-    """`statistics.paired` of what `_users` gives for two cells of one column.
+    """`statistics.paired` of what `_users` gives for two cells of one column, where both have it.
 
-    Raises:
-      UserError: they are of other examples.
+    That is everywhere, but where seeds hold out their own examples and the cells have other seeds.
     """
-    if len(a[0]) != len(b[0]):
-        raise UserError(
-            'a column has cells of other numbers of examples: where every seed holds out its own '
-            '(task.split_seed=-1) all cells need the same seeds'
-        )
-    return statistics.paired(a[0], b[0], test, weights=a[1])
+    if a.numbers is not None:
+        places = np.intersect1d(a.numbers, b.numbers, assume_unique=True, return_indices=True)[1:]
+        a, b = (_some(one, place) for one, place in zip((a, b), places, strict=True))
+    return statistics.paired(a.values, b.values, test, weights=a.weights)
+
+
+def _some(examples, chosen) -> cells_lib.Examples:
+    return cells_lib.Examples(*(None if x is None else x[chosen] for x in examples))
 
 
 def _our_line(name, heads, by_place, records) -> Line:
@@ -281,26 +290,24 @@ def _mark(ours, heads, users, test, lower) -> None:
 
 
 def _verdicts(table, heads, users, by_place, records, test, lower) -> list[Verdict]:
-    """One per ordering and place; columns of which nothing has run, or without the examples that it
-    is about, are left out."""
+    """One per ordering and place; columns of which nothing has run are left out."""
     verdicts, run = [], {column for _, column, _ in users}
     heads = [head for head in heads if head[0] in run] or heads
     for ordering, (column, metric) in itertools.product(table.orderings, heads):
         if ordering.metrics and metric not in ordering.metrics:
             continue
-        a = users.get((ordering.better, column, metric))
-        b = users.get((ordering.worse, column, metric))
-        higher, result = (column, metric) not in lower, None
-        if a is not None and b is not None:
+        names = ordering.better, ordering.worse
+        pair = [users.get((name, column, metric)) for name in names]
+        higher, result, missing = (column, metric) not in lower, None, ''
+        if None in pair:
+            missing = 'not run'
+        elif ordering.among:
+            there = [records[by_place[name, column].key] for name in names]
+            pair, missing = _among(pair, there, ordering.among)
+        if not missing:
+            a, b = pair
             share = 1 + ordering.margin if higher else 1 - ordering.margin
-            if ordering.among:
-                cell = by_place[ordering.better, column]
-                seeds = sorted(records[cell.key]['seeds'], key=int)
-                some = cells_lib.members(records[cell.key], cell, ordering.among, seeds)
-                if some is None:
-                    continue
-                a, b = ((x[some], weights[some]) for x, weights in (a, b))
-            result = _tested(a, (b[0] * share, b[1]), test)
+            result = _tested(a, b._replace(values=b.values * share), test)
         verdicts.append(
             Verdict(
                 ordering.better,
@@ -313,9 +320,24 @@ def _verdicts(table, heads, users, by_place, records, test, lower) -> list[Verdi
                 higher,
                 ordering.margin,
                 ordering.among,
+                len(pair[0].values) if result else 0,
+                missing,
             )
         )
     ran = {i: v.result['p'] for i, v in enumerate(verdicts) if v.result}
     for i, p in statistics.holm(ran).items():
         verdicts[i].result['adjusted'] = p
     return verdicts
+
+
+def _among(pair, records, among) -> tuple[list, str]:
+    """The examples of two cells that are of a group; or what is missing."""
+    try:
+        chosen = [cells_lib.members(record, among, _seeds(record)) for record in records]
+    except KeyError:
+        return pair, 'not kept'
+    if any(one is None for one in chosen):
+        return pair, 'no such examples'
+    if pair[0].numbers is None and not np.array_equal(*chosen):
+        return pair, 'of other examples'
+    return [_some(one, some) for one, some in zip(pair, chosen, strict=True)], ''

@@ -70,7 +70,9 @@ def verdicts(grid: Grid) -> list[list[str]]:
     for v in grid.verdicts:
         shown = '–' if v.result is None else f'{v.result["difference"]:+.4f}'
         shown += f' beyond {v.margin:.0%}' if v.margin and v.result else ''
-        where = f'{v.column} {v.metric}' + (f', {v.among[0]} {v.among[1]}' if v.among else '')
+        where = f'{v.column} {v.metric}'
+        if v.among:
+            where += f', {v.among[0]} {v.among[1]} ({v.examples:,})'
         rows.append([f'{v.better} > {v.worse}', v.claim, v.source, where, shown, v.text])
     return rows
 

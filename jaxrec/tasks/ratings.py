@@ -263,12 +263,14 @@ class PairRatings(problem.Evaluation):
                 'MSE': float((error[some] ** 2).mean()),
             } | ({} if ordered is None else {'GAUC': ordered})
 
-        members = self._groups()
+        members, held = self._groups(), self._held
+        numbers = held.users.astype(np.int64) << 32 | held.items
         return problem.Measured(
             metrics=errors(np.arange(self.examples)),
             unit='row',
             values={'MAE': error, 'MSE': error**2},
             members=members,
+            numbers=None if self._config.one_split() else numbers,
             groups={
                 grouping: {
                     name: {'examples': len(some), **errors(some)}

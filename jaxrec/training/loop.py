@@ -102,15 +102,15 @@ def _fit(experiments, folder, state_folder, stop, ready) -> dict[str, dict]:
         _check_rows(next(iter(experiments.values())))
         process = batch_part()
     by_seed = {e.train.seed: e for e in experiments.values()}  # all that a problem may differ in
+    if len(by_seed) > 1 and not all(e.task.one_split() for e in by_seed.values()):
+        raise UserError(
+            'runs of which each holds out examples by its own seed (task.split_seed=-1) do not '
+            'train in one program: leave out --seeds_in_parallel'
+        )
     opened = {seed: e.task.open(e, say, process) for seed, e in by_seed.items()}
     problems = [opened[e.train.seed] for e in experiments.values()]
     if together and len(problems[0].periods) > 1:
         raise UserError('several runs in one program learn one period, not many one by one')
-    if len(by_seed) > 1 and not all(e.task.one_split() for e in by_seed.values()):
-        raise UserError(
-            'runs of which each holds out examples by its own seed (task.split_seed=-1) do not '
-            'train in one program: train them one by one'
-        )
     with contextlib.ExitStack() as closing:
         for experiment, problem in zip(experiments.values(), problems, strict=True):
             workdir.check_processes(experiment, problem)

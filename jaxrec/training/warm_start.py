@@ -69,6 +69,11 @@ def state_from(
     before = read_experiment(folder, 'train.start_from is the folder of one')
     if grow:
         _check_same(folder, before, experiment)
+    if not experiment.task.one_split() and before.train.seed != experiment.train.seed:
+        raise UserError(
+            f'{folder} was trained with seed {before.train.seed}, which holds out other examples '
+            '(task.split_seed=-1): it has learnt some of those that are held out here'
+        )
     same_data = read_run(folder)['data_hash'] == problem.data_hash
     alike = same_data and before.task == experiment.task
     old = problem if alike else served_problem(folder, before)
