@@ -70,9 +70,7 @@ class Verdict:
     source: str
     column: str
     metric: str
-    result: (
-        dict | None
-    )  # of `statistics.paired`, with 'adjusted'; None where something is `missing`
+    result: dict | None  # of `statistics.paired`, with 'adjusted'; None: something is `missing`
     higher: bool = True  # whether more of the metric is better
     margin: float = 0.0  # see `spec.Ordering`; `result` is of what is beyond it
     among: tuple[str, ...] = ()  # see there
