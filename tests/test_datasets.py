@@ -549,7 +549,7 @@ def test_every_known_set_is_described(name):
 
 REAL = {  # name -> where it may lie below JAXREC_TEST_DATA, and the content hash
     'ml-100k': ('ml-100k', '41b71873ba399c21'),
-    'ml-1m': ('ml-1m', 'df12ae8eab2e2b92'),
+    'ml-1m': ('ml-1m', '94fc454f70daa86f'),
     'ml-1m-sasrec': ('ml-1m', '7a84ecd7093bda19'),
     'beauty': ('beauty/sequences.txt.gz', 'cd9a33b6b48929e6'),
     'sports': ('sports/sequences.txt.gz', 'b9338309aaf62d4e'),

@@ -232,10 +232,10 @@ def test_ties_are_counted_among_events_with_a_time():
 # The real files ----------------------------------------------------------------------------------
 
 REAL = {  # content hash
-    'kuairand-pure': 'a197eb5706717228',
-    'kuairand-pure-watched': 'b3c42652858662aa',
-    'kuairand-pure-history': 'ca0cc4f2377e8d0d',
-    'kuairand-pure-watched-history': 'bd1b34a4c3e3c627',
+    'kuairand-pure': 'c82df6d7dc420c0b',
+    'kuairand-pure-watched': 'da421f76d78a1de1',
+    'kuairand-pure-history': '34bc1db622de788c',
+    'kuairand-pure-watched-history': '1d0d61200da9e998',
 }
 
 
