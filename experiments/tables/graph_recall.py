@@ -69,6 +69,7 @@ TABLE = Table(
         row('LightGCN multinomial', 'lightgcn-multinomial'),
     ),
     baseline=LIGHTGCN,
+    shown=('MF-BPR', LIGHTGCN, 'MF multinomial wide'),
     published=(
         Published(
             'LightGCN',
