@@ -14,11 +14,11 @@ lightgcn-multinomial; a seed may follow, `NAME,SEED`.
 
 What wins is the likelihood, without a graph, and within minutes: mf-multinomial-wide, three seeds,
 test Recall@20 / NDCG@20 .2800 / .2659 (results/graph_recall), mf-multinomial .2734 / .2563,
-lightgcn .2380 / .2294 after its 30 epochs and still rising, mf .1998 / .1924. Of one seed, with 128 numbers
-a vector .2777 / .2624. EASE, which knows what validates too, has .2759 / .2660; when 128 numbers
-then learn it (--config.task.valid_share=0 --config.train.patience=0 --config.train.epochs=2, at a
-rate of 1e-2) they have .2812 / .2659. Published are .2787 / .2642 of UltraGCN, its best epoch on
-the test file. The rest was not trained to the end yet.
+lightgcn .2380 / .2294 after its 30 epochs and still rising, mf .1998 / .1924. Of one seed, with 128
+numbers a vector .2777 / .2624. EASE, which knows what validates too, has .2759 / .2660; when 128
+numbers then learn it (--config.task.valid_share=0 --config.train.patience=0
+--config.train.epochs=2, at a rate of 1e-2) they have .2812 / .2659. Published are .2787 / .2642 of
+UltraGCN, its best epoch on the test file. The rest was not trained to the end yet.
 """
 
 from jaxrec.config import Data, Optim, Train
