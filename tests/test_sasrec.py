@@ -210,9 +210,7 @@ def segment_sums(graphdef, weights, key):
     [
         ('2018', 0),
         ('2018', 1),
-        ('ligr', 2),
-        pytest.param('2018', 2, marks=pytest.mark.slow),
-        pytest.param('pre_ln', 2, marks=pytest.mark.slow),
+        *(pytest.param(v, 2, marks=pytest.mark.slow if v != 'ligr' else ()) for v in VARIANTS),
     ],
 )
 def test_vectors_of_segments_are_those_after_their_newest_events(variant, blocks):

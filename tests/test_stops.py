@@ -16,6 +16,7 @@ from jaxrec import benchmark, evaluate, prepare, recommend, table
 from jaxrec.training.loop import fit
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SEVERAL = ('--seeds_in_parallel=0,1',)
 
 
 @pytest.fixture(scope='module')
@@ -77,8 +78,12 @@ def test_a_stopped_command_is_not_a_finished_one(run, tmp_path, monkeypatch, com
 
 @pytest.mark.parametrize(
     ('number', 'seeds'),
-    [(signal.SIGINT, ()), (signal.SIGTERM, ('--seeds_in_parallel=0,1',))],
-    ids=['one', 'several'],
+    [
+        pytest.param(signal.SIGINT, (), id='SIGINT-one'),
+        pytest.param(signal.SIGTERM, SEVERAL, id='SIGTERM-several'),
+        pytest.param(signal.SIGTERM, (), id='SIGTERM-one', marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, SEVERAL, id='SIGINT-several', marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_training_asks_for_the_same_command(run, tmp_path, monkeypatch, number, seeds):
     """Also where nothing is known to start it again; then it finishes with 0."""
