@@ -24,6 +24,7 @@ from absl import app, flags, logging
 
 from jaxrec.config import RENAMED
 from jaxrec.errors import BUG, MISTAKE, Stopped, UserError
+from jaxrec.malloc import share_one_heap
 
 FLAGS = flags.FLAGS
 _silent = False
@@ -32,6 +33,7 @@ _silent = False
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs `main(argv)` with absl flags; mistakes and stops end in one line and an exit code."""
     before = signal.signal(signal.SIGTERM, _stop)
+    share_one_heap()
     _quiet_savers()
     try:
         app.run(_guarded(main), flags_parser=_parse)

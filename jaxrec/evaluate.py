@@ -28,10 +28,10 @@ from absl import flags
 from jaxrec import cli, files
 from jaxrec.cli import say
 from jaxrec.devices import cluster, programs
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
 from jaxrec.evaluation import report
 from jaxrec.experiment import parsed
+from jaxrec.malloc import keep_freed
 from jaxrec.problem import Measured, Task
 from jaxrec.training.measure import as_json, evaluate
 from jaxrec.training.restore import load_trained

@@ -45,8 +45,8 @@ from jaxrec.data import domains
 from jaxrec.data.catalogue import Items
 from jaxrec.data.histories import Histories
 from jaxrec.devices import cluster, programs
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
+from jaxrec.malloc import keep_freed
 from jaxrec.serving import given_ids
 from jaxrec.serving.bulk import check_output, write_lists
 from jaxrec.serving.recommender import Recommender

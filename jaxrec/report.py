@@ -19,8 +19,8 @@ from absl import flags
 from jaxrec import cli, files
 from jaxrec.cli import say
 from jaxrec.devices import programs
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
+from jaxrec.malloc import keep_freed
 from jaxrec.reports import run
 from jaxrec.training.restore import load_trained
 

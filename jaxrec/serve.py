@@ -24,8 +24,8 @@ from absl import flags
 from jaxrec import cli
 from jaxrec.cli import say
 from jaxrec.devices import programs
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import UserError
+from jaxrec.malloc import keep_freed
 from jaxrec.serving.live import Live
 
 FLAGS = flags.FLAGS

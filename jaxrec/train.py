@@ -42,8 +42,8 @@ from absl import flags
 from jaxrec import cli, experiment
 from jaxrec.cli import say
 from jaxrec.devices import cluster, programs, target
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.errors import AGAIN, UserError
+from jaxrec.malloc import keep_freed
 from jaxrec.serving import recommender
 from jaxrec.training import plan, plan_text
 from jaxrec.training.loop import fit, fit_together

@@ -215,8 +215,7 @@ def test_a_closed_gate_is_sasrec_on_a_domain(n):
             extra['targets'],
             extra['weights'],
             domain=jnp.full((ROWS, LENGTH), n),
-            of_rows=constants['domains'][:, None],
-            num_items=ITEMS,
+            of_domain=constants['of_domain'],
         )
         return value, hidden
 

@@ -223,30 +223,44 @@ def test_weighted_mean_ignores_infinite_padding():
     assert losses.weighted_mean(jnp.asarray([jnp.nan]), jnp.asarray([0.0])) == 0
 
 
+@pytest.mark.parametrize('shape', [None, (4, 1), (2, 4)])
 @pytest.mark.parametrize('scale', [0.1, 20.0])
-def test_softmax_in_domain(scale):
-    """Among the items of the target's domain alone, short vectors and long ones; gradients too."""
+def test_softmax_in_domain(scale, shape, mesh):
+    """Among the items of the target's domain alone, short vectors and long ones; gradients too.
+
+    More tokens than a chunk has of both domains, and of a device none of the second.
+    """
     rng = np.random.default_rng(0)
-    h, table = scale * rng.normal(size=(3, 5, 4)), scale * rng.normal(size=(13, 4))
-    of_rows = np.array([0, *rng.integers(1, 3, 10), 0, 0])  # 10 items, then padding
-    targets = rng.integers(1, 11, (3, 5))
-    weights = (rng.random((3, 5)) < 0.7).astype(float)
+    h, table = scale * rng.normal(size=(4, 50, 4)), scale * rng.normal(size=(64, 4))
+    of_items = np.array([0, *rng.integers(1, 3, 60)])
+    targets = rng.integers(1, 61, (4, 50))
+    targets[:2] = rng.choice(np.flatnonzero(of_items == 1), (2, 50))
+    weights = (rng.random((4, 50)) < 0.7).astype(float)
 
     def slow(h, table):
-        logits = h @ table.T
-        same = (of_rows == of_rows[targets][..., None]) & (of_rows > 0)
-        logits = jnp.where(same, logits, -jnp.inf)
-        values = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(
-            logits, targets[..., None], -1
-        ).squeeze(-1)
+        logits = (h @ table.T)[..., :61]
+        same = of_items == of_items[targets][..., None]
+        values = jax.nn.logsumexp(jnp.where(same, logits, -jnp.inf), -1)
+        values -= jnp.take_along_axis(logits, targets[..., None], -1).squeeze(-1)
         return (weights * values).sum() / weights.sum()
 
-    def fast(h, table):
-        domain, marks = jnp.asarray(of_rows[targets]), jnp.asarray(of_rows)[:, None]
-        rest = {'domain': domain, 'of_rows': marks, 'num_items': 10}
-        return losses.in_domain(h, table, jnp.asarray(targets), jnp.asarray(weights), **rest)
+    def fast(h, table, *given):
+        of_domain = [jnp.asarray(np.flatnonzero(of_items == n)) for n in (1, 2)]
+        targets, weights, domain = given
+        rest = {'domain': domain, 'of_domain': of_domain, 'chunk': 8}
+        return losses.in_domain(h, table, targets, weights, **rest)
 
-    args = jnp.asarray(h, jnp.float32), jnp.asarray(table, jnp.float32)
-    got, expected = (jax.value_and_grad(f, (0, 1))(*args) for f in (fast, slow))
+    expected = jax.value_and_grad(slow, (0, 1))(jnp.asarray(h), jnp.asarray(table))
+    args = [jnp.asarray(x, jnp.float32) for x in (h, table)]
+    args += [jnp.asarray(targets), jnp.asarray(weights, jnp.float32), of_items[targets]]
+    if shape:
+        mesh(*shape)
+        specs = [jax.P('model', None) if n == 1 else jax.P('data') for n in range(len(args))]
+        on_mesh = jax.sharding.get_mesh()
+        args = [
+            jax.device_put(x, jax.NamedSharding(on_mesh, s))
+            for x, s in zip(args, specs, strict=True)
+        ]
+    got = jax.jit(jax.value_and_grad(fast, (0, 1)))(*args)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -11,9 +11,9 @@ from jaxrec.benchmarks import measure
 from jaxrec.benchmarks.flops import train_flops
 from jaxrec.cli import say
 from jaxrec.devices import cluster
-from jaxrec.devices.malloc import keep_freed
 from jaxrec.devices.mesh import batch_part, make_mesh
 from jaxrec.experiment import Experiment
+from jaxrec.malloc import keep_freed
 from jaxrec.problem import Problem
 from jaxrec.training import workdir
 from jaxrec.training.loop import prefetch, steps

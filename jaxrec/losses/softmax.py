@@ -6,16 +6,16 @@ tokens x items logits: it walks the tokens in chunks and yields the gradients in
 
 import functools
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.devices.mesh import lookup, on_mesh
+from jaxrec.devices.mesh import TABLE, lookup, on_mesh, placed, table_rows
 from jaxrec.devices.tuning import tuning
 from jaxrec.losses.pointwise import at_least_float32
 
-_FAR = -1e4  # on logits of the other domain: exp gives 0
 _SAFE_LOGIT = 40.0  # e^40 times any number of items is far from overflow
 
 
@@ -28,7 +28,6 @@ def softmax(
     num_items: int,
     label_smoothing: float = 0.0,
     chunk: int = 0,
-    lowering: int = 0,
 ) -> jax.Array:
     """Exact softmax cross-entropy over the catalogue in memory that does not grow with tokens.
 
@@ -46,7 +45,6 @@ def softmax(
       label_smoothing: e in [0, 1).
       chunk: tokens per chunk and device; 0 chooses by the device (`tuning`), or as many as the
         table has numbers where that is more.
-      lowering: last columns whose products only ever make a logit less, as `in_domain` has them.
 
     Returns:
       Scalar, the weighted mean over targets, in float32 (float64 for float64 queries).
@@ -58,7 +56,7 @@ def softmax(
         is_item = _is_item(jnp.arange(table.shape[0]), num_items)
         mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
         wanted = wanted + label_smoothing * mean
-    total = _log_partition_sum(queries, table, weights, num_items, chunk, lowering)
+    total = _log_partition_sum(queries, table, weights, num_items, chunk, False)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
@@ -70,29 +68,38 @@ def in_domain(
     weights: jax.Array,
     *,
     domain: jax.Array,
-    of_rows: jax.Array,
-    num_items: int,
+    of_domain: Sequence[jax.Array],
+    chunk: int = 0,
 ) -> jax.Array:
-    """`softmax` among the items of the target's domain, of two.
+    """`softmax` among the candidates of the target's domain; other domains' are not looked at.
 
     Args:
-      queries, table, targets, weights, num_items: see `softmax`.
-      domain: int32 [B, L], 1 or 2, of the targets.
-      of_rows: int32 [rows, 1], of the table's rows, placed like these; 0 = candidates of both.
+      queries, table, targets, weights: see `softmax`.
+      domain: int32 [B, L], of the targets, from 1.
+      of_domain: of each domain int32 [candidates], their rows of the table.
+      chunk: see `softmax`.
 
     Returns:
       Scalar, see `softmax`.
     """
-    far = [_FAR * (domain == n)[..., None].astype(queries.dtype) for n in (2, 1)]
-    marks = [(of_rows == n).astype(table.dtype) for n in (1, 2)]
-    queries, table = (jnp.concatenate(x, axis=-1) for x in ([queries, *far], [table, *marks]))
-    return softmax(queries, table, targets, weights, num_items=num_items, lowering=len(marks))
+    wide = at_least_float32(queries)
+    weights = jax.lax.stop_gradient(weights.astype(wide))
+    total = -(weights * (queries.astype(wide) * lookup(table, targets).astype(wide)).sum(-1)).sum()
+    for n, rows in enumerate(of_domain, 1):
+        count = len(rows)
+        rows = placed(jnp.pad(rows, (1, table_rows(count) - count - 1)), P(TABLE[0]))
+        mine = weights * (domain == n)
+        total = total + _log_partition_sum(queries, lookup(table, rows), mine, count, chunk, True)
+    return total / jnp.maximum(weights.sum(), 1e-9)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _log_partition_sum(queries, table, weights, num_items, chunk, lowering):
-    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the items i."""
-    settings = num_items, chunk, lowering
+def _log_partition_sum(queries, table, weights, num_items, chunk, sparse):
+    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the items i.
+
+    With `sparse` tokens without weight cost nothing.
+    """
+    settings = num_items, chunk, sparse
     return _log_partition(queries, table, weights, *settings, gradients=False)
 
 
@@ -101,7 +108,7 @@ def _log_partition_forward(queries, table, weights, *settings):
     return total, gradients
 
 
-def _log_partition_backward(num_items, chunk, lowering, residuals, g):
+def _log_partition_backward(num_items, chunk, sparse, residuals, g):
     d_queries, d_table = residuals
     return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None
 
@@ -109,13 +116,13 @@ def _log_partition_backward(num_items, chunk, lowering, residuals, g):
 _log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
-def _log_partition(queries, table, weights, num_items, chunk, lowering, gradients):
+def _log_partition(queries, table, weights, num_items, chunk, sparse, gradients):
     """The sum, and with `gradients` its derivatives by queries and table from the same pass."""
     local = functools.partial(
         _local_log_partition,
         num_items=num_items,
         chunk=chunk,
-        lowering=lowering,
+        sparse=sparse,
         gradients=gradients,
     )
     if not on_mesh():
@@ -129,7 +136,7 @@ def _log_partition(queries, table, weights, num_items, chunk, lowering, gradient
 
 
 def _local_log_partition(
-    queries, table, weights, *, num_items, chunk, lowering, gradients, axes=None
+    queries, table, weights, *, num_items, chunk, sparse, gradients, axes=None
 ):
     """This device's tokens against this device's rows of the table, chunk by chunk."""
     (rows, dim), tokens, wide = table.shape, weights.size, at_least_float32(queries)
@@ -139,15 +146,13 @@ def _local_log_partition(
         return (lambda x: x) if alone else functools.partial(reduce, axis_name=axis)
 
     sum_data, sum_model = across(jax.lax.psum, 'data'), across(jax.lax.psum, 'model')
-    max_model = across(jax.lax.pmax, 'model')
+    max_data, max_model = across(jax.lax.pmax, 'data'), across(jax.lax.pmax, 'model')
     first_row = jax.lax.axis_index('model') * rows if axes else 0
     is_item = _is_item(first_row + jnp.arange(rows), num_items)
     bias = jnp.where(is_item, 0, -jnp.inf).astype(wide)
 
     # |x . row| <= |x| |row|: as long as that cannot overflow exp, no pass looks for the largest
-    raising = dim - lowering
-    bound = _longest(queries[..., :raising], wide)
-    bound = bound * max_model(_longest(table[:, :raising], wide))
+    bound = _longest(queries, wide) * max_model(_longest(table, wide))
 
     def peaks(logits):
         return jax.lax.cond(
@@ -158,11 +163,15 @@ def _local_log_partition(
         )
 
     chunk = min(chunk or max(tuning().logits // rows, dim), tokens)
-    steps = math.ceil(tokens / chunk)
+    steps = max(math.ceil(tokens / chunk), 8 if sparse else 1)
     chunk = math.ceil(tokens / steps)
     missing = steps * chunk - tokens
-    xs = jnp.pad(queries.reshape(tokens, dim), [(0, missing), (0, 0)]).reshape(steps, chunk, dim)
-    ws = jnp.pad(weights.reshape(tokens), (0, missing)).reshape(steps, chunk)
+    xs, ws = queries.reshape(tokens, dim), weights.reshape(tokens)
+    if sparse:  # tokens without weight to the end
+        order = jnp.argsort(ws == 0, stable=True)
+        xs, ws = xs[order], ws[order]
+    xs = jnp.pad(xs, [(0, missing), (0, 0)]).reshape(steps, chunk, dim)
+    ws = jnp.pad(ws, (0, missing)).reshape(steps, chunk)
 
     def one(carry, inputs):
         total, d_table = carry
@@ -183,12 +192,31 @@ def _local_log_partition(
         return (total, d_table), sum_model(d_x) * scale
 
     zero = jnp.zeros((dim, rows) if gradients else (), wide)
-    (total, d_table), d_x = jax.lax.scan(one, (jnp.zeros((), wide), zero), (xs, ws))
+    carry = jnp.zeros((), wide), zero
+    if sparse:
+        busy = max_data((ws != 0).any(-1).sum())  # a collective waits for every device
+        (total, d_table), d_x = _first(one, carry, (xs, ws), busy)
+    else:
+        (total, d_table), d_x = jax.lax.scan(one, carry, (xs, ws))
     total = sum_data(total)
     if not gradients:
         return total
-    d_x = d_x.reshape(steps * chunk, dim)[:tokens].reshape(queries.shape)
+    d_x = d_x.reshape(steps * chunk, dim)[:tokens]
+    d_x = (d_x[jnp.argsort(order)] if sparse else d_x).reshape(queries.shape)
     return total, d_x.astype(queries.dtype), sum_data(d_table).T.astype(table.dtype)
+
+
+def _first(step, carry, inputs, count):
+    """`jax.lax.scan` over the first `count` inputs; zeros come out of the others."""
+    shapes = jax.eval_shape(step, carry, jax.tree.map(lambda x: x[0], inputs))[1]
+    outputs = jax.tree.map(lambda x: jnp.zeros((len(inputs[0]), *x.shape), x.dtype), shapes)
+
+    def turn(n, done):
+        carry, outputs = done
+        carry, new = step(carry, jax.tree.map(lambda x: x[n], inputs))
+        return carry, jax.tree.map(lambda all_, one: all_.at[n].set(one), outputs, new)
+
+    return jax.lax.fori_loop(0, count, turn, (carry, outputs))
 
 
 def _is_item(row, num_items):

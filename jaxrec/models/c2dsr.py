@@ -23,7 +23,7 @@ from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import on_mesh, replicated, table_rows
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
@@ -128,11 +128,13 @@ class C2DSR(Model):
             return nnx.Param(drawn)
 
         init = embeddings.INITS[config.init]
-        self.encoders = nnx.List(Encoder(config, rngs=rngs) for _ in range(3))
-        self.items = nnx.List(table() for _ in range(3))  # of the merged log, and of each domain
+        # of the merged log, and of each domain; None where it is left out
+        there = config.merged, config.own, config.own
+        self.encoders = nnx.List(Encoder(config, rngs=rngs) if t else None for t in there)
+        self.items = nnx.List(table() if t else None for t in there)
         if not config.tied:
             self.heads = table()
-        self.bias = nnx.Param(jnp.zeros(len(self.items[0][...])))
+        self.bias = nnx.Param(jnp.zeros(table_rows(num_items + 1)))
         shape = config.dim, config.dim
         self.critics = nnx.List(nnx.Param(init(rngs.params(), shape)) for _ in range(2))
         self.critic_bias = nnx.Param(jnp.zeros(2))
@@ -164,10 +166,13 @@ class C2DSR(Model):
             found.append(last + jnp.einsum('bl,bld->bd', chosen, hidden)[:, None])
         return jnp.concatenate([*found, jnp.ones_like(last[..., :1])], axis=-1)
 
-    def tokens(self, constants: dict, key: Key = None) -> list[jax.Array]:
+    def tokens(self, constants: dict, key: Key = None) -> list[jax.Array | None]:
         """[rows, D] for each encoder: vectors of items, and means over their followers added."""
         found = []
         for n, (table, own_key) in enumerate(zip(self.items, split_key(key, 3), strict=True)):
+            if table is None:
+                found.append(None)
+                continue
             graph = constants['follow_own' if n else 'follow']
             table = replicated(table[...])
             hidden, total = table, table
@@ -182,12 +187,13 @@ class C2DSR(Model):
     def encode(self, items, segments, domain, tokens, key: Key = None) -> list[jax.Array]:
         """[B, L, D] of the merged log and of each domain; zeros of encoders that are left out."""
         keys, found = split_key(key, 3), []
-        for n, (encoder, there) in enumerate(zip(self.encoders, self._there, strict=True)):
-            if there:
-                events = domain == n if n else segments > 0
-                found.append(encoder(items, tokens[n], segments, events, keys[n]))
-            else:
-                found.append(jnp.zeros_like(lookup(tokens[n], items)))
+        nothing = jnp.zeros_like(lookup(next(x for x in tokens if x is not None), items))
+        for n, encoder in enumerate(self.encoders):
+            if encoder is None:
+                found.append(nothing)
+                continue
+            events = domain == n if n else segments > 0
+            found.append(encoder(items, tokens[n], segments, events, keys[n]))
         return found
 
     def loss(
@@ -201,15 +207,15 @@ class C2DSR(Model):
         tokens = self.tokens(constants, keys['tokens'])
         hidden = self.encode(items, segments, domain, tokens, keys['encode'])
         merged, *own = hidden
-        terms, table = {}, self._table(constants['domains'])
+        terms = {}
         if config.merged:
             args = merged, merged, targets, wanted, batch['weights']
-            terms['merged'] = self._softmax(table, *args)
+            terms['merged'] = self._softmax(constants, *args)
         if config.own:
             mine = jnp.where((domain == 2)[..., None], own[1], own[0])
             following, there = next_of_domain(segments, domain, targets, wanted)
             args = merged + mine, mine, following, domain, batch['weights'] * there
-            terms['own'] = self._softmax(table, *args)
+            terms['own'] = self._softmax(constants, *args)
         value = sum(terms.values())
         if config.mix < 1:
             false = self._corrupted(items, domain, constants, keys['corrupt'])
@@ -254,18 +260,11 @@ class C2DSR(Model):
 
     def _corrupted(self, items, domain, constants, key):
         """Items with those of the first, and with those of the second domain drawn anew."""
-        bits, starts = hash_bits(key, items), constants['starts']
-        found = []
-        for n in (1, 2):
-            first, size = starts[n - 1], starts[n] - starts[n - 1]
-            place = first + (bits % size.astype(jnp.uint32)).astype(jnp.int32)
-            drawn = values_at(constants['by_domain'], place)
+        bits, found = hash_bits(key, items), []
+        for n, mine in enumerate(constants['of_domain'], 1):
+            drawn = values_at(mine, (bits % len(mine)).astype(jnp.int32))
             found.append(jnp.where(domain == n, drawn, items))
         return found
-
-    @property
-    def _there(self):
-        return self.config.merged, self.config.own, self.config.own
 
     def _table(self, domains):
         """(w [rows, D], b, domain, whether it is the class of no item: [rows, 1])."""
@@ -280,23 +279,24 @@ class C2DSR(Model):
     def _heads(self, domains):
         if not self.config.tied:
             return self.heads[...]
-        merged, *own = (x[...] for x in self.items)
-        return merged if self.config.merged else jnp.where(domains == 2, own[1], own[0])
+        merged, *own = self.items
+        return jnp.where(domains == 2, own[1][...], own[0][...]) if merged is None else merged[...]
 
-    def _softmax(self, table, hidden, of_none, targets, domain, weights):
+    def _softmax(self, constants, hidden, of_none, targets, domain, weights):
         """Mean cross-entropy of targets among the items of their domain, and no item."""
-        heads, bias, of_rows, none = table
-        one, pad = jnp.ones_like(hidden[..., :1]), self.config.pad
-        queries = [hidden, of_none, one] if pad else [hidden, one]
-        classes = [heads * ~none, heads * none, bias] if pad else [heads, bias]
+        heads, bias, _, none = self._table(constants['domains'])
+        one, of_domain = jnp.ones_like(hidden[..., :1]), constants['of_domain']
+        queries, classes = [hidden, one], [heads, bias]
+        if self.config.pad:
+            queries, classes = [hidden, of_none, one], [heads * ~none, heads * none, bias]
+            of_domain = [jnp.append(items, self.num_items + 1) for items in of_domain]
         return losses.in_domain(
             jnp.concatenate(queries, axis=-1),
             jnp.concatenate(classes, axis=1),
             targets,
             weights,
             domain=domain,
-            of_rows=of_rows,
-            num_items=self.num_items + pad,
+            of_domain=of_domain,
         )
 
 

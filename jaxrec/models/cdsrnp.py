@@ -32,11 +32,10 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.models.c2dsr import Encoder
 from jaxrec.nn import embeddings
@@ -120,7 +119,7 @@ class CDSRNP(Model):
 
         That is the item 'table', the items' 'domains', the 'support' and what z makes of it.
         """
-        table, domain = self._rows(constants)
+        table, domain = self.table[...], placed(constants['domains'][:, None], TABLE)
         support = self._support(constants, jnp.arange(self._count(constants, self.config.served)))
         found = {
             'items': jnp.concatenate([table * (domain == n) for n in DOMAINS], axis=1),
@@ -149,7 +148,7 @@ class CDSRNP(Model):
     ) -> tuple[jax.Array, tuple[dict[str, jax.Array], dict]]:
         """Next items among those of their domain, and the KL of posterior and prior."""
         config, keys = self.config, rng.keys(key, *_STREAMS)
-        table, of_rows = self._rows(constants)
+        table = self.table[...]
         given = {'table': table, 'domains': constants['domains']}
         everyone = jax.random.permutation(keys['drawn'], len(constants['support']['users']))
         chosen = everyone[: self._count(constants, config.support)]
@@ -175,8 +174,7 @@ class CDSRNP(Model):
             batch['targets'],
             batch['weights'],
             domain=wanted,
-            of_rows=of_rows,
-            num_items=self.num_items,
+            of_domain=constants['of_domain'],
         )
         value = terms['softmax']
         if self.process is not None:
@@ -285,11 +283,6 @@ class CDSRNP(Model):
 
     def _count(self, constants, most):
         return min(most, len(constants['support']['users']))
-
-    def _rows(self, constants):
-        """(item vectors [rows, D], their domains [rows, 1])."""
-        domains = constants['domains'][:, None]
-        return self.table[...], jax.reshard(domains, P('model', None)) if on_mesh() else domains
 
 
 class Process(nnx.Module):

@@ -321,9 +321,8 @@ def constants_of(
 
     With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
     models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
-    followers; 'by_domain' int32 [num_items + 1], items by their domain, and 'starts' int32 [3],
-    where those of each begin there and end. Of models that ask for them 'support', rows of
-    overlapped users: 'users' and 'items' of `overlap.overlapped`.
+    followers, and 'of_domain', of each int32 [its items], ascending. Of models that ask for them
+    'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -332,8 +331,7 @@ def constants_of(
     if catalogue.follow is not None:
         found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
-        found['by_domain'] = np.argsort(numbers, kind='stable').astype(np.int32)
-        found['starts'] = np.searchsorted(np.sort(numbers), np.arange(1, 4)).astype(np.int32)
+        found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in (1, 2)]
     if catalogue.support is not None:
         columns = catalogue.support_users, catalogue.support
         found['support'] = dict(zip(('users', 'items'), map(np.asarray, columns), strict=True))
