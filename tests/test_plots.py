@@ -64,6 +64,7 @@ def test_no_curves_without_a_log(tmp_path):
 def test_metric_at_k(tmp_path):
     pytest.importorskip('matplotlib')
     values = {'HR@1': 0.1, 'HR@10': 0.3, 'NDCG@1': 0.1, 'NDCG@10': 0.2, 'MRR': 0.15}
+    values |= {'HR@10 macro': 0.3}
     assert plots.plot_metric_at_k(tmp_path / 'k.png', {'model': values, 'markov': values}) == ''
     assert (tmp_path / 'k.png').read_bytes().startswith(PNG)
     said = plots.plot_metric_at_k(tmp_path / 'none.png', {'model': {'AUC/click': 0.7}})

@@ -63,9 +63,10 @@ def plot_metric_at_k(path: str | os.PathLike, metrics: Mapping[str, Mapping[str,
     for axis, metric in zip(axes[0], shown, strict=True):
         for scorer, values in metrics.items():
             points = sorted(
-                (int(name.partition('@')[2]), value)
+                (int(k), value)
                 for name, value in values.items()
-                if name.startswith(metric + '@')
+                for of, _, k in [name.partition('@')]
+                if of == metric and k.isdigit()  # and not '10 macro'
             )
             if points:
                 axis.plot(*zip(*points, strict=True), marker='o', label=scorer.replace('_', ' '))

@@ -17,8 +17,11 @@ def problems(values: Mapping[str, float], rounding: float = _ROUNDING) -> list[s
       values: 'HR@10' and 'NDCG@10' at one or more cut-offs; others are left alone.
       rounding: largest error of a printed value.
     """
-    hits = {int(n[3:]): v for n, v in values.items() if n.startswith('HR@')}
-    gains = {int(n[5:]): v for n, v in values.items() if n.startswith('NDCG@')}
+    named = [(n.partition('@'), v) for n, v in values.items()]
+    hits, gains = (
+        {int(k): v for (name, _, k), v in named if name == kind and k.isdigit()}
+        for kind in ('HR', 'NDCG')
+    )
     found = []
     for name in (*(f'HR@{k}' for k in hits), *(f'NDCG@{k}' for k in gains)):
         if not 0 <= values[name] <= 1:
