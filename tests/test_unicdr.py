@@ -300,6 +300,20 @@ def test_decay_of_what_a_pair_looks_up(problem):
     np.testing.assert_allclose(value, without + 0.3 * wanted, rtol=1e-5)
 
 
+def test_weights_may_differ_between_runs_of_one_program(problem):
+    weights = {'critic': 0.6, 'soft': 0.1, 'decay': 0.3}
+    constants, batch, graphdef, params = built(problem, **weights)
+
+    def traced(weights):
+        model = nnx.merge(graphdef, params)
+        model.config = dataclasses.replace(model.config, **weights)
+        return model.loss(batch, constants, {}, jax.random.key(0))[0]
+
+    wanted = lost(graphdef, params, batch, constants)[0][0]
+    np.testing.assert_allclose(jit(traced)(weights), wanted, rtol=1e-6)
+    assert abs(jit(traced)({**weights, 'soft': 0.2}) - wanted) > 1e-4
+
+
 @pytest.mark.parametrize('shared', [True, False])
 def test_gradients_of_touched_rows_are_those_of_whole_tables(problem, shared):
     settings = {'shared': shared, 'critic': 0.6 * shared, 'decay': 0.1}

@@ -50,7 +50,7 @@ class Config(ModelConfig):
 
     dim: int = field(128, least=1)
     aggregator: str = field('mean', choices=AGGREGATORS)
-    own: float = field(0.5, least=0, most=1, traced=True)  # a: of the user's own vector in u
+    own: float = field(0.5, least=0, most=1)  # a: of the user's own vector in u
     context: int = field(10, least=1)  # items of either domain that a step sees of a user
     # and lists, of both together; the order of a log that has none is no reason to leave some out
     max_len: int = field(1024, least=1)
@@ -153,6 +153,8 @@ class UniCDR(Model):
 
     def __init__(self, config: Config, sizes: Mapping[str, int], *, rngs: nnx.Rngs):
         self.config, self.num_users, self.num_items = config, sizes['user'], sizes['item']
+        # of any weight, which may be traced later
+        self.terms = tuple(n for n in ('critic', 'soft', 'decay') if getattr(config, n))
 
         def table(count):
             drawn = embeddings.item_table(config.deviation, config.dim, count, rngs.params())
@@ -277,13 +279,13 @@ class UniCDR(Model):
         of = [batch['weights'] * (batch['domain'] == n) for n in (1, 2)]
         terms = {'bce': sum(losses.weighted_mean(values, w) for w in of)}
         value = (1 - config.critic) * terms['bce']
-        if config.critic:
+        if 'critic' in self.terms:
             terms['critic'] = self.criticised(u, shared, of, keys['shift'])
             value = value + config.critic * terms['critic']
-        if config.soft:
+        if 'soft' in self.terms:
             terms['soft'] = sum(soft_contrast(u, shared, w, config.temperature) for w in of)
             value = value + config.soft * terms['soft']
-        if config.decay:
+        if 'decay' in self.terms:
             terms['decay'] = sum(losses.weighted_mean(self._lengths(batch, known), w) for w in of)
             value = value + config.decay * terms['decay']
         return value, (terms, carry)

@@ -248,8 +248,7 @@ def _varied(experiments: Sequence[Experiment]) -> list[str]:
                 f'{name} differs between runs of one program; these may: {_SEED}, '
                 f'{", ".join(traced)}'
             )
-        off = not all(_value(e, name) for e in experiments)
-        if off and name.endswith(('dropout', 'weight')):
+        if name != _SEED and not all(_value(e, name) for e in experiments):
             raise UserError(
                 f'{name} is 0 in some runs of one program and not in others: with 0 the program is '
                 'another one; give those runs a program of their own'
