@@ -27,6 +27,14 @@ def distinct_each(parts: Sequence[Sequence[np.ndarray]], most: int) -> list[np.n
     return [found[first:end] for first, end in zip([0, *ends], ends, strict=False)]
 
 
+def padded(sets: Sequence[Sequence[int]]) -> np.ndarray:
+    """int32 [N, most of one, 1 at least], rows of numbers from 1, padded with 0."""
+    lengths = np.array([len(one) for one in sets])
+    out = np.zeros((len(sets), lengths.max(initial=1)), np.int32)
+    out[np.arange(out.shape[1]) < lengths[:, None]] = [n for one in sets for n in one]
+    return out
+
+
 class Tally:
     """Counts keys given in pieces; holds the distinct ones, twice over at most."""
 

@@ -29,10 +29,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from jaxrec.data.histories import NO_TIME
+from jaxrec.data.ragged import padded
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
 from jaxrec.datasets.raw_ids import Coded
-from jaxrec.datasets.tabular import category
+from jaxrec.datasets.tabular import category, number
 from jaxrec.errors import UserError
 
 HOMEPAGE = 'https://kuairand.com/'
@@ -146,7 +147,7 @@ def _events(users: np.ndarray, videos: np.ndarray, log: pa.Table, about: bytes) 
         items=_coded(np.concatenate([videos, log['video_id'].to_numpy()])),
         times=np.concatenate([np.full(len(users), NO_TIME), log['time_ms'].to_numpy()]),
         features={name: np.concatenate([unknown, column]) for name, column in features.items()},
-        item_features=_videos(about),
+        item_features=_item_features(about),
     )
 
 
@@ -155,33 +156,35 @@ def _coded(ids: np.ndarray) -> Coded:
     return Coded(codes.astype(np.int32), values)
 
 
-def _videos(data: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Item features, each as (int64 [V] raw ids, values).
+def read_videos(data: bytes) -> pa.Table:
+    """The published table of videos."""
+    options = pa.csv.ConvertOptions(column_types={'tag': pa.string()})
+    return pa.csv.read_csv(io.BytesIO(data), convert_options=options)
 
-    duration: float32 [V], ms, NaN where it is missing.
-    author, video_type, upload_type, music, music_type: float32 [V], numbered from 0 by ascending
-      published value, NaN where it is missing.
+
+def video_columns(videos: pa.Table) -> dict[str, np.ndarray]:
+    """What is known of videos [V].
+
+    author, video_type, upload_type, music, music_type: int32 [V], numbered from 0 by ascending
+      published value, -1 where it is missing.
     tags: int32 [V, T], published tags + 1 (they are numbers from 0), padded with 0.
+    duration: float32 [V], ms, NaN where it is missing.
     """
-    types = {'video_duration': pa.float32(), 'tag': pa.string()}
-    options = pa.csv.ConvertOptions(
-        include_columns=['video_id', *OF_VIDEO.values(), *types], column_types=types
-    )
-    table = pa.csv.read_csv(io.BytesIO(data), convert_options=options)
-    ids = table['video_id'].to_numpy()
-    numbered = {name: category(table[column]) for name, column in OF_VIDEO.items()}
-    sets = [[int(tag) + 1 for tag in text.split(',') if tag] for text in table['tag'].to_pylist()]
-    tags = np.zeros((len(sets), max(map(len, sets))), np.int32)
-    for row, numbers in zip(tags, sets, strict=True):
-        row[: len(numbers)] = numbers
+    tags = ((text or '').split(',') for text in videos['tag'].to_pylist())
     return {
-        'duration': (ids, table['video_duration'].to_numpy()),
-        **{
-            name: (ids, np.where(numbers < 0, np.nan, numbers).astype(np.float32))
-            for name, numbers in numbered.items()
-        },
-        'tags': (ids, tags),
+        **{name: category(videos[column]) for name, column in OF_VIDEO.items()},
+        'tags': padded([[int(tag) + 1 for tag in some if tag] for some in tags]),
+        'duration': number(videos['video_duration']),
     }
+
+
+def _item_features(data: bytes) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Each as (int64 [V] raw ids, values): categories are float32, NaN where they are missing."""
+    videos = read_videos(data)
+    ids, columns = videos['video_id'].to_numpy(), video_columns(videos)
+    for name in OF_VIDEO:
+        columns[name] = np.where(columns[name] < 0, np.nan, columns[name]).astype(np.float32)
+    return {name: (ids, column) for name, column in columns.items()}
 
 
 PURE = _data_set('kuairand-pure', (25_156, 6_361, 228_329), watched=False, past=False)

@@ -20,13 +20,14 @@ from jaxrec.datasets.kuairand import (
     HOMEPAGE,
     LICENCE,
     LOG,
-    OF_VIDEO,
     PAST,
     SHA256,
     VIDEOS,
+    read_videos,
+    video_columns,
 )
 from jaxrec.datasets.public import DataSet, check_sha256, open_source
-from jaxrec.datasets.tabular import category
+from jaxrec.datasets.tabular import category, number
 from jaxrec.errors import UserError
 
 NAME = 'kuairand-pure-rows'
@@ -125,7 +126,7 @@ def read(log: bytes, past: bytes, users: bytes, videos: bytes) -> Rows:
             name: _sets(videos, lengths, past_users, user_ids, item_ids)
             for name, (videos, lengths) in pasts.items()
         },
-        item_features=_videos(videos, item_ids),
+        item_features=video_columns(_of(read_videos(videos), 'video_id', item_ids)),
         labels={name: table[c].to_numpy().astype(np.float32) for name, c in signals.items()},
         name=NAME,
     )
@@ -162,26 +163,9 @@ def _sets(videos, lengths, past_users, user_ids, item_ids):
 def _users(data: bytes, user_ids: np.ndarray) -> dict[str, np.ndarray]:
     table = _of(pa.csv.read_csv(io.BytesIO(data)), 'user_id', user_ids)
     columns = {name: category(table[name]) for name in _CATEGORIES}
-    return columns | {name: _number(table[name]) for name in _COUNTS}
-
-
-def _videos(data: bytes, item_ids: np.ndarray) -> dict[str, np.ndarray]:
-    options = pa.csv.ConvertOptions(column_types={'tag': pa.string()})
-    table = pa.csv.read_csv(io.BytesIO(data), convert_options=options)
-    table = _of(table, 'video_id', item_ids)
-    sets = [[int(t) + 1 for t in (text or '').split(',') if t] for text in table['tag'].to_pylist()]
-    tags = np.zeros((len(sets), max(1, *map(len, sets))), np.int32)
-    for row, numbers in zip(tags, sets, strict=True):
-        row[: len(numbers)] = numbers
-    columns = {name: category(table[column]) for name, column in OF_VIDEO.items()}
-    return columns | {'tags': tags, 'duration': _number(table['video_duration'])}
+    return columns | {name: number(table[name]) for name in _COUNTS}
 
 
 def _of(table: pa.Table, key: str, ids: np.ndarray) -> pa.Table:
     """The table's rows of these ids; all missing where it has none."""
     return table.take(pc.index_in(pa.array(ids), table[key].combine_chunks()))
-
-
-def _number(column: pa.ChunkedArray) -> np.ndarray:
-    """float32, NaN = missing."""
-    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy().astype(np.float32)

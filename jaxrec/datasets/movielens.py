@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxrec.data.domains import COLUMN as DOMAIN
+from jaxrec.data.ragged import padded
 from jaxrec.datasets import tabular
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import ZIP, DataSet, check_sha256, download, open_source, unpack
@@ -115,11 +116,7 @@ def _years(titles: Sequence[str]) -> np.ndarray:
 
 def _genres(texts: Sequence[str]) -> np.ndarray:
     """int32 [movies, most genres of one]: numbers of `A|B` in GENRES from 1, padded with 0."""
-    sets = [[GENRES.index(genre) + 1 for genre in text.split('|')] for text in texts]
-    out = np.zeros((len(sets), max(map(len, sets))), np.int32)
-    for row, numbers in zip(out, sets, strict=True):
-        row[: len(numbers)] = numbers
-    return out
+    return padded([[GENRES.index(genre) + 1 for genre in text.split('|')] for text in texts])
 
 
 def _events(ratings: bytes, titles: list[list[str]] | None) -> Events:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxrec.data.ragged import padded
 from jaxrec.datasets import text_layouts
 from jaxrec.datasets.events import Events
 from jaxrec.datasets.public import DataSet, read_file
@@ -114,10 +115,7 @@ def read_attributes(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(
             f'{where} is not {{"item": [attribute, ..], ..}} in whole numbers: {e}'
         ) from e
-    sets = np.zeros((len(found), max(map(len, found.values()))), np.int32)
-    for row, own in zip(sets, found.values(), strict=True):
-        row[: len(own)] = own
-    return np.array(list(found)), sets
+    return np.array(list(found)), padded(list(found.values()))
 
 
 BEAUTY_ATTRIBUTES = _with_attributes(

@@ -320,6 +320,11 @@ def category(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.index_in(column, values), -1).to_numpy().astype(np.int32)
 
 
+def number(column: pa.ChunkedArray) -> np.ndarray:
+    """float32, NaN = missing."""
+    return pc.fill_null(column.cast(pa.float64()), np.nan).to_numpy().astype(np.float32)
+
+
 def parquet_schema(path: pathlib.Path) -> pa.Schema:
     """Columns and their types of a Parquet file."""
     with pa.parquet.ParquetFile(path) as file:
