@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from models import jit, made, make
-from test_domains import log
+from test_domains import log as log_of
 
 from jaxrec.config import Data, Train
 from jaxrec.data import domains
@@ -17,8 +17,12 @@ from jaxrec.experiment import Experiment, check
 from jaxrec.models import c2dsr, sasrec
 from jaxrec.tasks import next_item
 
-ITEMS, LENGTH, DIM = 50, 8, 6
+ITEMS, LENGTH, DIM = 63, 8, 6  # with padding and the class of no item one row more than 64
 BARE = {'graph': 0, 'mix': 1.0, 'pad': False}
+
+
+def log(**changes):
+    return log_of(count=ITEMS, **changes)
 
 
 def problem_of(histories, **model):

@@ -28,13 +28,13 @@ NAMES = np.array([b'food', b'kitchen'])
 USERS = 60
 
 
-def log(seed=0, users=USERS, names=NAMES, **changes):
+def log(seed=0, users=USERS, names=NAMES, count=ITEMS, **changes):
     """Histories of items in domains that alternate; some users have one alone, or until the end."""
     rng = np.random.default_rng(seed)
     lengths = rng.choice(np.r_[0:6, 19:24], users)
-    of_items = rng.integers(0, len(names), ITEMS)
+    of_items = rng.integers(0, len(names), count)
     of_items[: len(names)] = np.arange(len(names))
-    items = rng.integers(1, ITEMS + 1, lengths.sum()).astype(np.int32)
+    items = rng.integers(1, count + 1, lengths.sum()).astype(np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     food = np.flatnonzero(of_items == 0) + 1
     for user in range(0, users, 5):
@@ -47,7 +47,7 @@ def log(seed=0, users=USERS, names=NAMES, **changes):
         items=items,
         offsets=offsets,
         user_ids=np.arange(users),
-        item_ids=np.arange(ITEMS),
+        item_ids=np.arange(count),
         times=np.concatenate([np.sort(rng.integers(0, 99, n)) for n in lengths]),
         item_features={'domain': names[of_items]},
         name='a log',

@@ -178,7 +178,10 @@ class C2DSR(Model):
             hidden, total = table, table
             for layer_key in split_key(own_key, self.config.graph):
                 hidden = dropout(hidden, self.config.dropout, layer_key)
-                hidden = propagate(graph, hidden, len(table))
+                # the table has a row more than there are items, which may be one of a new 64
+                rows = len(graph.order.starts) - 1
+                hidden = propagate(graph, hidden[:rows], rows)
+                hidden = jnp.pad(hidden, ((0, len(table) - rows), (0, 0)))
                 total = total + hidden
             mean = total / (self.config.graph + 1)
             found.append(mean if self.config.once and not self.config.graph else mean + table)
