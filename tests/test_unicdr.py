@@ -15,7 +15,7 @@ from jaxrec.data.pairs import DomainPairBatches
 from jaxrec.datasets import pair_domains
 from jaxrec.devices.mesh import put_batch, put_whole
 from jaxrec.errors import UserError
-from jaxrec.evaluation import baselines
+from jaxrec.evaluation import baselines, report
 from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import unicdr
 from jaxrec.serving.recommender import Recommender
@@ -505,9 +505,16 @@ def test_a_run(source, tmp_path):
     """It trains, is measured again alike, and lists items of one domain."""
     one = experiment(source, tmp_path / 'data')
     summary = fit(one, tmp_path / 'run')
-    measured = evaluate(tmp_path / 'run', 'valid')
-    assert measured.metrics[summary['metric']] == summary['best']
     trained = load_trained(tmp_path / 'run')
+    found = evaluate.evaluate(trained, 'valid')
+    result = evaluate.as_json(trained, 'valid', *found)
+    assert result['metrics'][summary['metric']] == summary['best']
+    told = [line.split() for line in report.text(result).splitlines()]
+    main = summary['metric'].removesuffix(' macro')
+    assert main != summary['metric']
+    by_domain = [f'{result["groups"]["domain"][name][main]:.4f}' for name in 'ab']
+    place = told.index([main, 'by', 'domain', 'a', 'b'])
+    assert told[place + 1] == ['model', *by_domain]
     histories, _ = datasets.load(one.data, quiet)
     allow = histories.item_features['domain'] == b'b'
     lists = Recommender(trained, 3, allow=allow)(np.arange(5))[1]

@@ -35,7 +35,7 @@ def text(result: dict) -> str:
         *_aligned(rows),
         *_beaten(result),
     ]
-    kind = result['main_metric'].partition('@')[2]
+    kind = _of_groups(result).partition('@')[2]
     for grouping, groups in result['groups'].items():
         shown = [n for n in result['metrics'] if n.partition('@')[2] == kind][:4]
         table = [[grouping, 'examples', *shown]]
@@ -64,9 +64,14 @@ def _beaten(result):
     ]
 
 
+def _of_groups(result):
+    """The main metric as groups have it: none is a mean over domains."""
+    return result['main_metric'].removesuffix(' macro')
+
+
 def _compared(result, grouping):
     """The main metric of every scorer in every group."""
-    main, groups = result['main_metric'], result['groups'][grouping]
+    main, groups = _of_groups(result), result['groups'][grouping]
     scorers = {'model': result['groups'], **result['reference_groups']}
     return [
         [f'{main} by {grouping}', *groups],
