@@ -18,7 +18,7 @@ SEEDS = ['0', '1', '2']
 
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
-    """Three seeds trained in one program, killed once on the way; how the command went on."""
+    """Three seeds trained in one program, killed and stopped on the way; how it went on."""
     folder = tmp_path_factory.mktemp('together')
     changes = {'train.epochs': 30, 'train.patience': 1, 'optim.ema': 0.0}
     experiment = small(folder, **changes, **{'optim.learning_rate': 3e-2})
@@ -31,15 +31,19 @@ def setting(tmp_path_factory):
 
     with pytest.raises(KeyboardInterrupt):
         fit_together(expand(experiment, SEEDS, []), folder / 'runs', stop=dies)
+    asked = iter([False, False, True])
+    stopped = fit_together(expand(experiment, SEEDS, []), folder / 'runs', stop=lambda: next(asked))
+    (step,) = {one['step'] for one in stopped.values() if one['stopped'] == 'signal'}
     config = write(folder / 'experiment.py', experiment)
     words = (f'--config={config}', f'--workdir={folder / "runs"}', '--json')
-    return experiment, folder / 'runs', inside('train', *words, '--seeds_in_parallel=0,1,2')
+    done = inside('train', *words, '--seeds_in_parallel=0,1,2')
+    assert f'going on from step {step}\n' in done.stderr
+    return experiment, folder / 'runs', done
 
 
 def test_every_seed_is_a_run_of_its_own(setting, tmp_path):
     experiment, runs, done = setting
     summaries = done.result['runs']
-    assert 'going on from step' in done.stderr
     assert list(summaries) == ['seed0', 'seed1', 'seed2']
     alone = fit(applied(experiment, {'train.seed': 1}), tmp_path)
     found = summaries['seed1']

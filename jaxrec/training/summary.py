@@ -32,13 +32,13 @@ def summary(
       and of a problem in periods examples and before, the means over all examples by scorer.
     """
     progress = place.progress
-    how = 'signal' if stopped else 'finished'
-    if patience.over(progress):
+    how, ended = 'signal' if stopped else 'finished', patience.over(progress)
+    if ended:
         how = 'early stopping'
     found = {
         'workdir': str(place.folder),
         'stopped': how,
-        'step': progress.validated if place.name else step,
+        'step': progress.validated if place.name and ended else step,
         'best_step': progress.best_step,
         'metric': metric,
         'best': progress.best,
