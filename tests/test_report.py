@@ -166,6 +166,17 @@ def number_of(told, title):
     return next(number for number, (_, name) in told['names'].items() if name == title)
 
 
+def test_a_mean_over_domains_is_at_no_cutoff(page, tmp_path):
+    told = data_of(page[1])
+    main = told['measured']['main_metric']
+    told['measured']['metrics'][f'{main} macro'] = 0.123
+    told['measured']['main_metric'] = f'{main} macro'
+    _, start, rest = page[1].partition('<script type="application/json" id="data">')
+    text = page[1].replace(rest[: rest.index('</script>')], json.dumps(told).replace('</', '<\\/'))
+    assert start and text != page[1]
+    assert '.1230' in clicked(tmp_path, text, [])['texts'][0]  # the stub stops at a NaN
+
+
 def test_clicking_through(page, tmp_path):
     told = data_of(page[1])['explorer']
     title = lambda n: told['names'][str(n)][1]  # noqa: E731

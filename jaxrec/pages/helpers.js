@@ -19,6 +19,9 @@ const number = (x, digits = 4) => (x === null || x === undefined) ? '–'
 const signed = (x) => (x > 0 ? '+' : '') + number(x);
 const pvalue = (p) => p < 1e-4 ? '< .0001' : number(p);
 const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+/* [k, value] of the metrics `kind@k`, ascending; means over domains, `kind@k macro`, are none of them. */
+const byCutoff = (metrics, kind) => Object.entries(metrics).map(([name, value]) => [name.split('@'), value])
+  .filter(([[name, k]]) => name === kind && !isNaN(k)).map(([[, k], value]) => [+k, value]).sort((a, b) => a[0] - b[0]);
 
 function ticks(low, high, count = 5) {
   const span = high - low || Math.abs(high) || 1;

@@ -66,19 +66,19 @@ function curves() {
 
 function atK(kind) {
   const series = [];
-  const take = (name, metrics, style) => {
-    const points = Object.entries(metrics).filter(([n]) => n.startsWith(`${kind}@`))
-      .map(([n, v]) => [Number(n.split('@')[1]), v]).sort((a, b) => a[0] - b[0]);
-    series.push({ name, points, ...style });
-  };
+  const take = (name, metrics, style) => series.push({ name, points: byCutoff(metrics, kind), ...style });
+  const average = (all) => Object.fromEntries(Object.keys(all[0]).map((n) => [n, mean(all.map((one) => one[n]))]));
   const rows = visible();
-  if (rows.length) for (const [name, metrics] of Object.entries(cellOf(rows[0], state.column).references)) {
-    take(name.replaceAll('_', ' '), metrics, { color: 'var(--faint)', dash: '3 3', label: true });
+  if (rows.length) {
+    const cell = cellOf(rows[0], state.column), seeds = Object.values(cell.seeds);
+    for (const [name, metrics] of Object.entries(cell.references)) {
+      const all = seeds.map((s) => (s.references || { [name]: metrics })[name]);
+      take(name.replaceAll('_', ' '), average(all), { color: 'var(--faint)', dash: '3 3', label: true });
+    }
   }
   for (const line of rows) {
     const seeds = Object.values(cellOf(line, state.column).seeds).map((s) => s.metrics);
-    const average = Object.fromEntries(Object.keys(seeds[0]).map((n) => [n, mean(seeds.map((s) => s[n]))]));
-    take(line.name, average, { color: color(line), dash: dashed(line) });
+    take(line.name, average(seeds), { color: color(line), dash: dashed(line) });
   }
   return lines(series, 'k', { log: true, zero: true });
 }
@@ -123,7 +123,8 @@ function groups() {
   const examples = Object.values(cellOf(rows[0], state.column).seeds)[0].groups[kind];
   const names = Object.keys(examples);
   const values = rows.map((line) => names.map((bucket) => {
-    const found = Object.values(cellOf(line, state.column).seeds).map((s) => s.groups[kind][bucket][state.metric]);
+    const metric = state.metric.replace(/ macro$/, '');
+    const found = Object.values(cellOf(line, state.column).seeds).map((s) => s.groups[kind][bucket][metric]);
     return found.every((v) => v !== undefined) ? mean(found) : 0;
   }));
   const ys = ticks(0, Math.max(...values.flat(), 1e-4));

@@ -20,7 +20,8 @@ function metrics() {
 /* Metrics that the groups of a grouping share, one of which is chosen. */
 function groups(kind) {
   const found = Object.entries(M.groups[kind]), names = found.map(([name]) => name);
-  const metric = [M.main_metric, ...Object.keys(M.metrics)].find((m) => found.some(([, g]) => g[m] !== undefined));
+  const main = M.main_metric.replace(/ macro$/, '');
+  const metric = [main, ...Object.keys(M.metrics)].find((m) => found.some(([, g]) => g[m] !== undefined));
   if (!metric) return empty();
   const values = found.map(([, group]) => group[metric] ?? 0), ys = ticks(0, Math.max(...values, 1e-4));
   const y = scale(0, Math.max(ys.at(-1), ...values), H - PAD.bottom, PAD.top);
@@ -37,8 +38,7 @@ function groups(kind) {
 function atK(kind) {
   const scorers = Object.entries({ model: M.metrics, ...M.references });
   const series = scorers.map(([name, values], i) => ({ name: shownAs(name), color: i ? 'var(--faint)' : 'var(--c0)',
-    dash: i ? '3 3' : null, label: i > 0, points: Object.entries(values).filter(([n]) => n.startsWith(`${kind}@`))
-      .map(([n, v]) => [Number(n.split('@')[1]), v]).sort((a, b) => a[0] - b[0]) }));
+    dash: i ? '3 3' : null, label: i > 0, points: byCutoff(values, kind) }));
   return lines(series.filter((s) => s.points.length), 'k', { log: true, zero: true });
 }
 
