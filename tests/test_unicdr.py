@@ -17,7 +17,7 @@ from jaxrec.devices.mesh import put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.evaluation import baselines, report
 from jaxrec.experiment import Experiment, applied, check
-from jaxrec.models import unicdr
+from jaxrec.models import lightgcn, unicdr
 from jaxrec.serving.recommender import Recommender
 from jaxrec.tasks import next_item
 from jaxrec.training import sparse
@@ -501,9 +501,10 @@ def test_mistakes(source, tmp_path):
             check(applied(experiment(source, tmp_path), change))
 
 
-def test_a_run(source, tmp_path):
-    """It trains, is measured again alike, and lists items of one domain."""
-    one = experiment(source, tmp_path / 'data')
+@pytest.mark.parametrize('model', [None, lightgcn.Config(dim=DIM, layers=0)], ids=['own', 'mf'])
+def test_a_run(source, tmp_path, model):
+    """It trains, is measured again alike, and lists items of one domain; so does one of others."""
+    one = experiment(source, tmp_path / 'data', model)
     summary = fit(one, tmp_path / 'run')
     trained = load_trained(tmp_path / 'run')
     found = evaluate.evaluate(trained, 'valid')

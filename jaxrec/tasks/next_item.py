@@ -278,7 +278,7 @@ class Config(Task):
             evaluations={},
             ids={'item': catalogue.item_ids},
             catalogue=catalogue,
-            constants=constants_of(catalogue),
+            constants=constants_of(catalogue, self.in_domain and not self.domain),
         )
 
     def idle(self) -> dict[str, str]:
