@@ -24,7 +24,7 @@ MODELS = {
     'unicdr': unicdr.Config(),
     'attention': unicdr.Config(aggregator='attention'),
     'no-critic': unicdr.Config(critic=0.0),
-    'other-only': unicdr.Config(sees='other'),
+    'both': unicdr.Config(sees='all'),
     'plus': unicdr.Config(aggregator='attention', layers=1, soft=0.1),
     'plus-no-layers': unicdr.Config(aggregator='attention', soft=0.1),
     'plus-no-soft': unicdr.Config(aggregator='attention', layers=1),

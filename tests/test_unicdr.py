@@ -165,6 +165,34 @@ def test_scores(problem, mesh):
             np.testing.assert_allclose(found[row, item], wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize('sees', ['other', 'all'])
+def test_what_lists_are_made_of(problem, sees, mesh):
+    """u^k of the domain's items, u^s of the other domain's as in training, or of all items."""
+    constants, _, graphdef, params = built(problem, sees=sees)
+    mesh(1, 1)
+    model = nnx.merge(graphdef, params)
+    _, batch = next(problem.evaluations['test']().batches())
+    batch = {n: jnp.asarray(batch[n]) for n in ('items', 'users', 'segments')}
+    found = jit(model.queries)(batch, model.catalogue(constants))[:, 0]
+    known, of_items = jax.tree.map(np.float64, params), np.asarray(constants['domains'])
+
+    def aggregated(p, items, out):
+        mean = known['items'][items].mean(0) if len(items) else np.zeros(DIM)
+        return (p + mean @ out) / 2
+
+    for row, user in enumerate(np.asarray(batch['users'])):
+        items = np.asarray(batch['items'][row])
+        for n in (1, 2):
+            own = items[of_items[items] == n]
+            wide = items[(items > 0) & ((of_items[items] != n) | (sees == 'all'))]
+            p = known[OWN[n - 1]][user] * bool(len(own))
+            wanted = aggregated(p, own, known['aggregators'][n - 1]['out'])
+            wanted += aggregated(
+                known['users_shared'][user], wide, known['aggregator_shared']['out']
+            )
+            np.testing.assert_allclose(found[row, DIM * (n - 1) : DIM * n], wanted, atol=1e-5)
+
+
 def aggregator(**model):
     """An aggregator as a compiled function of (p, vectors, which are real), and its parameters."""
     config = unicdr.Config(dim=DIM, dropout=0.0, **model)

@@ -41,7 +41,7 @@ TABLE = Table(
         on_pairs('MF-BPR on the union', 'mf-union'),
         on_pairs(UNICDR, 'unicdr'),
         on_pairs('UniCDR without critic', 'no-critic'),
-        on_pairs('UniCDR lists from the other domain', 'other-only'),
+        on_pairs('UniCDR lists from both domains', 'both'),
         on_pairs('UniCDR by attention', 'attention'),
         on_pairs(PLUS, 'plus'),
         on_pairs('UniCDR plus without propagation', 'plus-no-layers'),
