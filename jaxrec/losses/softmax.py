@@ -52,11 +52,13 @@ def softmax(
     wide = at_least_float32(queries)
     weights = jax.lax.stop_gradient(weights.astype(wide))
     wanted = (1 - label_smoothing) * lookup(table, targets).astype(wide)
+    row = jnp.arange(table.shape[0])
+    is_item = (row >= 1) & (row <= num_items)
     if label_smoothing:
-        is_item = _is_item(jnp.arange(table.shape[0]), num_items)
         mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
         wanted = wanted + label_smoothing * mean
-    total = _log_partition_sum(queries, table, weights, num_items, chunk, False)
+    among = placed(is_item, P(TABLE[0]))
+    total = _log_partition_sum(queries, table, weights, among, chunk, False)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
@@ -85,59 +87,59 @@ def in_domain(
     wide = at_least_float32(queries)
     weights = jax.lax.stop_gradient(weights.astype(wide))
     total = -(weights * (queries.astype(wide) * lookup(table, targets).astype(wide)).sum(-1)).sum()
+    split = on_mesh() and jax.sharding.get_abstract_mesh().shape['model'] > 1
     for n, rows in enumerate(of_domain, 1):
-        count = len(rows)
-        rows = placed(jnp.pad(rows, (1, table_rows(count) - count - 1)), P(TABLE[0]))
-        mine = weights * (domain == n)
-        total = total + _log_partition_sum(queries, lookup(table, rows), mine, count, chunk, True)
+        if split:  # rows stay where they are: every device looks at all that it has
+            own, among = table, jnp.zeros(len(table), bool).at[rows].set(True)
+        else:
+            rows = jnp.pad(rows, (0, table_rows(len(rows)) - len(rows)))
+            own, among = lookup(table, placed(rows, P(TABLE[0]))), rows > 0
+        args = queries, own, weights * (domain == n), placed(among, P(TABLE[0]))
+        total = total + _log_partition_sum(*args, chunk, True)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def _log_partition_sum(queries, table, weights, num_items, chunk, sparse):
-    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the items i.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _log_partition_sum(queries, table, weights, among, chunk, sparse):
+    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the rows i in `among`, bool.
 
     With `sparse` tokens without weight cost nothing.
     """
-    settings = num_items, chunk, sparse
-    return _log_partition(queries, table, weights, *settings, gradients=False)
+    return _log_partition(queries, table, weights, among, chunk, sparse, gradients=False)
 
 
-def _log_partition_forward(queries, table, weights, *settings):
-    total, *gradients = _log_partition(queries, table, weights, *settings, gradients=True)
+def _log_partition_forward(*args):
+    total, *gradients = _log_partition(*args, gradients=True)
     return total, gradients
 
 
-def _log_partition_backward(num_items, chunk, sparse, residuals, g):
+def _log_partition_backward(chunk, sparse, residuals, g):
     d_queries, d_table = residuals
-    return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None
+    return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None, None
 
 
 _log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
-def _log_partition(queries, table, weights, num_items, chunk, sparse, gradients):
+def _log_partition(queries, table, weights, among, chunk, sparse, gradients):
     """The sum, and with `gradients` its derivatives by queries and table from the same pass."""
     local = functools.partial(
         _local_log_partition,
-        num_items=num_items,
         chunk=chunk,
         sparse=sparse,
         gradients=gradients,
     )
     if not on_mesh():
-        return local(queries, table, weights)
+        return local(queries, table, weights, among)
     return jax.shard_map(
         functools.partial(local, axes=('data', 'model')),
-        in_specs=(P('data'), P('model'), P('data')),
+        in_specs=(P('data'), P('model'), P('data'), P('model')),
         out_specs=(P(), P('data'), P('model')) if gradients else P(),
         check_vma=False,  # the collectives below are written out; nothing is differentiated here
-    )(queries, table, weights)
+    )(queries, table, weights, among)
 
 
-def _local_log_partition(
-    queries, table, weights, *, num_items, chunk, sparse, gradients, axes=None
-):
+def _local_log_partition(queries, table, weights, among, *, chunk, sparse, gradients, axes=None):
     """This device's tokens against this device's rows of the table, chunk by chunk."""
     (rows, dim), tokens, wide = table.shape, weights.size, at_least_float32(queries)
 
@@ -147,9 +149,7 @@ def _local_log_partition(
 
     sum_data, sum_model = across(jax.lax.psum, 'data'), across(jax.lax.psum, 'model')
     max_data, max_model = across(jax.lax.pmax, 'data'), across(jax.lax.pmax, 'model')
-    first_row = jax.lax.axis_index('model') * rows if axes else 0
-    is_item = _is_item(first_row + jnp.arange(rows), num_items)
-    bias = jnp.where(is_item, 0, -jnp.inf).astype(wide)
+    bias = jnp.where(among, 0, -jnp.inf).astype(wide)
 
     # |x . row| <= |x| |row|: as long as that cannot overflow exp, no pass looks for the largest
     bound = _longest(queries, wide) * max_model(_longest(table, wide))
@@ -163,7 +163,7 @@ def _local_log_partition(
         )
 
     chunk = min(chunk or max(tuning().logits // rows, dim), tokens)
-    steps = max(math.ceil(tokens / chunk), 8 if sparse else 1)
+    steps = max(math.ceil(tokens / chunk), 8 if sparse else 1)  # the last busy one is half empty
     chunk = math.ceil(tokens / steps)
     missing = steps * chunk - tokens
     xs, ws = queries.reshape(tokens, dim), weights.reshape(tokens)
@@ -217,11 +217,6 @@ def _first(step, carry, inputs, count):
         return carry, jax.tree.map(lambda all_, one: all_.at[n].set(one), outputs, new)
 
     return jax.lax.fori_loop(0, count, turn, (carry, outputs))
-
-
-def _is_item(row, num_items):
-    """Whether a row of the table is an item and not padding."""
-    return (row >= 1) & (row <= num_items)
 
 
 def _longest(vectors, wide):
