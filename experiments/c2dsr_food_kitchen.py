@@ -10,10 +10,13 @@ downloaded. `--config=experiments/c2dsr_food_kitchen.py:merged` is the merged en
 with one table and a softmax among the items of the target's domain: what C2DSR has to beat. `:own`
 is SASRec on the events of each domain.
 
-Not run to the end. `:merged` with vectors of 64, windows of 32, dropout .4 and a learning rate of
-3e-3 had a loss of 9.18 and NDCG@10 .0035, HR@10 .0071 in validation after its first epoch of 18
-steps of 256 rows. Hence batches of 32 rows, eight times as many steps at the same cost; a row holds
+Batches are of 32 rows, eight times as many steps of an epoch at the same cost as 256: a row holds
 several users, the authors' batch 256.
+
+Vectors of 64, windows of 32, dropout .4, seed 0, NDCG@10 of the test: `:merged` .0337, `:own`
+.0305, `:merged` with another user's events of the other domain .0259 (the control). Among 999 drawn
+items `:merged` has HR@10 / NDCG@10 .284 / .181 on Food and .221 / .128 on Kitchen, where ABXI has
+.324 / .197 and .244 / .143. C2DSR itself was not run to the end.
 """
 
 from jaxrec.config import Data, Optim, Train

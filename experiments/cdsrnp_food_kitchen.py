@@ -15,7 +15,9 @@ one domain are held out too. The report tells users apart by what they have a hi
 The control is `--config.model.shuffled=True`: a gain that stays when the support's users have other
 users' events in one domain is no transfer. Ablations: model.latent=0, model.bridge=False.
 
-Settings are those of sasrec_food_kitchen.py. Only tried for six steps (loss 9.54): no numbers yet.
+Settings are those of sasrec_food_kitchen.py. Where all users have both domains it is behind SASRec
+on the merged log: NDCG@10 .0277 and .0337 (test, seed 0, stopped on validation at epoch 12 and 15).
+Where few have both, which is what it is for, it was not run to the end.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -11,7 +11,11 @@ domain alone, split as the whole log is.
 The softmax is over both domains, the ranks within one: what models of two domains have to beat.
 
 Settings are those that were found for SASRec on files alike (dropout .4, one block), with small
-batches, since an epoch of batches of 256 rows is 18 steps. Not run to the end: no numbers yet.
+batches, since an epoch of batches of 256 rows is 18 steps.
+
+Test, seed 0, stopped on validation at epoch 20: HR@10 .0645, NDCG@10 .0355, macro .0404 (Food
+.0552, Kitchen .0255), the best so far of experiments/tables/cross_domain_sequences.py; Markov in
+the domain has .0226.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -12,7 +12,8 @@ as some were in the published run: popularity alone gains by that (HR@10 of Game
 `--config=experiments/unicdr_game_video.py:NAME,SEED` with a NAME of MODELS.
 
 The authors' weight decay of 1e-5 is inside Adam, on all parameters; here it is `model.decay` of the
-rows that a pair looks up, 0 until it is tuned. Only tried for three hundred steps: no numbers yet.
+rows that a pair looks up. Rate and decay are those of unicdr_sport_cloth.py, where they were tuned;
+this pair was not run to the end.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -20,17 +21,18 @@ from jaxrec.experiment import Experiment
 from jaxrec.models import lightgcn, unicdr
 from jaxrec.tasks import next_item
 
-MODELS = {
-    'unicdr': unicdr.Config(),
-    'attention': unicdr.Config(aggregator='attention'),
-    'no-critic': unicdr.Config(critic=0.0),
-    'both': unicdr.Config(sees='all'),
-    'plus': unicdr.Config(aggregator='attention', layers=1, soft=0.1),
-    'plus-no-layers': unicdr.Config(aggregator='attention', soft=0.1),
-    'plus-no-soft': unicdr.Config(aggregator='attention', layers=1),
-    'mf-domain': unicdr.Config(shared=False, critic=0.0, own=1.0),
-    'mf-union': lightgcn.Config(dim=128, layers=0),
+UNICDR = {
+    'unicdr': {},
+    'attention': {'aggregator': 'attention'},
+    'no-critic': {'critic': 0.0},
+    'both': {'sees': 'all'},
+    'plus': {'aggregator': 'attention', 'layers': 1, 'soft': 0.1},
+    'plus-no-layers': {'aggregator': 'attention', 'soft': 0.1},
+    'plus-no-soft': {'aggregator': 'attention', 'layers': 1},
+    'mf-domain': {'shared': False, 'critic': 0.0, 'own': 1.0},
 }
+MODELS = {name: unicdr.Config(decay=0.1, **given) for name, given in UNICDR.items()}
+MODELS['mf-union'] = lightgcn.Config(dim=128, layers=0)
 
 
 def get_config(arg: str = '') -> Experiment:
@@ -53,7 +55,7 @@ def get_config(arg: str = '') -> Experiment:
         data=Data(dataset='cdrib'),
         # without propagation a step touches few rows: the others' momentum is left out
         optim=Optim(
-            learning_rate=1e-3, b2=0.999, table='sparse_adam' if model.tables() else 'dense'
+            learning_rate=3e-3, b2=0.999, table='sparse_adam' if model.tables() else 'dense'
         ),
         train=Train(batch_rows=1024, epochs=100, eval_every=5, patience=4, seed=int(seed or 0)),
     )
