@@ -16,6 +16,7 @@ from jaxrec.devices.mesh import TABLE, lookup, on_mesh, placed, table_rows
 from jaxrec.devices.tuning import tuning
 from jaxrec.losses.pointwise import at_least_float32
 
+_ANY = -1  # bits of all sets
 _SAFE_LOGIT = 40.0  # e^40 times any number of items is far from overflow
 
 
@@ -58,7 +59,7 @@ def softmax(
         mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
         wanted = wanted + label_smoothing * mean
     among = placed(is_item, P(TABLE[0]))
-    total = _log_partition_sum(queries, table, weights, among, chunk, False)
+    total = _log_partition_sum(queries, table, weights, among, None, chunk, False)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
@@ -87,25 +88,30 @@ def in_domain(
     wide = at_least_float32(queries)
     weights = jax.lax.stop_gradient(weights.astype(wide))
     total = -(weights * (queries.astype(wide) * lookup(table, targets).astype(wide)).sum(-1)).sum()
-    split = on_mesh() and jax.sharding.get_abstract_mesh().shape['model'] > 1
+    if on_mesh() and jax.sharding.get_abstract_mesh().shape['model'] > 1:
+        # rows stay where they are, and every device looks at all that it has
+        marks = jnp.zeros(len(table), jnp.int32)
+        for n, rows in enumerate(of_domain):
+            marks = marks.at[rows].add(1 << n)
+        wanted = jnp.where(domain > 0, 1 << (domain - 1), _ANY)
+        args = queries, table, weights, placed(marks, P(TABLE[0])), wanted
+        total = total + _log_partition_sum(*args, chunk, False)
+        return total / jnp.maximum(weights.sum(), 1e-9)
     for n, rows in enumerate(of_domain, 1):
-        if split:  # rows stay where they are: every device looks at all that it has
-            own, among = table, jnp.zeros(len(table), bool).at[rows].set(True)
-        else:
-            rows = jnp.pad(rows, (0, table_rows(len(rows)) - len(rows)))
-            own, among = lookup(table, placed(rows, P(TABLE[0]))), rows > 0
-        args = queries, own, weights * (domain == n), placed(among, P(TABLE[0]))
+        rows = placed(jnp.pad(rows, (0, table_rows(len(rows)) - len(rows))), P(TABLE[0]))
+        args = queries, lookup(table, rows), weights * (domain == n), rows > 0, None
         total = total + _log_partition_sum(*args, chunk, True)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _log_partition_sum(queries, table, weights, among, chunk, sparse):
-    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the rows i in `among`, bool.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _log_partition_sum(queries, table, weights, among, wanted, chunk, sparse):
+    """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the rows i in `among`.
 
-    With `sparse` tokens without weight cost nothing.
+    `among` [rows] is bool, or the bits of the sets a row is in, where `wanted` has each token's
+    set. With `sparse` tokens without weight cost nothing.
     """
-    return _log_partition(queries, table, weights, among, chunk, sparse, gradients=False)
+    return _log_partition(queries, table, weights, among, wanted, chunk, sparse, gradients=False)
 
 
 def _log_partition_forward(*args):
@@ -114,14 +120,14 @@ def _log_partition_forward(*args):
 
 
 def _log_partition_backward(chunk, sparse, residuals, g):
-    d_queries, d_table = residuals
-    return (d_queries * g).astype(d_queries.dtype), (d_table * g).astype(d_table.dtype), None, None
+    by_queries, by_table = ((d * g).astype(d.dtype) for d in residuals)
+    return by_queries, by_table, None, None, None
 
 
 _log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
-def _log_partition(queries, table, weights, among, chunk, sparse, gradients):
+def _log_partition(queries, table, weights, among, wanted, chunk, sparse, gradients):
     """The sum, and with `gradients` its derivatives by queries and table from the same pass."""
     local = functools.partial(
         _local_log_partition,
@@ -130,16 +136,18 @@ def _log_partition(queries, table, weights, among, chunk, sparse, gradients):
         gradients=gradients,
     )
     if not on_mesh():
-        return local(queries, table, weights, among)
+        return local(queries, table, weights, among, wanted)
     return jax.shard_map(
         functools.partial(local, axes=('data', 'model')),
-        in_specs=(P('data'), P('model'), P('data'), P('model')),
+        in_specs=(P('data'), P('model'), P('data'), P('model'), P('data')),
         out_specs=(P(), P('data'), P('model')) if gradients else P(),
         check_vma=False,  # the collectives below are written out; nothing is differentiated here
-    )(queries, table, weights, among)
+    )(queries, table, weights, among, wanted)
 
 
-def _local_log_partition(queries, table, weights, among, *, chunk, sparse, gradients, axes=None):
+def _local_log_partition(
+    queries, table, weights, among, wanted, *, chunk, sparse, gradients, axes=None
+):
     """This device's tokens against this device's rows of the table, chunk by chunk."""
     (rows, dim), tokens, wide = table.shape, weights.size, at_least_float32(queries)
 
@@ -151,15 +159,21 @@ def _local_log_partition(queries, table, weights, among, *, chunk, sparse, gradi
     max_data, max_model = across(jax.lax.pmax, 'data'), across(jax.lax.pmax, 'model')
     bias = jnp.where(among, 0, -jnp.inf).astype(wide)
 
+    def masked(logits, sets):
+        if sets is None:
+            return logits + bias
+        return jnp.where(among & sets[:, None], logits, -jnp.inf)
+
     # |x . row| <= |x| |row|: as long as that cannot overflow exp, no pass looks for the largest
     bound = _longest(queries, wide) * max_model(_longest(table, wide))
 
-    def peaks(logits):
+    def peaks(logits, sets):
         return jax.lax.cond(
             bound < _SAFE_LOGIT,
-            lambda logits: jnp.zeros(logits.shape[0], wide),
-            lambda logits: (logits + bias).max(-1),
+            lambda logits, _: jnp.zeros(logits.shape[0], wide),
+            lambda logits, sets: masked(logits, sets).max(-1),
             logits,
+            sets,
         )
 
     chunk = min(chunk or max(tuning().logits // rows, dim), tokens)
@@ -171,14 +185,17 @@ def _local_log_partition(queries, table, weights, among, *, chunk, sparse, gradi
         order = jnp.argsort(ws == 0, stable=True)
         xs, ws = xs[order], ws[order]
     xs = jnp.pad(xs, [(0, missing), (0, 0)]).reshape(steps, chunk, dim)
-    ws = jnp.pad(ws, (0, missing)).reshape(steps, chunk)
+    ws, sets = jnp.pad(ws, (0, missing)).reshape(steps, chunk), None
+    if wanted is not None:
+        sets = jnp.pad(wanted.reshape(tokens), (0, missing), constant_values=_ANY)
+        sets = sets.reshape(steps, chunk)
 
     def one(carry, inputs):
         total, d_table = carry
-        x, weight = inputs
+        x, weight, sets = inputs
         logits = jnp.einsum('td,vd->tv', x, table, preferred_element_type=wide)
-        peak = max_model(peaks(logits))
-        e = jnp.exp(logits + bias - peak[:, None])
+        peak = max_model(peaks(logits, sets))
+        e = jnp.exp(masked(logits, sets) - peak[:, None])
         partition = sum_model(e.sum(-1))
         total = total + (weight * (peak + jnp.log(partition))).sum()
         if not gradients:
@@ -195,9 +212,9 @@ def _local_log_partition(queries, table, weights, among, *, chunk, sparse, gradi
     carry = jnp.zeros((), wide), zero
     if sparse:
         busy = max_data((ws != 0).any(-1).sum())  # a collective waits for every device
-        (total, d_table), d_x = _first(one, carry, (xs, ws), busy)
+        (total, d_table), d_x = _first(one, carry, (xs, ws, sets), busy)
     else:
-        (total, d_table), d_x = jax.lax.scan(one, carry, (xs, ws))
+        (total, d_table), d_x = jax.lax.scan(one, carry, (xs, ws, sets))
     total = sum_data(total)
     if not gradients:
         return total
