@@ -109,7 +109,7 @@ def _log_partition_sum(queries, table, weights, among, wanted, chunk, sparse):
     """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the rows i in `among`.
 
     `among` [rows] is bool, or the bits of the sets a row is in, where `wanted` has each token's
-    set. With `sparse` tokens without weight cost nothing.
+    set. With `sparse`, for tables that no mesh splits, tokens without weight cost nothing.
     """
     return _log_partition(queries, table, weights, among, wanted, chunk, sparse, gradients=False)
 
@@ -156,7 +156,7 @@ def _local_log_partition(
         return (lambda x: x) if alone else functools.partial(reduce, axis_name=axis)
 
     sum_data, sum_model = across(jax.lax.psum, 'data'), across(jax.lax.psum, 'model')
-    max_data, max_model = across(jax.lax.pmax, 'data'), across(jax.lax.pmax, 'model')
+    max_model = across(jax.lax.pmax, 'model')
     bias = jnp.where(among, 0, -jnp.inf).astype(wide)
 
     def masked(logits, sets):
@@ -211,7 +211,7 @@ def _local_log_partition(
     zero = jnp.zeros((dim, rows) if gradients else (), wide)
     carry = jnp.zeros((), wide), zero
     if sparse:
-        busy = max_data((ws != 0).any(-1).sum())  # a collective waits for every device
+        busy = (ws != 0).any(-1).sum()  # of this device: the table is whole, nobody waits
         (total, d_table), d_x = _first(one, carry, (xs, ws, sets), busy)
     else:
         (total, d_table), d_x = jax.lax.scan(one, carry, (xs, ws, sets))

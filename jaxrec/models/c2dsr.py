@@ -19,11 +19,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import P
 
 from jaxrec import losses, rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import on_mesh, replicated, table_rows
+from jaxrec.devices.mesh import TABLE, placed, replicated, table_rows
 from jaxrec.errors import UserError
 from jaxrec.nn import embeddings
 from jaxrec.nn.attention import causal_mask
@@ -274,9 +273,7 @@ class C2DSR(Model):
         bias = self.bias[...]
         domains = jnp.pad(domains, (0, len(bias) - len(domains)))
         none = jnp.arange(len(bias)) == self.num_items + 1
-        columns = [x[:, None] for x in (bias, domains, none)]
-        if on_mesh():
-            columns = [jax.reshard(x, P('model', None)) for x in columns]
+        columns = [placed(x[:, None], TABLE) for x in (bias, domains, none)]
         return self._heads(columns[1]), *columns
 
     def _heads(self, domains):

@@ -46,7 +46,7 @@ _STREAMS = ('own', 'shared', 'items', 'shift')  # of a step's key
 
 @dataclasses.dataclass
 class Config(ModelConfig):
-    """UniCDR's hyper-parameters; the defaults are those of the authors' code."""
+    """UniCDR's hyper-parameters; defaults are the authors' but for `sees` and `decay`."""
 
     dim: int = field(128, least=1)
     aggregator: str = field('mean', choices=AGGREGATORS)

@@ -23,6 +23,9 @@ const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
 const byCutoff = (metrics, kind) => Object.entries(metrics).map(([name, value]) => [name.split('@'), value])
   .filter(([[name, k]]) => name === kind && !isNaN(k)).map(([[, k], value]) => [+k, value]).sort((a, b) => a[0] - b[0]);
 
+/* A metric as groups have it: none of them is a mean over domains. */
+const ofGroups = (metric) => metric.replace(/ macro$/, '');
+
 function ticks(low, high, count = 5) {
   const span = high - low || Math.abs(high) || 1;
   const raw = span / count, power = 10 ** Math.floor(Math.log10(raw));

@@ -123,8 +123,8 @@ function groups() {
   const examples = Object.values(cellOf(rows[0], state.column).seeds)[0].groups[kind];
   const names = Object.keys(examples);
   const values = rows.map((line) => names.map((bucket) => {
-    const metric = state.metric.replace(/ macro$/, '');
-    const found = Object.values(cellOf(line, state.column).seeds).map((s) => s.groups[kind][bucket][metric]);
+    const found = Object.values(cellOf(line, state.column).seeds)
+      .map((s) => s.groups[kind][bucket][ofGroups(state.metric)]);
     return found.every((v) => v !== undefined) ? mean(found) : 0;
   }));
   const ys = ticks(0, Math.max(...values.flat(), 1e-4));

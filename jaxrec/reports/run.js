@@ -20,8 +20,7 @@ function metrics() {
 /* Metrics that the groups of a grouping share, one of which is chosen. */
 function groups(kind) {
   const found = Object.entries(M.groups[kind]), names = found.map(([name]) => name);
-  const main = M.main_metric.replace(/ macro$/, '');
-  const metric = [main, ...Object.keys(M.metrics)].find((m) => found.some(([, g]) => g[m] !== undefined));
+  const metric = [ofGroups(M.main_metric), ...Object.keys(M.metrics)].find((m) => found.some(([, g]) => g[m] !== undefined));
   if (!metric) return empty();
   const values = found.map(([, group]) => group[metric] ?? 0), ys = ticks(0, Math.max(...values, 1e-4));
   const y = scale(0, Math.max(ys.at(-1), ...values), H - PAD.bottom, PAD.top);
