@@ -32,10 +32,10 @@ SMALL = {
 }
 
 
-def problem_of(histories, **model):
+def problem_of(histories, support_seed=0, **model):
     experiment = Experiment(
         model=cdsrnp.Config(**{**SMALL, **model}),
-        task=next_item.Config(in_domain=True, cutoffs=(1, 10)),
+        task=next_item.Config(in_domain=True, cutoffs=(1, 10), support_seed=support_seed),
         data=Data(),
         train=Train(batch_rows=ROWS),
     )
@@ -266,6 +266,24 @@ def test_a_closed_gate_reads_a_domain_as_if_the_other_were_not_there():
         want = lists(params, constants, rows_of(alone))['scores']
         here = of_items == n
         np.testing.assert_allclose(got[:4, here], want[:4, here], rtol=1e-4, atol=1e-5)
+
+
+def test_the_support_of_lists_is_drawn_by_its_seed(tmp_path):
+    """Another one moves scores, of a run's kept catalogue too; which it was is of the protocol."""
+    _, params, _ = built()
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH))
+    problem_of(log()).catalogue.save(tmp_path)
+    found = []
+    for seed in (0, 1):
+        opened = problem_of(log(), support_seed=seed)
+        kept = opened._task.open_catalogue(tmp_path)
+        for problem in (opened, kept):
+            constants = jax.tree.map(jnp.asarray, problem.constants)
+            found.append(lists(params, constants, rows_of(items))['scores'])
+        assert opened._task.protocol_fields().get('support_seed', 0) == seed
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[2], found[3])
+    assert np.abs(found[0] - found[2]).max() > 1e-4
 
 
 # ---- against loops

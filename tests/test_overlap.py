@@ -77,6 +77,8 @@ def test_what_cannot_be_refuses():
         overlap.overlapped(histories, histories.offsets[1:], of_items, WIDTH, 9)
     with pytest.raises(UserError, match='are of two domains, and a log has 3'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])), overlap=0.5)
+    with pytest.raises(UserError, match='this model has no support of users to draw'):
+        problem_of(log(), support_seed=1)
 
 
 def test_the_task_trains_and_tests_what_is_left():

@@ -85,6 +85,9 @@ class Config(Task):
     # the control of two domains: what users have in the other domain than their test target's is
     # another user's, in training and evaluation
     shuffled: bool = False
+    # of models with a support of users of both domains: the order of these, and the first make
+    # lists; `evaluate --task.support_seed=1` tells what hangs on which they are
+    support_seed: int = field(0, least=0, effect='measure')
     # of the items' titles, for models that read them (model.items.made_of and others)
     texts: Texts = dataclasses.field(default_factory=Texts)
     # tables of items begin with the texts' vectors, of any model: as many of their principal
@@ -136,6 +139,8 @@ class Config(Task):
             found['valid_seen'] = False
         if self.overlap < 1:
             found['overlap'] = self.overlap
+        if self.support_seed:
+            found['support_seed'] = self.support_seed
         if self.split == 'users':
             found['prefix_share'] = self.prefix_share
         return found
@@ -209,6 +214,8 @@ class Config(Task):
             raise UserError(
                 'task.overlap and task.shuffled are of a log that is split once, in its order'
             )
+        if self.support_seed and not inputs.support:
+            raise UserError('task.support_seed: this model has no support of users to draw')
         if self.domain and (self.periods > 1 or self.windows == 'pairs'):
             raise UserError(
                 'task.domain takes one domain of a log that is split once, in its order'
@@ -278,7 +285,9 @@ class Config(Task):
             evaluations={},
             ids={'item': catalogue.item_ids},
             catalogue=catalogue,
-            constants=constants_of(catalogue, self.in_domain and not self.domain),
+            constants=constants_of(
+                catalogue, self.in_domain and not self.domain, support_seed=self.support_seed
+            ),
         )
 
     def idle(self) -> dict[str, str]:
@@ -312,7 +321,10 @@ class Config(Task):
 
 
 def constants_of(
-    catalogue: Catalogue, domains: bool = False, information: bool = False
+    catalogue: Catalogue,
+    domains: bool = False,
+    information: bool = False,
+    support_seed: int = 0,
 ) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
@@ -322,7 +334,8 @@ def constants_of(
     With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
     models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
     followers, and 'of_domain', of each int32 [its items], ascending. Of models that ask for them
-    'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`.
+    'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`, in the order
+    that `support_seed` draws, theirs with 0.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -333,8 +346,13 @@ def constants_of(
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
         found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in (1, 2)]
     if catalogue.support is not None:
-        columns = catalogue.support_users, catalogue.support
-        found['support'] = dict(zip(('users', 'items'), map(np.asarray, columns), strict=True))
+        order = np.arange(len(catalogue.support))
+        if support_seed:
+            np.random.default_rng(support_seed).shuffle(order)
+        found['support'] = {
+            'users': np.asarray(catalogue.support_users)[order],
+            'items': np.asarray(catalogue.support)[order],
+        }
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
@@ -532,7 +550,10 @@ class NextItem(Retrieval):
             notes=notes,
             catalogue=catalogue,
             constants=constants_of(
-                catalogue, self._in_domain, experiment.model.inputs().information
+                catalogue,
+                self._in_domain,
+                experiment.model.inputs().information,
+                task.support_seed,
             ),
             starts={'item': self.texts.vectors} if task.start_table else {},
         )
