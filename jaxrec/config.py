@@ -99,6 +99,7 @@ class Train:
     steps: int = field(0, least=0, effect='length')  # > 0: stop after so many, whatever `epochs`
     seed: int = field(0, least=0, most=LARGEST_SEED, effect='seed')
     eval_every: float = field(1.0, above=0)  # epochs between validations
+    eval_steps: int = field(0, least=0)  # and no fewer steps: epochs of small logs are short
     # validations without a new best before stopping, four times as many while the best is no better
     # than popularity; 0 = never
     patience: int = field(0, least=0)

@@ -14,7 +14,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.rows import Rows
 from jaxrec.datasets import block_model, live_rooms
 from jaxrec.experiment import Experiment
-from jaxrec.tasks import click, graphs, live, next_item, nodes
+from jaxrec.tasks import click, graphs, live, next_item, nodes, warm_ratings
 from jaxrec.tasks import ratings as ratings_task
 
 ITEMS, USERS = 400_000, 300
@@ -29,6 +29,8 @@ def data_of(experiment: Experiment) -> Histories | Rows | Graph | Graphs:
             return impressions(task)
         case ratings_task.Config():
             return rated(task.source, task.target)
+        case warm_ratings.Config():
+            return opinions(task)
         case live.Config():
             return visits()
         case nodes.Config():
@@ -124,6 +126,31 @@ def rated(source: str, target: str) -> Rows:
         item_features={'domain': domains[np.arange(ITEMS) % 2]},
         labels={ratings.LABEL: (1 + np.arange(count) % 5).astype(np.float32)},
     )
+
+
+def opinions(task: warm_ratings.Config) -> Histories:
+    """20,000 users rate twenty items."""
+    users, each = 20_000, 20
+    count = users * each
+    made = Histories(
+        items=_spread(count),
+        offsets=np.arange(users + 1) * each,
+        user_ids=np.arange(users),
+        item_ids=np.arange(1, ITEMS + 1),
+        times=np.arange(count),
+    )
+    made.features[task.label] = (1 + np.arange(count) % 5).astype(np.float64)
+    made.titles = np.arange(ITEMS).astype('S')
+    if task.domain:
+        names = np.array([task.domain.encode(), b'other'])
+        made.item_features['domain'] = names[np.arange(ITEMS) % 2]
+    return made
+
+
+def texts_of(items: Histories, texts: item_texts.ItemTexts, *_) -> dict[str, np.ndarray]:
+    """In the place of `warm_ratings.texts_of`: items of three out of 20 parts."""
+    of = np.random.default_rng(0).integers(1, 21, (items.num_items + 1, 3)).astype(np.int32)
+    return {'items': texts.vectors, 'parts': texts.vectors[:21], 'of': of}
 
 
 def factors(given: ratings.Triples, num_users: int, num_items: int, dim: int) -> ratings.Factors:

@@ -26,6 +26,7 @@ from jaxrec.devices.target import target_of
 from jaxrec.evaluation import cold_start
 from jaxrec.models import c2dsr, lightgcn
 from jaxrec.serving import recommender
+from jaxrec.tasks import warm_ratings
 from jaxrec.training import plan
 
 os.environ['ALLOW_MULTIPLE_LIBTPU_LOAD'] = '1'
@@ -49,6 +50,7 @@ def opened(experiment, monkeypatch):
     monkeypatch.setattr(datasets, 'load', lambda *args, **kwargs: (made, meta))
     monkeypatch.setattr(item_texts, 'of_items', made_up.text_vectors)
     monkeypatch.setattr(cold_start, 'factorise', made_up.factors)
+    monkeypatch.setattr(warm_ratings, 'texts_of', made_up.texts_of)
     return experiment.task.open(experiment, lambda line: None)
 
 
@@ -118,7 +120,7 @@ def test_every_experiment_fits_and_moves_no_table(path, name, split, monkeypatch
     assert {'step', 'evaluation', *['first state'] * whole} <= programs.keys()
     state = sum(found['memory'].get(part, 0) for part in plan.PARTS.values())
     rows, width = table_of(experiment.model, sizes)
-    shard = rows // mesh.model
+    shard, held = rows // mesh.model, {rows, table_rows(rows), table_rows(rows) // mesh.model}
     for what, program in programs.items():
         assert program['fits'], (what, program['memory'])
         # beside what it is given: activations of these models, never another copy per device
@@ -127,19 +129,19 @@ def test_every_experiment_fits_and_moves_no_table(path, name, split, monkeypatch
             continue
         most = shard * width
         if isinstance(experiment.model, GRAPHS) and what in ('step', 'vectors'):
-            most = table_rows(rows) * width + 1
+            count = len(there.devices)  # which the nodes are split over
+            most = -(-table_rows(rows) // count) * count * width + 1
+        users = program.get('rows', 0) // mesh.data  # of a device
         for kind, moved in program['collectives'].items():
             if what == 'step' and kind == 'all-reduce':
                 continue  # the sum of a dense table's gradient
-            if 'item' not in sizes:  # a batch may look up more rows of fields than there are
-                held = {rows, table_rows(rows), -(-table_rows(rows) // mesh.model)}
-                held |= {n * width for n in held}
-                for shape in moved['shapes']:
-                    assert not held & {*shape, math.prod(shape)}, (what, kind, shape)
-                continue
-            assert moved['largest'] < most, (what, kind, moved)
-            if 'rows' in program:  # users x items
-                assert moved['largest'] < program['rows'] // mesh.data * shard, (what, kind, moved)
+            if 'item' in sizes:
+                assert moved['largest'] < most, (what, kind, moved)
+                wrong = {n * users for n in held} - {0}
+            else:  # a batch may look up more rows of fields than there are
+                wrong = held | {n * width for n in held}
+            for shape in moved['shapes']:
+                assert not wrong & {*shape, math.prod(shape)}, (what, kind, shape)
 
 
 @pytest.mark.parametrize('program', PROGRAMS)

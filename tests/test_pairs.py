@@ -271,13 +271,6 @@ def test_a_sequence_model_has_no_pairs(tmp_path, task, message):
         check(other)
 
 
-def test_devices_that_cannot_share_a_graph(tmp_path):
-    given = experiment(tmp_path)
-    with jax.set_mesh(jax.make_mesh((3, 1), ('data', 'model'), devices=jax.devices()[:3])):
-        with pytest.raises(UserError, match='split over 1, 2, 4, .. 64 devices, not 3'):
-            given.task.open(given, quiet)
-
-
 def test_a_given_split_of_ones_own_table(tmp_path):
     path = tmp_path / 'edges.csv'
     rng = np.random.default_rng(0)

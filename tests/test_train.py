@@ -191,6 +191,14 @@ def test_non_finite_loss_after_a_validation_keeps_that_checkpoint(here, tmp_path
     assert np.isfinite(params_of(tmp_path, 'best')[1]['table']).all()
 
 
+def test_validations_are_no_fewer_steps_apart_than_said(here, tmp_path):
+    """The last one is at the end."""
+    changes = {'train.epochs': 3, 'train.eval_every': 0.25, 'train.eval_steps': 7}
+    last = fit(applied(here[0], changes), tmp_path)['step']
+    validated = [step for step, line in metrics_of(tmp_path).items() if 'valid/HR@10' in line]
+    assert validated == [*range(7, last, 7), last] and last % 7
+
+
 def test_early_stopping(here, tmp_path, capsys):
     """A run that is not above popularity yet may wait four times as long."""
     changes = {'train.patience': 2, 'optim.learning_rate': 1e-9, 'optim.ema': 0.0}

@@ -33,7 +33,7 @@ from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.losses import unit, weighted_mean
 from jaxrec.nn import bipartite, embeddings, propagate
-from jaxrec.nn.bipartite import Nodes, spread
+from jaxrec.nn.bipartite import Nodes, spread, whole
 from jaxrec.nn.dropout import hash_bits
 from jaxrec.nn.embeddings import lookup, values_at
 from jaxrec.problem import Inputs, Model, ModelConfig
@@ -149,7 +149,10 @@ class LightGCN(Model):
     def mean(self, layers: list[Nodes]) -> Nodes:
         """The final vectors [rows, D], whole on every device."""
         counted = layers[0 if self.config.own_layer else 1 :]
-        return Nodes(*(replicated(sum(x) / len(counted)) for x in zip(*counted, strict=True)))
+        return self._whole(Nodes(*(sum(x) / len(counted) for x in zip(*counted, strict=True))))
+
+    def _whole(self, x: Nodes) -> Nodes:
+        return Nodes(whole(x.users, len(self.users[...])), whole(x.items, len(self.items[...])))
 
     def catalogue(self, constants: dict) -> dict[str, jax.Array]:
         """Final vectors: 'items' and 'users' [rows, D], and 'inward' [rows, D] of items.
@@ -165,7 +168,7 @@ class LightGCN(Model):
         if config.layers:
             scale = bipartite.inverse_root(degrees.items)[:, None]
             count = config.layers + config.own_layer
-            inward = sum(replicated(x.items) for x in layers[:-1]) * scale / count
+            inward = sum(whole(x.items, len(scale)) for x in layers[:-1]) * scale / count
         else:
             inward = items
         if config.cosine:
@@ -236,8 +239,7 @@ class LightGCN(Model):
         value, terms = value + decay, {**terms, 'decay': decay}
         if config.views.kind != 'none':
             if one_pass:
-                first, second = Nodes(users, items), layers[config.views.layer]
-                second = Nodes(*map(replicated, second))
+                first, second = Nodes(users, items), self._whole(layers[config.views.layer])
             else:
                 first, second = (
                     self.mean(self.layers(constants, config.views.kind, k)) for k in keys.values()
@@ -274,7 +276,8 @@ class LightGCN(Model):
         items, temperature = unit(items), self.config.temperature
         known = Nodes(spread(jnp.zeros_like(self.users[...])), spread(items))
         summed = bipartite.exchange(constants['edges'].arrays, None, known).users
-        mean = replicated(summed) / jnp.maximum(constants['degrees'].users, 1)[:, None]
+        degrees = constants['degrees'].users
+        mean = whole(summed, len(degrees)) / jnp.maximum(degrees, 1)[:, None]
         query = unit(user) / temperature
         own = losses.softmax(
             query[:, None],

@@ -33,7 +33,7 @@ from jaxrec.devices.mesh import TABLE, placed, replicated
 from jaxrec.errors import UserError
 from jaxrec.nn import bipartite, embeddings
 from jaxrec.nn.attention import causal_mask, softmax_among
-from jaxrec.nn.bipartite import Nodes, spread
+from jaxrec.nn.bipartite import Nodes, spread, whole
 from jaxrec.nn.blocks import Block2018
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import lookup, values_at
@@ -191,7 +191,7 @@ class UniCDR(Model):
         layers, domain = [spread(x)], spread(constants['domains'][:, None])
         for _ in range(self.config.layers):
             layers.append(sum(self._hop(edges, degrees, layers[-1], domain == n) for n in (1, 2)))
-        return placed(replicated(sum(layers) / len(layers)), TABLE)
+        return placed(whole(sum(layers) / len(layers), len(x)), TABLE)
 
     def _hop(self, edges, degrees, x, mine):
         """R^T R x of the items of a domain, R the pairs over the roots of both degrees."""

@@ -2,7 +2,8 @@
 
 The graph is a matrix R [users, items] of zeros and ones and its transpose, each by rows, so that
 neither product scatters. Both together are symmetric: the backward pass of a product with them is
-the same product. On a CPU it is that of a CSR matrix, elsewhere sums of sorted segments.
+the same product. On a CPU it is that of a CSR matrix, elsewhere sums of sorted segments. Where the
+devices do not divide the rows, what is split over them ends with rows of zeros: `spread`, `whole`.
 """
 
 from typing import NamedTuple
@@ -46,7 +47,7 @@ def graph(users: np.ndarray, items: np.ndarray, rows: Nodes, pieces: int) -> tup
 
     Args:
       users, items: int [E], numbers of the pairs.
-      rows: of both tables; `pieces` divides them.
+      rows: of both tables; the pieces hold as many, rounded up to a multiple of their number.
       pieces: P, a multiple of the devices that will share them.
     """
     ends = zip((users, items), rows, strict=True)
@@ -60,9 +61,9 @@ def graph(users: np.ndarray, items: np.ndarray, rows: Nodes, pieces: int) -> tup
 
 
 def _side(rows, columns, shares, count, pieces):
-    order = np.lexsort((columns, rows))
-    rows, columns, shares, each = rows[order], columns[order], shares[order], count // pieces
-    piece, first = rows // each, np.searchsorted(rows, np.arange(0, count, each))
+    order, each = np.lexsort((columns, rows)), -(-count // pieces)
+    rows, columns, shares = rows[order], columns[order], shares[order]
+    piece, first = rows // each, np.searchsorted(rows, np.arange(pieces) * each)
     place = np.arange(len(rows)) - first[piece]
     shape = pieces, int(place.max(initial=0)) + 1
     side = Side(
@@ -84,7 +85,7 @@ def exchange(edges: Nodes, kept: Nodes | None, x: Nodes) -> Nodes:
     Args:
       edges: of `graph`.
       kept: float32 like the columns of both sides, weights of the entries; None = all 1.
-      x: [rows, D] of both; split like the result.
+      x: [rows, D] of both, split like the result, see `spread`.
 
     Returns:
       [rows, D] of both, split over all devices.
@@ -120,7 +121,7 @@ def _product(side, kept, x):
 
 
 def degrees(edges: Nodes, kept: Nodes, rows: Nodes) -> Nodes:
-    """float32 [rows] of both: the sum of each node's weights."""
+    """float32 of both, spread like x: the sum of each node's weights."""
     ones = exchange(edges, kept, Nodes(*(jnp.ones((n, 1), jnp.float32) for n in rows)))
     return Nodes(ones.users[:, 0], ones.items[:, 0])
 
@@ -132,7 +133,7 @@ def propagated(edges: Nodes, kept: Nodes | None, degrees: Nodes, x: Nodes) -> No
     """
     if kept is None:
         return exchange(edges, Nodes(*(side.shares for side in edges)), Nodes(*map(spread, x)))
-    scale = [spread(inverse_root(d))[:, None] for d in degrees]
+    scale = [spread(inverse_root(d)[:, None]) for d in degrees]
     scaled = Nodes(*(s * spread(v) for s, v in zip(scale, x, strict=True)))
     return Nodes(*(s * v for s, v in zip(scale, exchange(edges, kept, scaled), strict=True)))
 
@@ -143,8 +144,16 @@ def inverse_root(degrees: jax.Array) -> jax.Array:
 
 
 def spread(x: jax.Array) -> jax.Array:
-    """[rows, ..] split over all devices."""
-    return placed(x, P(('data', 'model'), *[None] * (x.ndim - 1)))
+    """[rows, D] split over all devices, with rows of zeros at the end until they divide them."""
+    more = -len(x) % jax.sharding.get_abstract_mesh().size if on_mesh() else 0
+    if more:
+        x = jnp.pad(replicated(x), ((0, more), (0, 0)))
+    return placed(x, P(('data', 'model'), None))
+
+
+def whole(x: jax.Array, rows: int) -> jax.Array:
+    """The first `rows` of what is `spread`, on every device."""
+    return replicated(x)[:rows] if len(x) > rows else replicated(x)
 
 
 def drop_edges(edges: Nodes, items: int, rate: float, key: jax.Array) -> Nodes:

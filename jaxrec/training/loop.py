@@ -226,7 +226,8 @@ class _Run:
         self._stop_at = since + settings.epochs * self._batches.steps_per_epoch
         if settings.steps:
             self._stop_at = settings.steps if alone else min(self._stop_at, settings.steps)
-        self._every = max(round(settings.eval_every * self._batches.steps_per_epoch), 1)
+        every = round(settings.eval_every * self._batches.steps_per_epoch)
+        self._every = max(every, settings.eval_steps, 1)
         self.places[0].logs.line(self._about())
         if self._due() and not self._validated():
             self._validate()  # a signal, or a kill, came before this validation
