@@ -57,7 +57,7 @@ def histories(experiment: Experiment) -> Histories:
     if task.texts.encoder:
         made.titles = np.arange(ITEMS).astype('S')
     if task.split == 'given':
-        made.features['part'] = np.tile(np.maximum(np.arange(length) % 5 - 2, 0.0), USERS)
+        made.features['part'] = np.maximum(np.arange(events) % 50 - 47.0, 0)
     for signal in inputs.rewards.signals if inputs.rewards else ():
         for column in {signal.column, signal.within} - {''}:
             made.features[column] = rng.integers(1, 9, events).astype(np.float64)
