@@ -126,9 +126,7 @@ def candidate_counts(
     Returns:
       greater, ties: int32 [B, 1].
     """
-    items = jnp.concatenate([targets, candidates], axis=1)
-    rows = lookup(table, items).astype(jnp.float32)
-    scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), rows).max(1)
+    scores = _item_scores(queries, table, jnp.concatenate([targets, candidates], axis=1))
     target_score, others = scores[:, :1], scores[:, 1:]
     same_item = candidates == targets
     ties = (same_item | (others == target_score)) & (candidates > 0)
@@ -138,6 +136,20 @@ def candidate_counts(
         jnp.where(hopeless, UNREACHABLE, greater.sum(1, keepdims=True, dtype=jnp.int32)),
         jnp.where(hopeless, 0, ties.sum(1, keepdims=True, dtype=jnp.int32)),
     )
+
+
+def _item_scores(queries, table, items):
+    """[B, n] of a user's items; between shards move scores, of which one has each, not vectors."""
+
+    def local(queries, items, table):
+        place = items - _first_item(table)
+        vectors = table.at[jnp.clip(place, 0, len(table) - 1)].get().astype(jnp.float32)
+        scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), vectors).max(1)
+        mine = (place >= 0) & (place < len(table))
+        return jax.lax.psum(jnp.where(mine, scores, 0), 'model')
+
+    specs = P('data'), P('data'), TABLE
+    return jax.shard_map(local, in_specs=specs, out_specs=P('data'))(queries, items, table)
 
 
 def top_k(
