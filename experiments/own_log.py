@@ -25,5 +25,5 @@ def get_config() -> Experiment:
         task=next_item.Config(valid_users=20_000),
         data=Data(),
         optim=Optim(learning_rate=1e-3, ema=0.995),
-        train=Train(batch_rows=32, epochs=100, patience=5),
+        train=Train(batch_rows=32, epochs=100, eval_steps=100, patience=5),
     )
