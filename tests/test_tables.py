@@ -535,6 +535,7 @@ NEW_FIELDS = (
     'domain',
     'in_domain',
     'valid_seen',
+    'support_seed',
     'overlap',
     'shuffled',
 )
@@ -560,6 +561,7 @@ def first_format(cell, ranks, **config_changes):
     for name in (
         *(f'task.{n}' for n in NEW_FIELDS),
         'train.start_from',
+        'train.eval_steps',
         'task.start_table',
         'data.domain_col',
         'data.text_col',
