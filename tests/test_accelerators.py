@@ -137,8 +137,11 @@ def test_every_experiment_fits_and_moves_no_table(path, name, split, monkeypatch
         for kind, moved in program['collectives'].items():
             if what == 'step' and kind == 'all-reduce':
                 continue  # the sum of a dense table's gradient
-            if 'item' in sizes and looked_up < shard:
-                assert moved['largest'] < most, (what, kind, moved)
+            if 'item' in sizes:
+                assert moved['largest'] < max(most, looked_up * width), (what, kind, moved)
+                if users:  # users x items
+                    at_most = max(users * shard, looked_up * width)
+                    assert moved['largest'] < at_most, (what, kind, moved)
             wrong = tables | ({n * users for n in held} - {0})
             for shape in moved['shapes']:
                 assert math.prod(shape) not in wrong, (what, kind, shape)

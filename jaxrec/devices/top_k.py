@@ -126,7 +126,8 @@ def candidate_counts(
     Returns:
       greater, ties: int32 [B, 1].
     """
-    scores = _item_scores(queries, table, jnp.concatenate([targets, candidates], axis=1))
+    items = jnp.concatenate([targets, candidates], axis=1)
+    scores = _item_scores(queries, table, items).max(1)
     target_score, others = scores[:, :1], scores[:, 1:]
     same_item = candidates == targets
     ties = (same_item | (others == target_score)) & (candidates > 0)
@@ -139,14 +140,14 @@ def candidate_counts(
 
 
 def _item_scores(queries, table, items):
-    """[B, n] of a user's items; between shards move scores, of which one has each, not vectors."""
+    """[B, K, n] of a user's items; scores, each of one shard, move between shards, not vectors."""
 
     def local(queries, items, table):
         place = items - _first_item(table)
         vectors = table.at[jnp.clip(place, 0, len(table) - 1)].get().astype(jnp.float32)
-        scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), vectors).max(1)
+        scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), vectors)
         mine = (place >= 0) & (place < len(table))
-        return jax.lax.psum(jnp.where(mine, scores, 0), 'model')
+        return jax.lax.psum(jnp.where(mine[:, None], scores, 0), 'model')
 
     specs = P('data'), P('data'), TABLE
     return jax.shard_map(local, in_specs=specs, out_specs=P('data'))(queries, items, table)
@@ -199,9 +200,7 @@ def winners(queries: jax.Array, table: jax.Array, items: jax.Array) -> jax.Array
     """
     if queries.shape[1] == 1:
         return jnp.zeros_like(items)
-    rows = lookup(table, items).astype(jnp.float32)
-    scores = _product('bkd,bnd->bkn', queries.astype(jnp.float32), rows)
-    return scores.argmax(1).astype(jnp.int32)
+    return _item_scores(queries, table, items).argmax(1).astype(jnp.int32)
 
 
 def _best(scores, first, k):
