@@ -1,6 +1,7 @@
 """LightGCN and its family against dense float64 references of their formulas."""
 
 import dataclasses
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,6 @@ from jaxrec import losses
 from jaxrec.devices.mesh import Divided, put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import check_fields
-from jaxrec.losses import nodes
 from jaxrec.models import lightgcn
 from jaxrec.models.lightgcn import Config, Views
 from jaxrec.nn import bipartite
@@ -206,25 +206,31 @@ def test_contrast(among):
     assert float(got) == pytest.approx(slow_contrast(flat(first), flat(second), among), rel=1e-5)
 
 
-def test_rows_of_a_contrast_in_groups(monkeypatch):
-    """Where the scores are many: the same values and gradients a few rows at a time."""
+def test_info_nce_among(monkeypatch):
+    """Values and gradients of the formula, in one piece and a few rows at a time."""
     rng = np.random.default_rng(0)
-    q, k = (jnp.asarray(rng.normal(size=(n, 5)), jnp.float32) for n in (8, 20))
-    own_, counted = jnp.arange(8, dtype=jnp.int32), jnp.arange(20) < 17
+    q, k = (jnp.asarray(rng.normal(size=(n, 5)), jnp.float32) for n in (70, 20))
+    own_, counted = rng.integers(0, 17, 70).astype(np.int32), np.arange(20) < 17
+    weights = (rng.random(70) * (rng.random(70) < 0.7)).astype(np.float32)
 
     def total(q, k):
-        return losses.info_nce_among(q, k, own_, counted, temperature=0.3).sum()
+        return losses.info_nce_among(q, k, own_, counted, weights, temperature=0.3)
 
-    whole = jax.value_and_grad(total, (0, 1))(q, k)
-    few = dataclasses.replace(nodes.tuning(), logits=40)
-    monkeypatch.setattr(nodes, 'tuning', lambda: few)
-    assert nodes._groups(8, 20) == 4
-    for one, other in zip(
-        jax.tree.leaves(jax.value_and_grad(total, (0, 1))(q, k)),
-        jax.tree.leaves(whole),
-        strict=True,
-    ):
-        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    def slow(q, k):
+        q, k = (x / jnp.sqrt((x * x).sum(-1, keepdims=True)) for x in (q, k))
+        scores = q @ k[:17].T / 0.3
+        each = jax.nn.logsumexp(scores, axis=-1) - scores[np.arange(70), own_]
+        return (weights * each).sum() / weights.sum()
+
+    with jax.enable_x64(True):
+        wide = jax.value_and_grad(slow, (0, 1))(*(jnp.asarray(x, jnp.float64) for x in (q, k)))
+    softmax = importlib.import_module('jaxrec.losses.softmax')  # not the function of that name
+    whole = softmax.tuning()
+    for tuned in (whole, dataclasses.replace(whole, logits=40)):
+        monkeypatch.setattr(softmax, 'tuning', lambda tuned=tuned: tuned)
+        got = jax.value_and_grad(total, (0, 1))(q, k)
+        for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wide), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 DROPS = ('node_drop', 'edge_drop', 'random_walk', 'feature_mask')
@@ -238,10 +244,9 @@ def test_views_that_change_nothing_are_the_main_graph(kind):
     view = model.mean(model.layers(constants(), kind, KEY))
     np.testing.assert_array_equal(flat(main), flat(view))
     x = jnp.asarray(main.users[:8])
-    values = losses.info_nce_among(
-        x, x[:1] * 0 + x, jnp.arange(8, dtype=jnp.int32), jnp.arange(8) < 1, temperature=0.2
-    )
-    assert float(values[0]) == pytest.approx(0, abs=1e-5)
+    ids, first = jnp.arange(8, dtype=jnp.int32), jnp.arange(8) < 1
+    value = losses.info_nce_among(x, x, ids, first, first.astype(jnp.float32), temperature=0.2)
+    assert float(value) == pytest.approx(0, abs=1e-5)
 
 
 def test_views_of_dropped_edges():
@@ -313,6 +318,29 @@ def test_one_pass():
     final = slow_layers(model, 1)[1]
     expected = slow_contrast(final, final, 'batch')
     assert value(model)[1]['contrast'] == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_gradient_of_noisy_views():
+    """That of the main pass is that of the views, each differentiated by itself."""
+    views = Views('noise', weight=0.5, noise=0.2)
+    graphdef, params = nnx.split(make(layers=2, own_layer=False, views=views))
+    without = nnx.split(make(layers=2, own_layer=False))[0]
+    batch = jax.tree.map(jnp.asarray, BATCH)
+
+    def each(params):
+        model = nnx.merge(graphdef, params)
+        found = [
+            model.mean(model.layers(constants(), 'noise', key)) for key in jax.random.split(KEY)
+        ]
+        rest = nnx.merge(without, params).loss(batch, constants(), {}, KEY)[0]
+        return rest + 0.5 * model.contrast(*found, batch)
+
+    def at_once(params):
+        return nnx.merge(graphdef, params).loss(batch, constants(), {}, KEY)[0]
+
+    got, expected = (jit(jax.value_and_grad(f))(params) for f in (at_once, each))
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', ['edge_drop', 'noise'])

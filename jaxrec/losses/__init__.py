@@ -1,7 +1,7 @@
 """Losses: pure functions of scores or vectors, one value per target; the caller weighs and reduces.
 
-The exact softmax is the exception: it makes the gradient of the table in the forward pass, so it
-takes the weights and returns the weighted mean.
+The exact softmax and InfoNCE among nodes are the exceptions: they make their gradients in the forward
+pass, so they take the weights and return the weighted mean.
 """
 
 from jaxrec.losses.contrastive import (

@@ -6,51 +6,48 @@ Unlike `contrastive.info_nce`, a node is looked for among nodes that need not be
 import jax
 import jax.numpy as jnp
 
-from jaxrec.devices.mesh import lookup, split_rows
-from jaxrec.devices.tuning import tuning
+from jax import P
+
+from jaxrec.devices.mesh import TABLE, lookup, placed, table_rows
 from jaxrec.losses.contrastive import unit
+from jaxrec.losses.softmax import log_partition_sum
 
 
 def info_nce_among(
-    queries: jax.Array, keys: jax.Array, own: jax.Array, counted: jax.Array, *, temperature: float
+    queries: jax.Array,
+    keys: jax.Array,
+    own: jax.Array,
+    counted: jax.Array,
+    weights: jax.Array,
+    *,
+    temperature: float | jax.Array,
 ) -> jax.Array:
     """One-sided InfoNCE, the positive in the denominator (SGL, Wu et al. 2021, eq. 10).
 
     -log e^s(q_i, k_own(i)) / sum_n e^s(q_i, k_n) over the n that count, s a cosine over the
-    temperature. A few rows at a time where the scores are many, and again in the backward pass.
+    temperature. Like `softmax` it holds a few rows of scores at a time, and yields the gradients of
+    queries and keys in the same pass.
 
     Args:
       queries: [B, D].
       keys: [N, D], whole on every device.
       own: int32 [B], which of the keys is each query's.
       counted: bool [N].
+      weights: [B].
       temperature: above 0.
 
     Returns:
-      [B], one value per query.
+      Scalar, the mean over the queries by their weights.
     """
-    queries, keys = unit(queries), unit(keys)
-    positive = (queries * lookup(keys, own)).sum(-1) / temperature
-
-    @jax.checkpoint
-    def rest(some):
-        scores = jnp.einsum('bd,nd->bn', some, keys, preferred_element_type=jnp.float32)
-        return jax.nn.logsumexp(jnp.where(counted, scores / temperature, -jnp.inf), axis=-1)
-
-    groups = _groups(len(queries), len(keys))
-    if groups == 1:
-        return rest(queries) - positive
-    some = jnp.moveaxis(split_rows(queries, groups), 1, 0)
-    return jnp.moveaxis(jax.lax.map(rest, some), 0, 1).reshape(len(queries)) - positive
-
-
-def _groups(rows: int, keys: int) -> int:
-    """In how many groups the rows are taken, a power of two that divides those of a device."""
-    devices = jax.sharding.get_abstract_mesh().shape.get('data', 1)
-    each, groups = rows // devices, 1
-    while each % 2 == 0 and each * keys > tuning().logits:
-        each, groups = each // 2, groups * 2
-    return groups
+    weights = jax.lax.stop_gradient(weights)
+    queries, keys = unit(queries) / temperature, unit(keys)
+    positive = (queries * lookup(keys, own)).sum(-1)
+    more = table_rows(len(keys)) - len(keys)  # rows that every mesh can split
+    keys, counted = jnp.pad(keys, ((0, more), (0, 0))), jnp.pad(counted, (0, more))
+    among = placed(counted, P(TABLE[0]))
+    queries, each = queries[:, None], weights[:, None]
+    rest = log_partition_sum(queries, placed(keys, TABLE), each, among, None, 0, False)
+    return (rest - (weights * positive).sum()) / jnp.maximum(weights.sum(), 1e-9)
 
 
 def info_nce_of_shares(

@@ -59,7 +59,7 @@ def softmax(
         mean = jnp.where(is_item[:, None], table.astype(wide), 0).sum(0) / num_items
         wanted = wanted + label_smoothing * mean
     among = placed(is_item, P(TABLE[0]))
-    total = _log_partition_sum(queries, table, weights, among, None, chunk, False)
+    total = log_partition_sum(queries, table, weights, among, None, chunk, False)
     total = total - (weights * (queries.astype(wide) * wanted).sum(-1)).sum()
     return total / jnp.maximum(weights.sum(), 1e-9)
 
@@ -95,17 +95,17 @@ def in_domain(
             marks = marks.at[rows].add(1 << n)
         wanted = jnp.where(domain > 0, 1 << (domain - 1), _ANY)
         args = queries, table, weights, placed(marks, P(TABLE[0])), wanted
-        total = total + _log_partition_sum(*args, chunk, False)
+        total = total + log_partition_sum(*args, chunk, False)
         return total / jnp.maximum(weights.sum(), 1e-9)
     for n, rows in enumerate(of_domain, 1):
         rows = placed(jnp.pad(rows, (0, table_rows(len(rows)) - len(rows))), P(TABLE[0]))
         args = queries, lookup(table, rows), weights * (domain == n), rows > 0, None
-        total = total + _log_partition_sum(*args, chunk, True)
+        total = total + log_partition_sum(*args, chunk, True)
     return total / jnp.maximum(weights.sum(), 1e-9)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _log_partition_sum(queries, table, weights, among, wanted, chunk, sparse):
+def log_partition_sum(queries, table, weights, among, wanted, chunk, sparse):
     """sum_t weights[t] log sum_i exp(queries[t] . table[i]) over the rows i in `among`.
 
     `among` [rows] is bool, or the bits of the sets a row is in, where `wanted` has each token's
@@ -124,7 +124,7 @@ def _log_partition_backward(chunk, sparse, residuals, g):
     return by_queries, by_table, None, None, None
 
 
-_log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
+log_partition_sum.defvjp(_log_partition_forward, _log_partition_backward)
 
 
 def _log_partition(queries, table, weights, among, wanted, chunk, sparse, gradients):

@@ -241,12 +241,23 @@ class LightGCN(Model):
             if one_pass:
                 first, second = Nodes(users, items), self._whole(layers[config.views.layer])
             else:
-                first, second = (
-                    self.mean(self.layers(constants, config.views.kind, k)) for k in keys.values()
-                )
+                main = Nodes(users, items)
+                first, second = (self._view(constants, k, main) for k in keys.values())
             contrast = self.contrast(first, second, batch)
             value, terms = value + config.views.weight * contrast, {**terms, 'contrast': contrast}
         return value, (terms, carry)
+
+    def _view(self, constants, key, main):
+        """Final vectors of a view.
+
+        Noise has no gradient, so that of its vectors is that of the main pass: one backward pass
+        serves them all.
+        """
+        found = self.mean(self.layers(constants, self.config.views.kind, key))
+        if self.config.views.kind != 'noise':
+            return found
+        different = jax.tree.map(jnp.subtract, found, main)
+        return jax.tree.map(jnp.add, main, jax.lax.stop_gradient(different))
 
     def _softmax(self, user, item, batch, constants):
         """[B], each target among the batch's others; an item's share is that of its edges."""
@@ -308,10 +319,10 @@ class LightGCN(Model):
             keys, own = lookup(second, everyone), jnp.arange(len(everyone), dtype=jnp.int32)
             own, once = (placed(x, P('data')) for x in (own, counted))
             weights = weights * once
-        values = losses.info_nce_among(
-            lookup(first, ids), keys, own, counted, temperature=self.config.views.temperature
+        temperature = self.config.views.temperature
+        return losses.info_nce_among(
+            lookup(first, ids), keys, own, counted, weights, temperature=temperature
         )
-        return weighted_mean(values, weights)
 
 
 def noisy(x: jax.Array, length: float, key: jax.Array) -> jax.Array:

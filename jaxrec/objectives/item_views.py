@@ -102,4 +102,5 @@ def term(first: jax.Array, second: jax.Array, temperature: float | jax.Array) ->
       temperature: above 0.
     """
     own, everyone = jnp.arange(len(first), dtype=jnp.int32), jnp.ones(len(first), bool)
-    return losses.info_nce_among(first, second, own, everyone, temperature=temperature).mean()
+    weights = jnp.ones(len(first), first.dtype)
+    return losses.info_nce_among(first, second, own, everyone, weights, temperature=temperature)
