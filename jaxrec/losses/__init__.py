@@ -1,6 +1,6 @@
 """Losses: pure functions of scores or vectors, one value per target; the caller weighs and reduces.
 
-The exact softmax and InfoNCE among nodes are the exceptions: they make their gradients in the forward
+Exceptions are the exact softmax and InfoNCE among nodes: they make their gradients in the forward
 pass, so they take the weights and return the weighted mean.
 """
 

@@ -5,7 +5,6 @@ Unlike `contrastive.info_nce`, a node is looked for among nodes that need not be
 
 import jax
 import jax.numpy as jnp
-
 from jax import P
 
 from jaxrec.devices.mesh import TABLE, lookup, placed, table_rows
