@@ -258,7 +258,9 @@ class TwoTower(Model):
         if self.attributes is not None:
             x += self.attributes.vectors(batch['features'])
         x = dropout(jnp.concatenate(x, -1), self.config.dropout, key) * real
-        total, count = (jnp.cumsum(one, 1)[:, -last:] for one in (x, real))
+        length = x.shape[1]
+        upto = jnp.tril(jnp.ones((length, length), x.dtype))[-last:]  # of each place, as a product
+        total, count = (jnp.einsum('ml,bld->bmd', upto, one) for one in (x, real))
         return total / jnp.maximum(count, 1)
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
