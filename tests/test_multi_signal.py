@@ -191,21 +191,33 @@ def test_without_a_bank_it_is_plain_info_nce():
 
 
 def test_feedback_term():
+    """Of rows with two users each, whom padding parts."""
     u, _ = users_and_items()
-    events = jnp.asarray(unit(RNG.normal(size=(N, 4, 5))))
-    views = jnp.stack([events, jnp.asarray(unit(RNG.normal(size=events.shape)))])
-    items = RNG.integers(1, 9, (N, 4)) * (np.arange(4) > 0)  # the first place is padding
-    signs = np.array(
-        [[1, 1, 1, -1], [1, 1, 0, 0], [1, -1, -1, -1], [1, 0, 0, 0], [1, 1, -1, 1], [-1, 1, 1, 1]]
-    )
+    shape = N, 3
+    events = unit(RNG.normal(size=(*shape, 5)))
+    views = np.stack([events, unit(RNG.normal(size=events.shape))])
+    items = RNG.integers(1, 9, shape)
+    signs = np.array([[1, 1, -1], [1, 0, 0], [-1, -1, -1], [0, 0, 0], [1, -1, 1], [1, 1, 1]])
     banked = np.array([0, 1, 2, 3, 4, 5, 6, 7, 8])
     bank = filled(unit(RNG.normal(size=(K, 5))), banked)
+
+    def packed(x):
+        """[N / 2, 8, ..]: a place of padding before each of both."""
+        pads = [(0, 0), (0, 0), (1, 0), *[(0, 0)] * (x.ndim - 2)]
+        x = np.pad(x.reshape(N // 2, 2, 3, *x.shape[2:]), pads)
+        return jnp.asarray(x.reshape(N // 2, 8, *x.shape[3:]))
+
+    rows = {'items': packed(items), 'feedback': packed(signs)}
+    rows['segments'] = packed(np.ones(shape, int) * ([[1], [2]] * (N // 2)))
+    given = u, jnp.stack([packed(one) for one in views]), packed(events)
     term = functools.partial(multi_signal.feedback, settings=MultiSignal())
-    values, weights = term(u, views, events, jnp.asarray(items), jnp.asarray(signs), bank)
+    values, weights = term(*given, rows, bank)
+    assert not weights[rows['feedback'] <= 0].any()
+    per_user = np.asarray(values * weights).reshape(N, 4).sum(1)
     for n in range(N):
-        liked = [w for w in range(1, 4) if signs[n, w] > 0]
-        assert weights[n] == bool(liked)
-        rest = [u[n] @ events[n, w] for w in range(1, 4) if signs[n, w] < 0]
+        liked = [w for w in range(3) if signs[n, w] > 0]
+        assert weights.reshape(N, 4)[n].sum() == float(bool(liked))
+        rest = [u[n] @ events[n, w] for w in range(3) if signs[n, w] < 0]
         rest += [u[n] @ bank['vectors'][m] for m in range(1, K) if banked[m] not in items[n]]
         rest = np.exp(np.array(rest) / 0.1).sum()
         each = [
@@ -213,17 +225,21 @@ def test_feedback_term():
             for w in liked
             for p in (float(np.exp(u[n] @ view[n, w] / 0.1)) for view in views)
         ]
-        np.testing.assert_allclose(values[n], np.mean(each) if liked else 0, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(per_user[n], np.mean(each) if liked else 0, rtol=1e-5, atol=1e-6)
+    # without signals every event was liked
+    every = term(*given, {**rows, 'feedback': jnp.ones_like(rows['items'])}, bank)
+    alike = term(*given, {n: x for n, x in rows.items() if n != 'feedback'}, bank)
+    jax.tree.map(np.testing.assert_array_equal, alike, every)
     # who disliked nothing: no gradient at all through negatives, and without a bank nothing to lose
-    none = jnp.asarray(np.maximum(signs, 0))
-    value, grads = jax.value_and_grad(
-        lambda e: term(u, views, e, jnp.asarray(items), none, None)[0].sum()
-    )(events)
+    none = {**rows, 'feedback': jnp.maximum(rows['feedback'], 0)}
+
+    def total(events, bank):
+        return jnp.multiply(*term(u, given[1], events, none, bank)).sum()
+
+    value, grads = jax.value_and_grad(total)(given[2], None)
     assert value == 0 and not grads.any()
-    grads = jax.grad(
-        lambda b: term(u, views, events, jnp.asarray(items), none, {**bank, 'vectors': b})[0].sum()
-    )
-    assert not grads(bank['vectors']).any()
+    grads = jax.grad(lambda b: total(given[2], {**bank, 'vectors': b}))(bank['vectors'])
+    assert not grads.any()
 
 
 def test_rewards_as_labels():

@@ -35,7 +35,7 @@ from jaxrec.nn.linear import through, two_layers
 from jaxrec.objectives.bank import push, start_bank
 from jaxrec.objectives.contrast import Contrast
 from jaxrec.objectives.in_batch import holds
-from jaxrec.objectives.segments import apart
+from jaxrec.objectives.segments import apart, numbers, of_segments
 
 _NONE = jnp.finfo(jnp.float32).min / 2  # log of an empty sum, finite
 
@@ -164,19 +164,9 @@ def terms(
         named['user_item'] = losses.weighted_mean(values, weights)
         total = total + settings.user_item * named['user_item']
     if 'feedback' in model.item_terms:
-        read = {'items': batch['items'], 'segments': batch['segments']}
-        read |= {'feedback': batch['feedback']} if 'feedback' in batch else {}
-        rows = apart(read, len(targets), model.max_len)
-        found = rows.get('feedback', (rows['items'] > 0).astype(jnp.int32))
-        events = lookup(table, rows['items'])
+        events = lookup(table, batch['items'])
         values, weights = feedback(
-            u,
-            several(events, keys['feedback']),
-            project(events, 'item'),
-            rows['items'],
-            found,
-            bank,
-            settings,
+            u, several(events, keys['feedback']), project(events, 'item'), batch, bank, settings
         )
         named['feedback'] = losses.weighted_mean(values, weights)
         total = total + settings.feedback * named['feedback']
@@ -223,38 +213,41 @@ def feedback(
     users: jax.Array,
     positives: jax.Array,
     events: jax.Array,
-    items: jax.Array,
-    signs: jax.Array,
+    rows: dict,
     bank: dict | None,
     settings: MultiSignal,
 ) -> tuple[jax.Array, jax.Array]:
-    """Of each user: mean over liked events p and views of -log e^s_p / (e^s_p + sum e^s).
+    """Of each liked event p: mean over views of -log e^s_p / (e^s_p + sum e^s).
 
     The sum is over the user's disliked events and the bank without items of the user's own; without
     either the value is 0.
 
     Args:
-      users: [N, D] unit vectors.
-      positives: [A, N, W, D] views of the events, events: [N, W, D], unit vectors.
-      items: int32 [N, W] of the events, 0 = padding.
-      signs: int32 [N, W], 1 liked, -1 disliked.
+      users: [N, D] unit vectors, in the order of `segments.ends`, whole on every device.
+      positives: [A, B, L, D] views of the events, events: [B, L, D], unit vectors.
+      rows: int32 [B, L]: items, segments, feedback, 1 liked, -1 disliked; without it all are liked.
       bank, settings: see `user_item`.
 
     Returns:
-      [N] and their weights [N]: 0 for a user who liked nothing.
+      [B, L] and their weights [B, L], whose sum is 1 over the events that a user liked.
     """
-    users, tau = _split(users), settings.temperature
-    liked = ((signs > 0) & (items > 0)).astype(jnp.float32)
-    disliked = (signs < 0) & (items > 0)
-    rest = _log_sum(jnp.einsum('nd,nwd->nw', users, events) / tau, disliked)
+    items, segments, tau = rows['items'], rows['segments'], settings.temperature
+    real, signs = segments > 0, rows.get('feedback', jnp.ones_like(items))
+    liked, disliked = (real & (signs > 0)).astype(jnp.float32), real & (signs < 0)
+    number = numbers(segments)
+    own = lookup(users, number)
+    same = segments[:, :, None] == segments[:, None, :]
+    scores = (own * events).sum(-1) / tau
+    rest = _log_sum(scores[:, None], same & disliked[:, None])
     if bank is not None:
-        vectors, numbers = jax.lax.stop_gradient(bank['vectors']), bank['items']
-        shown = (numbers > 0) & ~holds(items, numbers)
-        rest = jnp.logaddexp(rest, _log_sum(jnp.einsum('nd,md->nm', users, vectors) / tau, shown))
-    scores = jnp.einsum('nd,anwd->anw', users, positives) / tau
-    values = (jnp.logaddexp(scores, rest[:, None]) - scores).mean(0)
-    values = (values * liked).sum(1) / jnp.maximum(liked.sum(1), 1)
-    return values, (liked.sum(1) > 0).astype(jnp.float32)
+        vectors = jax.lax.stop_gradient(bank['vectors'])
+        read = apart({'items': items, 'segments': segments}, len(users), items.shape[1])
+        shown = (bank['items'] > 0) & ~holds(read['items'], bank['items'])
+        of_bank = _log_sum(jnp.einsum('nd,md->nm', _split(users), vectors) / tau, shown)
+        rest = jnp.logaddexp(rest, lookup(replicated(of_bank)[:, None], number)[..., 0])
+    scores = (own * positives).sum(-1) / tau
+    values = (jnp.logaddexp(scores, rest) - scores).mean(0)
+    return values, liked / jnp.maximum(of_segments(liked, segments), 1)
 
 
 def _log_sum(scores, shown):

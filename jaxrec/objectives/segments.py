@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import P
 
-from jaxrec.devices.mesh import on_mesh, replicated
+from jaxrec.devices.mesh import on_mesh, placed, replicated
 from jaxrec.nn.dropout import counted, hashed
 
 Rows = dict[str, Any]  # arrays [B, L, ..] of events, which may be nested
@@ -94,6 +94,12 @@ def ends(segments: jax.Array) -> jax.Array:
     """bool [B, L], the newest event of every segment."""
     after = jnp.pad(segments[:, 1:], ((0, 0), (0, 1)))
     return (segments > 0) & (segments != after)
+
+
+def numbers(segments: jax.Array) -> jax.Array:
+    """int32 [B, L], placed like `segments`: of every event its segment's number among `ends`."""
+    last = replicated(ends(segments)).reshape(-1).astype(jnp.int32)
+    return placed((jnp.cumsum(last) - last).reshape(segments.shape), P('data', None))
 
 
 def newest_places(segments: jax.Array, count: int, fill: int = 0) -> jax.Array:

@@ -11,7 +11,14 @@ from jaxrec import losses, rng
 from jaxrec.devices.mesh import on_mesh, placed, replicated
 from jaxrec.nn.dropout import hashed
 from jaxrec.objectives import augment
-from jaxrec.objectives.segments import Rows, Segments, ends, newest_places, of_segments, uniform
+from jaxrec.objectives.segments import (
+    Rows,
+    Segments,
+    newest_places,
+    numbers,
+    of_segments,
+    uniform,
+)
 
 VIEWS = ('augment', 'dropout', 'cutoff', 'token_cutoff', 'shuffle', 'adversarial', 'same_target')
 VIEWS += ('mixed',)
@@ -84,9 +91,7 @@ def mixed(rows: Rows, key: jax.Array, alpha: float, users: int) -> Rows:
     whole = jax.tree.map(replicated, rows)
     segments = whole['segments']
     count = len(segments)
-    number = (jnp.cumsum(ends(segments).reshape(-1)) - ends(segments).reshape(-1)).reshape(
-        segments.shape
-    )
+    number = replicated(numbers(segments))
     other = (jnp.arange(count) + jax.random.randint(keys['turn'], (), 1, max(count, 2))) % count
     drawn = jax.random.beta(keys['shares'], alpha, alpha, (users,))
     share = jnp.maximum(drawn, 1 - drawn)[jnp.minimum(number, users - 1)]
