@@ -1,6 +1,7 @@
 """Disentangled seq2seq against float64 loops: cuts, intentions, losses and which of them count."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from flax import nnx
 from models import jit
 from test_cl4srec import ITEMS, QUIET, L, experiment, loss_of, problem_of, start
 
+from jaxrec import rng
 from jaxrec.devices.mesh import put_batch
 from jaxrec.experiment import check
 from jaxrec.objectives import seq2seq
@@ -30,66 +32,106 @@ def softmax(x):
     return e / e.sum()
 
 
-def of_lengths(lengths):
-    """Right-aligned rows; items count from 1 in a row."""
-    lengths = np.array(lengths)[:, None]
-    index = np.arange(W) - (W - lengths)
-    real = index >= 0
-    items = np.where(real, 10 * np.arange(len(lengths))[:, None] + index + 1, 0)
-    return {
-        'items': jnp.asarray(items, jnp.int32),
-        'segments': jnp.asarray(real, jnp.int32),
-        'positions': jnp.asarray(np.where(real, np.arange(W), 0), jnp.int32),
-        'features': {'x': jnp.asarray(items + 1000 * real, jnp.int32)},
-    }
+def packed(*rows_of_lengths):
+    """Rows of L places with segments of these lengths, right-aligned, and the histories."""
+    shape, count = (len(rows_of_lengths), L), 0
+    rows = {n: np.zeros(shape, np.int32) for n in ('items', 'segments', 'positions')}
+    histories = []
+    for row, lengths in enumerate(rows_of_lengths):
+        at = L - sum(lengths)
+        for number, length in enumerate(lengths, 1):
+            items = np.arange(count + 1, count + length + 1)
+            where = row, slice(at, at + length)
+            rows['items'][where], rows['segments'][where] = items, number
+            rows['positions'][where] = np.arange(W - length, W)
+            histories.append((where, items.tolist()))
+            at, count = at + length, count + length
+    rows['features'] = {'x': rows['items'] + 1000 * (rows['items'] > 0)}
+    return jax.tree.map(jnp.asarray, rows), histories
 
 
 def test_a_cut_is_the_past_and_the_future_backwards():
-    rows, seen = of_lengths([5, 4, 2, 1, 0, 5]), set()
-    make = jax.jit(seq2seq.cut)
-    for number in range(40):
-        past, future = jax.tree.map(np.asarray, make(rows, jax.random.key(number)))
-        for n in range(N):
-            whole = [i for i in np.asarray(rows['items'])[n] if i]
-            parts = [[i for i in part['items'][n] if i] for part in (past, future)]
-            assert parts[0] + parts[1][::-1] == whole
-            if len(whole) > 1:
-                assert min(map(len, parts)) > 0
-                seen.add((len(whole), len(parts[0])))
-            for part, events in zip((past, future), parts, strict=True):
-                assert part['items'][n].tolist() == [0] * (W - len(events)) + events
-                inside = part['items'][n] > 0
-                np.testing.assert_array_equal(part['segments'][n], inside)
-                np.testing.assert_array_equal(part['positions'][n], np.arange(W) * inside)
-                np.testing.assert_array_equal(
-                    part['features']['x'][n], (part['items'][n] + 1000) * inside
-                )
-    assert seen == {(5, 1), (5, 2), (5, 3), (5, 4), (4, 1), (4, 2), (4, 3), (2, 1)}
+    rows, histories = packed([5, 2], [4, 1], [5], [])
+    make, seen = jax.jit(seq2seq.cut, static_argnums=2), set()
+    for number in range(60):
+        parts = jax.tree.map(np.asarray, make(rows, jax.random.key(number), W))
+        inside = np.asarray(rows['segments']) > 0
+        np.testing.assert_array_equal(parts['segments'] > 0, inside)
+        np.testing.assert_array_equal(parts['features']['x'], (parts['items'] + 1000) * inside)
+        for where, whole in histories:
+            own, items = parts['segments'][where], parts['items'][where].tolist()
+            n = int(rows['segments'][where][0])
+            past = int((own == 2 * n - 1).sum())
+            future = len(whole) - past
+            assert own.tolist() == [2 * n - 1] * past + [2 * n] * future
+            assert items == whole[:past] + whole[past:][::-1]
+            assert past > 0 and (future > 0 or len(whole) == 1)
+            places = [*range(W - past, W), *range(W - future, W)]
+            assert parts['positions'][where].tolist() == places
+            seen.add((len(whole), past))
+    assert seen == {(5, 1), (5, 2), (5, 3), (5, 4), (4, 1), (4, 2), (4, 3), (2, 1), (1, 1)}
 
 
-def test_intentions_of_a_history():
+def parameters():
     shapes = {'prototypes': (K, D), 'kernel': (D, D), 'places': (W, D), 'bias': (D,)}
-    own = {name: RNG.normal(size=shape) for name, shape in shapes.items()}
-    beta, hidden = RNG.normal(size=(K, D)), RNG.normal(size=(2, W, D))
-    real = np.array([[False, False, True, True, True], [True] * 5])
-    phi, shares = seq2seq.intentions(
-        {k: jnp.asarray(x) for k, x in own.items()},
-        jnp.asarray(beta),
-        jnp.asarray(hidden),
-        jnp.asarray(real),
+    return {name: RNG.normal(size=shape) for name, shape in shapes.items()}
+
+
+def slow_intentions(own, z):
+    """sum_i p(k | i) p(i) z_i and sum_i p(k | i) p(i) of one history [n, D]."""
+    a = own['places'][W - len(z) :]
+    query = norm(z[-1] + a[-1] + own['bias'])
+    h = norm(z + a)
+    said = softmax((h + np.maximum(h @ own['kernel'], 0)) @ query / D**0.5)
+    share = np.stack([softmax(norm(own['prototypes']) @ norm(x) / D**0.5) for x in z])
+    np.testing.assert_allclose(share.sum(1), 1)
+    return np.einsum('w,wk,wd->kd', said, share, z), said @ share
+
+
+def test_intentions_of_histories():
+    own, (rows, histories) = parameters(), packed([3, 2], [5, 1])
+    hidden = RNG.normal(size=(2, L, D))
+    given = {k: jnp.asarray(x) for k, x in own.items()}, jnp.asarray(hidden), rows
+    summed, shares = seq2seq.intentions(*given)
+    for where, _ in histories:
+        total, used = slow_intentions(own, hidden[where])
+        for one in summed[where]:  # the same of every event
+            np.testing.assert_allclose(one, total, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(shares[where][-1], used, rtol=1e-5)
+        np.testing.assert_allclose(used.sum(), 1, rtol=1e-6)
+
+
+def test_the_term_of_packed_rows():
+    """An encoder that gives an item's vector back: the term of each history by itself."""
+    rows, histories = packed([5, 2], [4, 1], [], [3])
+    table = RNG.normal(size=(40, D))
+    own = {**parameters(), 'past': RNG.normal(size=(K, D)), 'future': RNG.normal(size=(K, D))}
+    model = types.SimpleNamespace(
+        config=types.SimpleNamespace(seq2seq=Seq2Seq(0.5, K, confidence=0.7)),
+        seq2seq={name: nnx.Param(jnp.asarray(x)) for name, x in own.items()},
+        max_len=W,
+        item_table=lambda: jnp.asarray(table),
+        encode=lambda part, table, key: table[part['items']],
     )
-    for n in range(2):
-        there = np.flatnonzero(real[n])
-        z, a = hidden[n][there], own['places'][there]
-        query = norm(z[-1] + a[-1] + own['bias'])
-        h = norm(z + a)
-        said = softmax((h + np.maximum(h @ own['kernel'], 0)) @ query / D**0.5)
-        share = np.stack([softmax(norm(own['prototypes']) @ norm(x) / D**0.5) for x in z])
-        np.testing.assert_allclose(share.sum(1), 1)
-        total = np.einsum('w,wk,wd->kd', said, share, z)
-        np.testing.assert_allclose(phi[n], norm(beta + total), rtol=1e-4, atol=1e-5)
-        np.testing.assert_allclose(shares[n], said @ share, rtol=1e-5)
-        np.testing.assert_allclose(shares[n].sum(), 1, rtol=1e-6)
+    batch = {**rows, 'users': jnp.zeros(7, jnp.int32)}  # two places more than there are users
+    value, told = seq2seq.term(model, batch, jax.random.key(3))
+    parts = seq2seq.cut(rows, rng.keys(jax.random.key(3), 'cut', 'encode')['cut'], W)
+    phi, use = {'past': [], 'future': []}, 0.0
+    for where, items in histories:
+        if len(items) == 1:
+            continue
+        number = np.asarray(parts['segments'])[where]
+        for name, mine in (('past', number % 2 == 1), ('future', number % 2 == 0)):
+            total, used = slow_intentions(own, table[np.asarray(parts['items'])[where][mine]])
+            phi[name].append(norm(own[name] + total))
+        use = use + used  # of the futures
+    past, future = (np.stack(x) for x in phi.values())
+    scores = np.einsum('nkd,mjd->nkmj', past, future) / D**0.5
+    own_scores = np.einsum('nkd,nkd->nk', past, future) / D**0.5
+    each = np.sort((np.log(np.exp(scores).sum((2, 3))) - own_scores).ravel())
+    assert value == pytest.approx(each[: int(0.7 * each.size)].mean(), rel=1e-4)
+    use = use / use.sum()
+    assert told['intention_use'] == pytest.approx(np.exp(-(use * np.log(use)).sum()) / K, rel=1e-4)
 
 
 def test_losses_and_those_that_count():

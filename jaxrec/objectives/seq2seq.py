@@ -25,10 +25,17 @@ from jax import P
 
 from jaxrec import rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import placed, replicated
+from jaxrec.devices.mesh import lookup, on_mesh, placed, replicated
 from jaxrec.nn.attention import softmax_among
-from jaxrec.nn.dropout import hash_bits
-from jaxrec.objectives.segments import Rows, apart, only, take, uniform
+from jaxrec.objectives.segments import (
+    Rows,
+    Segments,
+    newest_places,
+    only,
+    picked,
+    take,
+    uniform,
+)
 
 _EPSILON = 1e-6
 
@@ -70,75 +77,77 @@ def term(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, 
       batch: packed rows, and the users of them.
       key: of the step.
     """
-    settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'past', 'future')
+    settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'encode')
     own = {name: replicated(x[...]) for name, x in model.seq2seq.items()}
     read = {n: x for n, x in batch.items() if n in ('items', 'segments', 'positions', 'features')}
-    rows = apart(read, len(batch['users']), model.max_len)
-    found, shares = {}, None
-    for name, part in zip(('past', 'future'), cut(rows, keys['cut']), strict=True):
-        hidden = model.encode(part, model.item_table(), keys[name])
-        found[name], shares = intentions(own, own[name], hidden, part['segments'] > 0)
-    real = replicated(rows['segments'].sum(1)) > 1
+    parts = cut(read, keys['cut'], model.max_len)
+    hidden = model.encode(parts, model.item_table(), keys['encode'])
+    summed, shares = (replicated(x) for x in intentions(own, hidden, parts))
+    ends = newest_places(batch['segments'], len(batch['users']), fill=-1)  # of the futures
+    whole, future = (
+        replicated(Segments(x['segments']).length).reshape(-1)[ends] for x in (batch, parts)
+    )
+    real = (ends >= 0) & (whole > 1)
+    places = {'past': jnp.where(real, ends - future, 0), 'future': jnp.where(real, ends, 0)}
+    found = {}
+    for name, at in places.items():
+        at = jax.reshard(at, P('data')) if on_mesh() else at
+        found[name] = _norm(own[name] + picked(summed.reshape(-1, *summed.shape[2:]), at))
     value = confident(between(found['past'], found['future'], real), real, settings.confidence)
-    use = replicated(shares).sum(0)
+    use = (shares.reshape(-1, settings.intentions)[ends] * real[:, None]).sum(0)
     use = jax.lax.stop_gradient(use / jnp.maximum(use.sum(), 1e-9))
     spread = jnp.exp(-jax.scipy.special.xlogy(use, use).sum()) / settings.intentions
     return value, {'seq2seq': value, 'intention_use': spread}
 
 
-def cut(rows: Rows, key: jax.Array) -> tuple[Rows, Rows]:
-    """The past of each history up to a random place, and its future, the newest event first.
+def cut(rows: Rows, key: jax.Array, width: int) -> Rows:
+    """Each history as two, in its own places: its past, and its future, the newest event first.
 
-    Both have one event at least where there are two; a history of one has no future.
+    It is cut at a random place, and both have one event at least where there are two; a history of
+    one has no future. Segment n becomes 2 n - 1 and 2 n.
 
     Args:
-      rows: one right-aligned segment per row, [N, W].
+      rows: packed rows.
       key: jax.random key.
+      width: the model's longest history, which positions count up to.
     """
-    real = rows['segments'] > 0
-    width = real.shape[1]
-    length = real.sum(1, keepdims=True)
-    drawn = uniform(hash_bits(key, length)) * (length - 1)
-    past = 1 + jnp.minimum(drawn.astype(jnp.int32), jnp.maximum(length - 2, 0))
-    column = jnp.arange(width)
-    backwards = width - length + past + width - 1 - column
-    sources = (column - (length - past), backwards)
-    there = (column >= width - past, column >= width - (length - past))
-    return tuple(
-        _moved(rows, s, keep & (length > 0)) for s, keep in zip(sources, there, strict=True)
-    )
-
-
-def _moved(rows, source, keep):
-    width = rows['segments'].shape[1]
-    moved = jax.tree.map(lambda x: take(x, jnp.clip(source, 0, width - 1)), rows)
+    at = Segments(rows['segments'])
+    drawn = (uniform(at.draw(key)) * (at.length - 1)).astype(jnp.int32)
+    past = 1 + jnp.minimum(drawn, jnp.maximum(at.length - 2, 0))
+    later = at.index >= past
+    backwards = at.start + past + at.length - 1 - at.index
+    source = jnp.where(later, backwards, at.place)
+    moved = jax.tree.map(lambda x: take(x, source), rows)
     places = {
-        'segments': jnp.ones_like(rows['segments']),
-        'positions': jnp.zeros_like(rows['segments']) + jnp.arange(width),
+        'segments': 2 * rows['segments'] - 1 + later,
+        'positions': jnp.where(later, width - at.length + at.index, width - past + at.index),
     }
-    return only({**moved, **places}, keep)
+    return only({**moved, **places}, rows['segments'] > 0)
 
 
 def intentions(
-    own: dict[str, jax.Array], beta: jax.Array, hidden: jax.Array, real: jax.Array
+    own: dict[str, jax.Array], hidden: jax.Array, rows: Rows
 ) -> tuple[jax.Array, jax.Array]:
-    """phi [N, K, D] of histories, see the head of the file, and their shares of intentions [N, K].
+    """sum_i p(k | i) p(i) z_i [B, L, K, D] of each event's segment, and sum_i p(k | i) p(i).
 
     Args:
       own: prototypes [K, D], kernel [D, D], places [W, D], bias [D].
-      beta: [K, D] of the past or the future.
-      hidden: [N, W, D] after every event, right-aligned.
-      real: bool [N, W].
+      hidden: [B, L, D] after every event.
+      rows: segments, positions int32 [B, L].
     """
-    scale = hidden.shape[-1] ** -0.5
-    to_prototype = jnp.einsum('nwd,kd->nwk', _norm(hidden), _norm(own['prototypes'])) * scale
+    scale, segments = hidden.shape[-1] ** -0.5, rows['segments']
+    to_prototype = jnp.einsum('bld,kd->blk', _norm(hidden), _norm(own['prototypes'])) * scale
     share = jax.nn.softmax(to_prototype, axis=-1)
-    h = _norm(hidden + own['places'])
+    h = _norm(hidden + lookup(own['places'], rows['positions']))
     keys = h + jax.nn.relu(h @ own['kernel'])
-    query = _norm(hidden[:, -1] + own['places'][-1] + own['bias'])
-    logits = jnp.einsum('nwd,nd->nw', keys, query) * scale
-    weights = share * softmax_among(logits, real)[..., None]
-    return _norm(beta + jnp.einsum('nwk,nwd->nkd', weights, hidden)), weights.sum(1)
+    at = Segments(segments)
+    newest = take(hidden, at.start + at.length - 1)
+    query = _norm(newest + own['places'][-1] + own['bias'])
+    logits = (keys * query).sum(-1) * scale
+    same = segments[:, :, None] == segments[:, None, :]
+    weights = softmax_among(logits[:, None], same)
+    weights = jnp.einsum('blm,bmk->blmk', weights, share)
+    return jnp.einsum('blmk,bmd->blkd', weights, hidden), weights.sum(2)
 
 
 def between(past: jax.Array, future: jax.Array, real: jax.Array) -> jax.Array:
