@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from jaxrec.devices.mesh import reshape_rows
 from jaxrec.losses.pointwise import at_least_float32
 
 
@@ -14,8 +15,14 @@ def scores(queries: jax.Array, rows: jax.Array, softness: float = 0.0) -> jax.Ar
       rows: [N, D].
       softness: see `united`.
     """
-    each = jnp.einsum('bkd,nd->bkn', queries, rows, preferred_element_type=jnp.float32)
-    return united(each, softness)
+    (users, vectors, dim), wide = queries.shape, jnp.float32
+    if vectors == 1:
+        each = jnp.einsum('bkd,nd->bkn', queries, rows, preferred_element_type=wide)
+        return united(each, softness)
+    # as one matrix: the gradient of the rows takes half the time on a CPU
+    flat = reshape_rows(queries, (users * vectors, dim))
+    each = jnp.einsum('bd,nd->bn', flat, rows, preferred_element_type=wide)
+    return united(reshape_rows(each, (users, vectors, len(rows))), softness)
 
 
 def united(each: jax.Array, softness: float = 0.0) -> jax.Array:
