@@ -41,7 +41,7 @@ def info_nce_among(
     weights = jax.lax.stop_gradient(weights)
     queries, keys = unit(queries) / temperature, unit(keys)
     positive = (queries * lookup(keys, own)).sum(-1)
-    more = table_rows(len(keys)) - len(keys)  # rows that every mesh can split
+    more = table_rows(len(keys) - 1) - len(keys)  # rows that every mesh can split
     keys, counted = jnp.pad(keys, ((0, more), (0, 0))), jnp.pad(counted, (0, more))
     among = placed(counted, P(TABLE[0]))
     queries, each = queries[:, None], weights[:, None]
