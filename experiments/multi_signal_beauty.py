@@ -8,6 +8,9 @@ are our reading (jaxrec/objectives/multi_signal.py). Every reward is 1 here, so 
 liked and the feedback term has the bank alone as negatives. The argument is one of TERMS; each by
 itself, over BCE, is a row of experiments/tables/contrastive.py. With rewards of many signals:
 experiments/multi_signal_kuairand.py.
+
+All three, seeds 0, 1, 2, some 12 minutes each on one core: HR@20 .1039, HR@50 .1601, NDCG@20 .0471,
+without them .0993, .1547, .0451 (4 minutes): +4.6, +3.4 and +4.5 %, not on the long tail.
 """
 
 from jaxrec.config import Data, Optim, Train
