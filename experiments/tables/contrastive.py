@@ -67,7 +67,7 @@ TABLE = Table(
         ),
     ),
     baseline=TERMS['none'],
-    shown=(TERMS['none'], FRAMEWORK['all']),
+    shown=(TERMS['none'], FRAMEWORK['user_user'], FRAMEWORK['all']),
     orderings=tuple(
         Ordering(
             FRAMEWORK['all'],
