@@ -25,7 +25,7 @@ from jax import P
 
 from jaxrec import rng
 from jaxrec.config import field
-from jaxrec.devices.mesh import lookup, on_mesh, placed, replicated
+from jaxrec.devices.mesh import lookup, placed, replicated
 from jaxrec.nn.attention import softmax_among
 from jaxrec.objectives.segments import (
     Rows,
@@ -36,6 +36,7 @@ from jaxrec.objectives.segments import (
     take,
     uniform,
 )
+from jaxrec.objectives.views import read_rows
 
 _EPSILON = 1e-6
 
@@ -79,8 +80,7 @@ def term(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, 
     """
     settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'encode')
     own = {name: replicated(x[...]) for name, x in model.seq2seq.items()}
-    read = {n: x for n, x in batch.items() if n in ('items', 'segments', 'positions', 'features')}
-    parts = cut(read, keys['cut'], model.max_len)
+    parts = cut(read_rows(batch), keys['cut'], model.max_len)
     hidden = model.encode(parts, model.item_table(), keys['encode'])
     summed, shares = (replicated(x) for x in intentions(own, hidden, parts))
     ends = newest_places(batch['segments'], len(batch['users']), fill=-1)  # of the futures
@@ -91,7 +91,7 @@ def term(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, 
     places = {'past': jnp.where(real, ends - future, 0), 'future': jnp.where(real, ends, 0)}
     found = {}
     for name, at in places.items():
-        at = jax.reshard(at, P('data')) if on_mesh() else at
+        at = placed(at, P('data'))
         found[name] = _norm(own[name] + picked(summed.reshape(-1, *summed.shape[2:]), at))
     value = confident(between(found['past'], found['future'], real), real, settings.confidence)
     use = (shares.reshape(-1, settings.intentions)[ends] * real[:, None]).sum(0)
