@@ -15,6 +15,9 @@ behind it has changed, and the command says which; --accept=code (or config, dat
 there the hashes and field names of today, if their configs mean the same, and notes why: for
 changes that cannot change a number.
 
+Seeds that a cell of the same config and data has, in another row or in the tables of
+--take_over=DIR,.., are not run again: the cell takes them as they are.
+
 Rows and columns of --only go by name, with * for any text; what is left out keeps its place.
 --override=train.epochs=2 changes a field of all cells (they are other cells then).
 """
@@ -57,6 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_bool('seeds_in_parallel', False, 'Train the seeds of a cell in one program.')
     flags.DEFINE_integer('processes', 1, 'Cells to run at the same time here.', 1)
     flags.DEFINE_list('accept', [], f'Differences that do not matter: {", ".join(_HASHES)}.')
+    flags.DEFINE_list('take_over', [], 'Folders of other tables, e.g. results/X: see above.')
     flags.DEFINE_multi_string('override', [], 'FIELD=VALUE of every cell, e.g. train.epochs=2.')
     flags.DEFINE_enum('test', 't', ['t', 'bootstrap'], 'Paired test over users, rows or graphs.')
     flags.DEFINE_float('patience', 120, 'Seconds of silence after which a host counts as dead.', 1)
@@ -114,7 +118,12 @@ def _run(cells, folder) -> dict[str, str]:
     """Runs what --only names; {cell: what went wrong}."""
     chosen = _chosen(cells, FLAGS.only)
     seeds = range(FLAGS.seeds or 5)
-    runner = Runner(folder, seeds, FLAGS.seeds_in_parallel, FLAGS.accept, FLAGS.patience)
+    others = [pathlib.Path(name) for name in FLAGS.take_over]
+    for other in others:
+        if not (other / 'cells').is_dir():
+            raise UserError(f'--take_over={other} is no folder of a table: it has no cells/')
+    together = FLAGS.seeds_in_parallel
+    runner = Runner(folder, seeds, together, FLAGS.accept, FLAGS.patience, others)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: runner.stop())
     failed = runner.run(chosen, FLAGS.processes)

@@ -1,5 +1,6 @@
 """The table command: each cell once, whoever runs it; killed workers; bytes; the page."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -252,12 +253,50 @@ def test_the_same_cell_is_run_again_only_if_something_changed(tmp_path):
         assert accepting._why(cell) == ([], '')
 
 
+def test_the_same_run_of_another_row_or_table_is_taken_over(tmp_path, monkeypatch):
+    """Config, data and code alike: its seeds, from a table that is named or from this one."""
+    file, workdir, other = table_file(tmp_path, rows=1), tmp_path / 'w', tmp_path / 'other'
+    (cell,) = spec.cells(spec.load(file), file)
+    twin = dataclasses.replace(cell, row='twin', key='twin__one')
+    now, ran = cells_lib.wanted(cell, print), []
+    made = record(np.arange(160).reshape(2, 80), data=now.data, code=now.code)
+    made['hashes']['config'], made['config'] = now.config, hashes.config_record(cell.experiment)
+    cells_lib.write(other, dataclasses.replace(cell, key='its-name'), made)
+
+    def run(self, cell, seeds, lock):
+        ran.append((cell.row, list(seeds)))
+        seeds = {str(s): made['seeds']['0'] for s in seeds}
+        theirs = {**made, 'row': cell.row, 'column': cell.column, 'seeds': seeds}
+        cells_lib.write(workdir, cell, cells_lib.merged(cells_lib.read(workdir, cell), theirs))
+
+    monkeypatch.setattr(Runner, '_run', run)
+    assert Runner(workdir, [0, 1, 2], others=[other]).run([cell, twin]) == {}
+    assert ran == [('wide', [2])]
+    for one in (cell, twin):
+        stored = cells_lib.read(workdir, one)
+        assert (stored['row'], list(stored['seeds'])) == (one.row, ['0', '1', '2'])
+        assert stored['seeds']['1'] == json.loads(cells_lib.to_text(made))['seeds']['1']
+    for name, change in (('config', 'a' * 64), ('data', 'e' * 64)):
+        stored = json.loads(json.dumps(made))
+        stored['hashes'][name] = change
+        cells_lib.write(other, dataclasses.replace(cell, key='its-name'), stored)
+        assert not list(cells_lib.same_runs([other], now, ('code',), cell))
+    made['seeds']['0']['code'] = 'b' * 64
+    cells_lib.write(other, dataclasses.replace(cell, key='its-name'), made)
+    for accept, seeds in (((), ['1']), (('code',), ['0', '1'])):
+        ((_, taken),) = cells_lib.same_runs([other], now, accept, cell)
+        assert list(taken['seeds']) == seeds
+
+
 def test_mistakes_end_in_one_line(tmp_path):
     file = table_file(tmp_path)
     code, output = run(file, tmp_path / 'w', '--override=data.dataset=nonesuch', '--only=wide')
     assert code == 2
     assert "wide / One: failed: unknown data set 'nonesuch'" in output
     assert output.splitlines()[-1] == 'error: 1 cells failed: wide / One; the others are there'
+    code, output = run(file, tmp_path / 'w', '--take_over=nowhere')
+    said = 'error: --take_over=nowhere is no folder of a table: it has no cells/'
+    assert (code, output.splitlines()[-1]) == (2, said)
 
 
 def test_only_and_overrides(tmp_path):

@@ -7,7 +7,7 @@ import pathlib
 import statistics
 import zipfile
 import zlib
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,6 +117,31 @@ def _differences(old: Mapping, cell: Cell) -> str:
     new = json.loads(json.dumps(hashes.config_record(cell.experiment)))
     names = [name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name)]
     return ', '.join(f'{n}={old.get(n)!r}, now {new.get(n)!r}' for n in names)
+
+
+def same_runs(
+    folders: Iterable[pathlib.Path], now: Wanted, accept: Container[str], cell: Cell
+) -> Iterator[tuple[pathlib.Path, dict]]:
+    """(file, record under the cell's name) of what other rows and tables have of its config.
+
+    Args:
+      folders: of tables.
+      now: what the cell would be made of; config and data are to be the same.
+      accept: with 'code', seeds of any code; else those of `now`.
+      cell: which.
+    """
+    for path in (path for folder in folders for path in sorted((folder / 'cells').glob('*.json'))):
+        record = files.read_json(path, _CELL)
+        seeds = {
+            seed: run
+            for seed, run in record['seeds'].items()
+            if 'code' in accept or run['code'] == now.code
+        }
+        if seeds and (record['hashes']['config'], record['hashes']['data']) == (
+            now.config,
+            now.data,
+        ):
+            yield path, {**record, 'row': cell.row, 'column': cell.column, 'seeds': seeds}
 
 
 def assemble(cell: Cell, now: Wanted, runs: Mapping[int, pathlib.Path], command: str) -> dict:

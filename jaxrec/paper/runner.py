@@ -40,6 +40,7 @@ class Runner:
       together: train the seeds of a cell in one program.
       accept: differences that leave a finished cell valid, see `cells.to_run`.
       patience: see `locks.claim`.
+      others: folders of other tables; what they have of a cell's config is not run again.
     """
 
     folder: pathlib.Path
@@ -47,6 +48,7 @@ class Runner:
     together: bool = False
     accept: Sequence[str] = ()
     patience: float = 120.0
+    others: Sequence[pathlib.Path] = ()
 
     def __post_init__(self):
         self.stopping = threading.Event()
@@ -99,6 +101,7 @@ class Runner:
                         told.add(name)
                     continue
                 with lock:
+                    self._take_over(cell)
                     seeds, why = self._why(cell)  # it may have been finished before we held it
                     try:
                         if seeds:
@@ -123,6 +126,18 @@ class Runner:
     def _why(self, cell: Cell) -> tuple[list[int], str]:
         record = cells_lib.read(self.folder, cell)
         return cells_lib.to_run(record, self._wanted(cell), self.seeds, self.accept, cell)
+
+    def _take_over(self, cell: Cell) -> None:
+        """Stores the seeds that are missing and that another row or table has."""
+        now, folders = self._wanted(cell), [self.folder, *self.others]
+        for path, record in cells_lib.same_runs(folders, now, self.accept, cell):
+            missing, _ = self._why(cell)
+            taken = {s: run for s, run in record['seeds'].items() if int(s) in missing}
+            if taken:
+                say(f'{cell.row} / {cell.column}: seeds {", ".join(taken)} are those of {path}')
+                old = cells_lib.read(self.folder, cell) if len(missing) < len(self.seeds) else None
+                record = cells_lib.merged(old, {**record, 'seeds': taken})
+                cells_lib.write(self.folder, cell, record)
 
     def _wanted(self, cell: Cell) -> cells_lib.Wanted:
         with self._guard:
