@@ -188,6 +188,8 @@ def _guarded(main):
 
 
 def _parse(argv):
+    if 'config' in FLAGS:  # ml_collections reads the list itself
+        argv[:] = map(_with_positions, argv)
     if 'task' in FLAGS:  # --task.protocol=full is a value of the flag --task
         argv = [re.sub(r'^--?task\.', '--task=', word) for word in argv]
     try:
@@ -200,6 +202,14 @@ def _parse(argv):
         raise SystemExit(1) from None
     except Exception as e:  # the --config file is the user's program: anything may come out of it
         _end(UserError(_config_error(e)))
+
+
+def _with_positions(word: str) -> str:
+    """--config.model.contrast.0.weight=.1, as everywhere else, as ml_collections reads it."""
+    name, equals, value = word.partition('=')
+    if re.match('--?config[.]', name):
+        name = re.sub(r'[.](\d+)(?=[.]|$)', r'[\1]', name)
+    return name + equals + value
 
 
 def _check_config(argv: list[str]) -> None:
@@ -246,6 +256,8 @@ def _config_error(e: BaseException) -> str:
     moved = _moved(str(e))
     if isinstance(e, KeyError) and 'not found on' in str(e):  # ml_collections: unknown field
         return moved or f'{e.args[0]}; `python -m jaxrec.train --help` lists the fields'
+    if isinstance(e, SyntaxError) and e.filename == '<unknown>':  # ml_collections: no field's name
+        return f'{e.msg} in {e.text!r}; a field is set like --config.model.contrast.0.weight=.1'
     if isinstance(e, SyntaxError):
         return f'{e.filename}, line {e.lineno}: {e.msg}'
     where = ''
@@ -254,6 +266,8 @@ def _config_error(e: BaseException) -> str:
         if names:
             return f'no {e.args[0]!r} among the names of this experiment: {", ".join(names)}'
         last = traceback.extract_tb(e.__traceback__)[-1]
+        if isinstance(e, IndexError) and pathlib.Path(last.filename).stem == 'config_path':
+            return 'a --config.FIELD names a position that its tuple has not; they count from 0'
         where = f' ({last.filename}, line {last.lineno})'
     return moved or f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
 

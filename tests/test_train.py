@@ -26,7 +26,7 @@ from runs import (
     write,
 )
 
-from jaxrec import files
+from jaxrec import cli, files
 from jaxrec.config import Data, Optim, Train
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, from_record, parsed, to_record
@@ -264,6 +264,8 @@ def test_wrong_workdir(here):
         ('--config.model.dim=wide', ['dim', 'wide']),
         ('--config.model.heads=0', ['model.heads=0']),
         ('--config.model.max_len=0', ['model.max_len=0']),
+        ('--config.model.contrast.0.weight=-1', ['names a position that its tuple has not']),
+        ('--config.model[dim=16', ['--config.model.contrast.0.weight=.1']),
         ('--no_such_flag=1', ['no_such_flag']),
         ('--config.mesh.model=9', ['mesh']),
         ('--config.data.dataset=netflix', ['netflix', 'ml-100k']),
@@ -281,6 +283,21 @@ def test_wrong_flags_are_one_line_and_do_not_claim_the_workdir(here, tmp_path, f
     error = train(config, tmp_path / 'new', flag).error
     assert all(word in error for word in words), error
     assert not (tmp_path / 'new' / 'config.json').exists()
+
+
+@pytest.mark.parametrize(
+    ('word', 'read'),
+    [
+        ('--config.model.contrast.0.weight=.1', '--config.model.contrast[0].weight=.1'),
+        ('--config.model.contrast[0].weight=.1', '--config.model.contrast[0].weight=.1'),
+        ('-config.task.cutoffs.1', '-config.task.cutoffs[1]'),
+        ('--config.a.0.1=2', '--config.a[0][1]=2'),
+        ('--config.data.log=a.0.csv', '--config.data.log=a.0.csv'),
+        ('--config=experiments/a.0.py', '--config=experiments/a.0.py'),
+    ],
+)
+def test_a_position_in_a_tuple_is_written_as_everywhere_else(word, read):
+    assert cli._with_positions(word) == read
 
 
 EXPERIMENT = """
