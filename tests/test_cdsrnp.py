@@ -307,7 +307,7 @@ def test_vectors_against_loops():
     support = [np.asarray(x, np.float64)[:, 0] for x in found['support']['own']]
     names, z = np.asarray(found['support']['users']), np.asarray(found['z'], np.float64)
     assert len(names) == SMALL['served']
-    scale, shift = (z @ w['process'][n] for n in ('scale', 'shift'))
+    scale, shift = (np.tanh(z @ w['process'][n]) for n in ('scale', 'shift'))
     for row in range(4):
         states, m = hidden[1][row], hidden[0][row, -1]
         own, lent = {}, {}

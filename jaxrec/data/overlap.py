@@ -73,10 +73,10 @@ def with_other_histories(
 ) -> tuple[Histories, Split]:
     """The control of what is learnt across domains: the same log, domains of different people.
 
-    Of each user the domain of the last event stays. What is in the other one, targets of the split
-    aside, is replaced by such events of another user who has about as many, newest for newest. So
-    tested targets and their candidates are the same, and so is what stands before them of their own
-    domain. Of those that validate only the ones are left of which that holds too.
+    Of each user the domain of the last event stays. What is in the other one is replaced by such
+    events of another user who has about as many, newest for newest. So tested targets and their
+    candidates are the same, and so is what stands before them of their own domain. Of those that
+    validate only the ones are left of which that holds too.
 
     Args:
       histories: the events.
@@ -88,7 +88,9 @@ def with_other_histories(
     last = domain[np.maximum(histories.offsets[1:] - 1, 0)]
     owner = np.repeat(np.arange(histories.num_users), lengths)
     free = domain != last[owner]
-    for targets in (split.valid, split.test):
+    same = domain[split.valid.ends] == last[split.valid.users]
+    valid = split.valid.take(np.flatnonzero(same))
+    for targets in (valid, split.test):
         free[ranges(targets.ends, targets.stops - targets.ends)] = False
     items, counts = histories.items.copy(), np.bincount(owner[free], minlength=len(lengths))
     rank = np.random.default_rng(seed).permutation(len(lengths))
@@ -100,8 +102,6 @@ def with_other_histories(
         events = np.flatnonzero(free & (domain == n))[::-1]  # newest first
         events = events[np.argsort(place[owner[events]], kind='stable')]
         items[events] = _of_the_one_before(histories.items[events], counts[users])
-    same = domain[split.valid.ends] == last[split.valid.users]
-    valid = split.valid.take(np.flatnonzero(same))
     shuffled = dataclasses.replace(
         histories, items=items, name=f'{histories.name}, domains shuffled'
     )

@@ -17,7 +17,7 @@ output table too:
     bridge      y~ = sum_s a_s y_s, a = softmax_s(x W x_s / sqrt(D)) over other users of the
                 support, for who has events of X; x~ alike
     interests   s = m + attention(m W_n; states of own events, x~, y~),
-                o = (1 + gamma(z)) s + beta(z)
+                o = (1 + tanh gamma(z)) s + tanh beta(z)
     prediction  x + g (o - x), g = sigmoid(w_n [m; x; s] + b_n), against items of X; Y alike
 
 So a gate of 0 leaves SASRec on the events of a domain, and a user of X alone has y~ to go by in Y.
@@ -307,8 +307,12 @@ class Process(nnx.Module):
         return self.mean(hidden)[0, 0], self.log_variance(hidden)[0, 0]
 
     def film(self, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """gamma and beta [D] of z [Z]."""
-        return z @ self.scale[...], z @ self.shift[...]
+        """tanh gamma and tanh beta [D] of z [Z], both linear.
+
+        Bounded as in TaNP's code: one z serves all users of a batch, and without a bound
+        gamma grows to 15, a temperature of the softmax that learns the training events by heart.
+        """
+        return jnp.tanh(z @ self.scale[...]), jnp.tanh(z @ self.shift[...])
 
 
 def drawn(distribution: tuple[jax.Array, jax.Array], key: jax.Array) -> jax.Array:
