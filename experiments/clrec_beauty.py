@@ -15,7 +15,8 @@ from jaxrec.models import sasrec
 from jaxrec.objectives.in_batch import InBatch
 from jaxrec.tasks import next_item
 
-COSINE = {'similarity': 'cosine', 'temperature': 0.1}
+# own_history: the negatives are those of CLRec's proof, drawn like the targets whoever the user is
+COSINE = {'similarity': 'cosine', 'temperature': 0.1, 'own_history': True}
 LOSSES = {
     'clrec': InBatch(logq='none', bank=2560, batch_negatives=False, **COSINE),
     'multi': InBatch(logq='none', bank=640, batch_negatives=False, prototypes=4, **COSINE),

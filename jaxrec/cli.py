@@ -266,8 +266,13 @@ def _config_error(e: BaseException) -> str:
         if names:
             return f'no {e.args[0]!r} among the names of this experiment: {", ".join(names)}'
         last = traceback.extract_tb(e.__traceback__)[-1]
-        if isinstance(e, IndexError) and pathlib.Path(last.filename).stem == 'config_path':
-            return 'a --config.FIELD names a position that its tuple has not; they count from 0'
+        if pathlib.Path(last.filename).stem == 'config_path':  # ml_collections walks to a field
+            if isinstance(e, IndexError):
+                return 'a --config.FIELD names a position that its tuple has not; they count from 0'
+            if 'tuple indices' in str(e):
+                return (
+                    'a --config.FIELD needs a position, as in --config.model.contrast.0.weight=.1'
+                )
         where = f' ({last.filename}, line {last.lineno})'
     return moved or f'cannot read the flags or --config: {type(e).__name__}: {e}{where}'
 

@@ -98,9 +98,12 @@ def check_fields(settings: Any, section: str) -> None:
             raise UserError(f'{section}.{name}={value!r} is not {getattr(hint, "__name__", hint)}')
         if broken := _broken(value, field.metadata):
             raise UserError(f'{section}.{name}={value!r} {broken}')
-        for inner in value if isinstance(value, tuple) else (value,):
+        inside = (
+            {f'.{n}': x for n, x in enumerate(value)} if isinstance(value, tuple) else {'': value}
+        )
+        for place, inner in inside.items():
             if dataclasses.is_dataclass(inner):
-                check_fields(inner, f'{section}.{name}')
+                check_fields(inner, f'{section}.{name}{place}')
 
 
 def _broken(value, rules) -> str:

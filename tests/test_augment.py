@@ -66,7 +66,8 @@ def histories(rows):
             here = np.flatnonzero(segments == number)
             np.testing.assert_array_equal(here, np.arange(here[0], here[-1] + 1))
             positions = rows['positions'][row, here]
-            np.testing.assert_array_equal(positions, np.arange(L - len(here), L))
+            np.testing.assert_array_equal(np.diff(positions), 1)
+            assert 0 <= positions[0] <= positions[-1] < L
             x, pair = features['x'][row, here], features['set'][row, here]
             np.testing.assert_array_equal(pair, np.stack([x, x], -1))
             found.append((rows['items'][row, here].tolist(), x.tolist()))
@@ -106,16 +107,30 @@ def run(name, rows, rate, seed):
     before = histories(rows)
     after = histories(JITTED[name](rows, jax.random.key(seed), rate))
     assert len(before) == len(after)
+    ends = newest_positions(rows), newest_positions(JITTED[name](rows, jax.random.key(seed), rate))
+    for positions in ends:
+        np.testing.assert_array_equal(positions, L - 1)
     return zip(before, after, strict=True)
+
+
+def newest_positions(rows):
+    """Of each segment."""
+    segments, positions = np.asarray(rows['segments']), np.asarray(rows['positions'])
+    following = np.pad(segments[:, 1:], ((0, 0), (0, 1)))
+    return positions[(segments > 0) & (segments != following)]
 
 
 @cases
 def test_crop_is_contiguous(rows, rate, seed):
-    for (old, _), (new, features) in run('crop', rows, rate, seed):
+    after = JITTED['crop'](rows, jax.random.key(seed), rate)
+    for (old, _), (new, features) in zip(*map(histories, (rows, after)), strict=True):
         assert len(new) == max(1, share(rate, len(old)))
         at = old.index(new[0])
         assert new == old[at : at + len(new)]
         assert features == [item + 5000 for item in new]
+    kept = np.asarray(after['segments']) > 0
+    for name in ('items', 'segments', 'positions'):
+        np.testing.assert_array_equal(after[name][kept], np.asarray(rows[name])[kept])
 
 
 @cases

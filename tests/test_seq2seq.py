@@ -111,11 +111,11 @@ def test_the_term_of_packed_rows():
         seq2seq={name: nnx.Param(jnp.asarray(x)) for name, x in own.items()},
         max_len=W,
         item_table=lambda: jnp.asarray(table),
-        encode=lambda part, table, key: table[part['items']],
+        encode=lambda part, table, key, table_key: table[part['items']],
     )
     batch = {**rows, 'users': jnp.zeros(7, jnp.int32)}  # two places more than there are users
     value, told = seq2seq.term(model, batch, jax.random.key(3))
-    parts = seq2seq.cut(rows, rng.keys(jax.random.key(3), 'cut', 'encode')['cut'], W)
+    parts = seq2seq.cut(rows, rng.keys(jax.random.key(3), 'cut', 'encode', 'table')['cut'], W)
     phi, use = {'past': [], 'future': []}, 0.0
     for where, items in histories:
         if len(items) == 1:

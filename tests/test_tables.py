@@ -313,9 +313,10 @@ def test_published_values_that_cannot_be_are_flagged():
             'Coverage@10 has no values of single users',
         ),
         ({'published': (Published('x', '', '', {}),)}, 'needs source and tag'),
-        ({'orderings': (Ordering('base', 'good', '', '', among=('x',)),)}, 'grouping, group'),
+        ({'orderings': (Ordering('base', 'base', '', '', among=('x',)),)}, 'grouping, group'),
         ({'published': (Published('x', 's', 't', {'D': {}}),)}, "values for 'D', not a column"),
         ({'orderings': (Ordering('x', 'base', '', ''),)}, "names 'x', not a row"),
+        ({'orderings': (Ordering('base', 'base', '', '', columns=('D',)),)}, "'D', not a column"),
     ],
 )
 def test_mistakes_of_a_table_file_are_one_line(changes, error):
@@ -824,6 +825,19 @@ def test_a_claim_may_be_about_some_examples(stored):
     for run in records[cells[0].key]['seeds'].values():
         run['kept']['members/history/short'] = cells_lib.pack(~some)
     assert built('history', 'short').text == 'of other examples'
+
+
+def test_a_claim_may_be_about_some_columns_and_metrics(stored):
+    _, cells, records, _ = stored
+
+    def places(**about):
+        given = table(orderings=(Ordering('good', 'base', 'a lot', 'a', **about),))
+        return [(v.column, v.metric) for v in grid.build(given, cells, records).verdicts]
+
+    everywhere = places()
+    assert len(everywhere) > 1 and {column for column, _ in everywhere} == {'Data 1'}
+    assert places(columns=('Data 1',)) == everywhere and places(columns=('Data 2',)) == []
+    assert places(metrics=everywhere[0][1:]) == everywhere[:1]
 
 
 def test_where_lower_is_better_the_lowest_is_marked():

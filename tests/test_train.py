@@ -265,6 +265,7 @@ def test_wrong_workdir(here):
         ('--config.model.heads=0', ['model.heads=0']),
         ('--config.model.max_len=0', ['model.max_len=0']),
         ('--config.model.contrast.0.weight=-1', ['names a position that its tuple has not']),
+        ('--config.model.contrast.weight=1', ['--config.model.contrast.0.weight=.1']),
         ('--config.model[dim=16', ['--config.model.contrast.0.weight=.1']),
         ('--no_such_flag=1', ['no_such_flag']),
         ('--config.mesh.model=9', ['mesh']),

@@ -374,11 +374,11 @@ def test_the_attack_makes_the_term_worse():
     ('wrong', 'match'),
     [
         ({'objective': 'barlow'}, 'objective'),
-        ({'objective': 'byol'}, 'set model.contrast.momentum'),
+        ({'objective': 'byol'}, 'set model.contrast.0.momentum'),
         ({'objective': 'swav', 'momentum': 0.9}, 'has no momentum encoder'),
         ({'objective': 'byol', 'momentum': 0.9, 'queue': 64}, 'knows no negatives'),
         ({'objective': 'decoupled', 'momentum': 0.9}, 'a multiple of 64'),
-        ({'objective': 'swav', 'prototypes': 1}, 'prototypes'),
+        ({'objective': 'swav', 'prototypes': 1}, 'model.contrast.0.prototypes=1'),
         ({'first': 'adversarial', 'adversarial': 0.0}, 'adversarial'),
     ],
     ids=str,

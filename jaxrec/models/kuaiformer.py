@@ -77,16 +77,17 @@ class Config(ModelConfig):
         self.in_batch.check()
         others = 'model.contrast' if contrast_lib.active(self.contrast) else ''
         self.items.check(self.in_batch.similarity, others)
-        for one in self.contrast:
-            one.check()
+        for nth, one in enumerate(self.contrast):
+            name = f'model.contrast.{nth}'
+            one.check(name)
             if one.pool != 'last':
                 raise UserError(
-                    f'model.contrast.pool={one.pool!r}: KuaiFormer has no vector after every event'
+                    f'{name}.pool={one.pool!r}: KuaiFormer has no vector after every event'
                 )
             if 'shuffle' in (one.first, one.second):
                 raise UserError(
                     "the view 'shuffle' is of numbered positions, which KuaiFormer does not read: "
-                    "take 'augment' with model.contrast.reorder"
+                    f"take 'augment' with {name}.reorder"
                 )
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'KuaiFormer':

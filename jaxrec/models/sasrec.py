@@ -50,7 +50,7 @@ class Config(ModelConfig):
     dropout: float = field(0.2, least=0, below=1)
     # on the sum of item and position vectors
     embedding_dropout: float = field(0.2, least=0, below=1, traced=True)
-    # on the item table itself: one mask per step, both its uses
+    # on the item table itself: one mask per step for both its uses, another for each view
     table_dropout: float = field(0.0, least=0, below=1, traced=True)
     # in_batch learns cuts (task.windows='cuts'), the others every event
     loss: str = field('softmax', choices=(*next_item.LOSSES, 'in_batch'))
@@ -78,8 +78,8 @@ class Config(ModelConfig):
         """Raises UserError for values that do not go together."""
         if self.dim % self.heads:
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
-        for one in self.contrast:
-            one.check()
+        for nth, one in enumerate(self.contrast):
+            one.check(f'model.contrast.{nth}')
         self.in_batch.check()
         if self.loss != 'in_batch' and self.in_batch.similarity != 'dot':
             raise UserError(

@@ -3,8 +3,8 @@
 Rows hold the events of several users side by side, or of one (see `packed`): `items`, `segments`
 and `positions` int32 [B, L], segment 0 = padding, and whatever else there is per event, which may
 be nested. Each function changes every segment by itself, keeps the order of segments and, but for
-`shuffle`, leaves the newest event of each at the newest position. Lengths are those of segments. A
-draw is a hash of (key, place), so it is the same on every mesh.
+`crop` and `shuffle`, leaves the newest event of each at the newest position. Lengths are those of
+segments. A draw is a hash of (key, place), so it is the same on every mesh.
 
 A rate is a decimal: .29 of 100 events are 29. `where` bool [B, L], the same for all events of a
 segment, spares the segments where it is False.
@@ -25,15 +25,18 @@ SHORT = ('mask', 'substitute', 'insert')  # what CoSeRec does to short histories
 def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
     """A contiguous part of max(1, floor(rate n)) of n events, each start equally likely.
 
-    CL4SRec (Xie et al. 2022, arXiv 2010.14395), eq. 4. What is cut off becomes padding.
+    CL4SRec (Xie et al. 2022, arXiv 2010.14395), eq. 4. What is cut off becomes padding. The events
+    keep their positions, our choice: where the main loss is a mean over the positions of a long
+    window and a term is about one vector per user, crops that all ended at the newest position
+    would leave that position's vector to the term: on MovieLens 1M, with windows of 200, that was
+    three quarters of the harm that the term did.
     """
     span = Segments(rows['segments'])
     count = jnp.maximum(span.share(rate), 1)
     count = count if where is None else jnp.where(where, count, span.length)
     first = span.draw_start(key, count)
     inside = (span.index >= first) & (span.index < first + count)
-    moved = rows['positions'] + span.length - first - count
-    return only({**rows, 'positions': moved}, inside & (rows['segments'] > 0))
+    return only(rows, inside & (rows['segments'] > 0))
 
 
 def mask(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:

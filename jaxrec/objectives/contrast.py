@@ -11,7 +11,9 @@ this is
   DuoRec (Qiu et al. 2022)    first='dropout', second='same_target'
   SimCSE (Gao et al. 2021)    first='dropout', second='dropout'
   ConSERT (Yan et al. 2021)   first='shuffle', second='cutoff', or other pairs of views
-  CoSeRec (Liu et al. 2021)   substitute and insert > 0, short=12
+  CoSeRec (Liu et al. 2021)   substitute, insert > 0, short=12 (Beauty; elsewhere 4), crop=.2,
+                              mask=.7, reorder=.2; it draws one operation for each view, and
+                              compares the vectors of all events side by side
   SimCLR (Chen et al. 2020)   head=True, similarity='cosine', temperature=.1 to .5
   i-Mix (Lee et al. 2021)     objective='mixed', first='mixed', second='dropout', temperature=.1
   MoCo (He et al. 2020)       momentum and queue > 0, with any of these views
@@ -51,7 +53,9 @@ from jaxrec.objectives.views import VIEWS, attacked, both, views
 class Contrast:
     """Settings of a contrastive term; the defaults are CL4SRec's."""
 
-    weight: float = field(0.1, least=0, traced=True)  # lambda, of the term in the loss; 0 = none
+    # lambda, of the term in the loss; 0 = none. A mean over users beside a mean over events: the
+    # longer the histories, the more it weighs where each user's vector is, at the newest event
+    weight: float = field(0.1, least=0, traced=True)
     objective: str = field('info_nce', choices=OBJECTIVES)
     first: str = field('augment', choices=VIEWS)
     second: str = field('augment', choices=VIEWS)
@@ -99,37 +103,36 @@ class Contrast:
             wanted.add('similar')
         return wanted
 
-    def check(self) -> None:
-        """Raises UserError for values that do not go together."""
+    def check(self, name: str) -> None:
+        """Raises UserError for values that do not go together; `name` is model.contrast.N."""
         if 'augment' in (self.first, self.second) and not self.rates:
-            raise UserError("the view 'augment' needs an operation: set model.contrast.crop > 0")
+            raise UserError(f"the view 'augment' needs an operation: set {name}.crop > 0")
         if 'mixed' in (self.objective, self.first, self.second) and (
             (self.objective, self.first) != ('mixed', 'mixed') or self.second == 'mixed'
         ):
             raise UserError(
-                "the view 'mixed' is the first of model.contrast.objective='mixed': set both, and "
-                "another view as model.contrast.second, e.g. 'dropout'"
+                f"the view 'mixed' is the first of {name}.objective='mixed': set both, and "
+                f"another view as {name}.second, e.g. 'dropout'"
             )
         objective = OBJECTIVES[self.objective]
         if objective.momentum == 'must' and not self.momentum:
             raise UserError(
-                f'model.contrast.objective={self.objective!r} predicts what a momentum encoder '
-                'says: set model.contrast.momentum, e.g. .99'
+                f'{name}.objective={self.objective!r} predicts what a momentum encoder says: set '
+                f'{name}.momentum, e.g. .99'
             )
         if objective.momentum == 'never' and self.momentum:
             raise UserError(
-                f'model.contrast.objective={self.objective!r} has no momentum encoder: set '
-                'model.contrast.momentum=0'
+                f'{name}.objective={self.objective!r} has no momentum encoder: set '
+                f'{name}.momentum=0'
             )
         if not objective.queue and self.queue:
             raise UserError(
-                f'model.contrast.objective={self.objective!r} knows no negatives: set '
-                'model.contrast.queue=0'
+                f'{name}.objective={self.objective!r} knows no negatives: set {name}.queue=0'
             )
         if objective.queue and (self.queue % BLOCK or (self.queue > 0) != (self.momentum > 0)):
             raise UserError(
-                f'model.contrast.queue={self.queue} must be a multiple of {BLOCK}, above 0 if and '
-                'only if momentum is'
+                f'{name}.queue={self.queue} must be a multiple of {BLOCK}, above 0 if and only if '
+                'momentum is'
             )
 
 

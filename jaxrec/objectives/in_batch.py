@@ -12,6 +12,10 @@ With a bank the targets of earlier steps are candidates too, by the vectors that
   Multi-CLRec    the same with prototypes > 1: a history sees the bank of its prototype alone
   CBNS (Wang et al., SIGIR 2021)    bank and warmup > 0: logQ as stored with the vectors
 
+All three are to be had with own_history=True: otherwise the items of a user's window, which are
+drawn more often for that user than q says, are no negatives. A draw of the target itself never
+counts, where CLRec's proof counts it: its optimum, log p/q, is the limit of many items.
+
 Multi-CLRec's prototypes, our reading, are means of the user vectors routed to them, no parameters:
 each step moves a prototype by 1 % to the mean of its users, at length 1.
 

@@ -4,7 +4,8 @@ The talk has no formulas, so those here are ours. Beside a main loss weighted by
 worth (`data.rewards`) there are three terms, each of a weight of its own:
 
   user-item   -log e^s+ / (e^s+ + sum of e^s over the other items of the batch and of a bank of
-              earlier ones), without logQ: it is to take popularity away
+              earlier ones), without logQ: it is to take popularity away; the mean over users weighs
+              them by the reward of their next event
   user-user   two augmented views of the user, a term of `contrast` (`user_user`)
   feedback    the user against each event that was liked, with the disliked ones of the same
               history and the bank as negatives
@@ -85,6 +86,8 @@ class MultiSignal:
 
 def user_user(weight: float = 0.1, **changes: Any) -> Contrast:
     """The framework's term between users: two of mask, shuffle and sample of a history.
+
+    Of n events floor(.3 n) are masked or shuffled, as CL4SRec has it: none of three.
 
     Args:
       weight: of the term.

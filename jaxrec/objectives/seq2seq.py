@@ -78,10 +78,10 @@ def term(model: Any, batch: dict, key: jax.Array) -> tuple[jax.Array, dict[str, 
       batch: packed rows, and the users of them.
       key: of the step.
     """
-    settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'encode')
+    settings, keys = model.config.seq2seq, rng.keys(key, 'cut', 'encode', 'table')
     own = {name: replicated(x[...]) for name, x in model.seq2seq.items()}
     parts = cut(read_rows(batch), keys['cut'], model.max_len)
-    hidden = model.encode(parts, model.item_table(), keys['encode'])
+    hidden = model.encode(parts, model.item_table(), keys['encode'], table_key=keys['table'])
     summed, shares = (replicated(x) for x in intentions(own, hidden, parts))
     ends = newest_places(batch['segments'], len(batch['users']), fill=-1)  # of the futures
     whole, future = (

@@ -292,7 +292,9 @@ def _verdicts(table, heads, users, by_place, records, test, lower) -> list[Verdi
     verdicts, run = [], {column for _, column, _ in users}
     heads = [head for head in heads if head[0] in run] or heads
     for ordering, (column, metric) in itertools.product(table.orderings, heads):
-        if ordering.metrics and metric not in ordering.metrics:
+        if metric not in (ordering.metrics or (metric,)):
+            continue
+        if column not in (ordering.columns or (column,)):
             continue
         names = ordering.better, ordering.worse
         pair = [users.get((name, column, metric)) for name in names]

@@ -82,6 +82,7 @@ class Ordering:
     metrics: tuple[str, ...] = ()  # that it speaks of; () = all
     margin: float = 0.0  # how much better the claim says it is, of the worse one's value
     among: tuple[str, ...] = ()  # (grouping, group) of the examples that it speaks of; () = all
+    columns: tuple[str, ...] = ()  # that it speaks of; () = all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,9 +270,6 @@ def _check(table: Table, where: str) -> None:
                 not isinstance(row.experiment, str) and name not in row.experiment
             ):
                 raise UserError(f'{where}: row {row.name!r} has no experiment for column {name!r}')
-    for ordering in table.orderings:
-        if ordering.among and len(ordering.among) != 2:
-            raise UserError(f'{where}: among={ordering.among} is not (grouping, group)')
     for line in table.published:
         if line.beside and line.beside not in rows:
             raise UserError(f'{where}: {line.name!r} stands beside {line.beside!r}, not a row')
@@ -284,6 +282,11 @@ def _check(table: Table, where: str) -> None:
         for name in (ordering.better, ordering.worse):
             if name not in rows:
                 raise UserError(f'{where}: an ordering names {name!r}, not a row')
+        for name in ordering.columns:
+            if name not in columns:
+                raise UserError(f'{where}: an ordering names {name!r}, not a column')
+        if ordering.among and len(ordering.among) != 2:
+            raise UserError(f'{where}: among={ordering.among} is not (grouping, group)')
 
 
 def _unique(names: Sequence[str], where: str) -> None:
