@@ -86,6 +86,8 @@ JITTED = {  # one program for all rates, but for `insert`, whose width is the ra
     name: jax.jit(f, static_argnums=2 if name == 'insert' else ())
     for name, f in augment.OPERATIONS.items()
 }
+JITTED_SHUFFLE = jax.jit(augment.shuffle)
+JITTED_EVENTS = jax.jit(lambda segments, key, rate: augment.draw_events(segments, key, rate, 3))
 THREE = {'crop': 0.5, 'mask': 0.3, 'substitute': 0.9}
 ALL = {'crop': 0.6, 'mask': 0.3, 'reorder': 0.6, 'substitute': 0.3, 'insert': 0.5}
 views_of_three = jax.jit(lambda rows, key: augment.two_views(rows, key, THREE, 4))
@@ -131,6 +133,32 @@ def test_crop_is_contiguous(rows, rate, seed):
     kept = np.asarray(after['segments']) > 0
     for name in ('items', 'segments', 'positions'):
         np.testing.assert_array_equal(after[name][kept], np.asarray(rows[name])[kept])
+
+
+@cases
+def test_shuffle_gives_positions_to_other_events_of_their_segment(rows, rate, seed):
+    """ConSERT's; events stay, and so does padding."""
+    after = JITTED_SHUFFLE(rows, jax.random.key(seed))
+    old, new, segments = (
+        np.asarray(x) for x in (rows['positions'], after['positions'], rows['segments'])
+    )
+    np.testing.assert_array_equal(new[segments == 0], old[segments == 0])
+    for row, number in {(r, n) for r, n in zip(*np.nonzero(segments), strict=True)}:
+        here = (row, segments[row] == segments[row, number])
+        np.testing.assert_array_equal(np.sort(new[here]), old[here])
+    for name in ('items', 'segments', 'similar'):
+        np.testing.assert_array_equal(after[name], rows[name])
+
+
+@cases
+def test_token_cutoff_cuts_whole_events_and_no_padding(rows, rate, seed):
+    segments = np.asarray(rows['segments'])
+    cut = np.asarray(JITTED_EVENTS(segments, jax.random.key(seed), rate))
+    assert (cut.any(-1) == cut.all(-1)).all()
+    for row, number in enumerate(segments):
+        for n in range(segments.max() + 1):
+            mine = number == n
+            assert cut[row, mine, 0].sum() == (share(rate, mine.sum()) if n else 0)
 
 
 @cases
