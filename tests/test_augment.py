@@ -86,6 +86,7 @@ JITTED = {  # one program for all rates, but for `insert`, whose width is the ra
     name: jax.jit(f, static_argnums=2 if name == 'insert' else ())
     for name, f in augment.OPERATIONS.items()
 }
+JITTED_PREFIX = jax.jit(augment.prefix)
 JITTED_SHUFFLE = jax.jit(augment.shuffle)
 JITTED_EVENTS = jax.jit(lambda segments, key, rate: augment.draw_events(segments, key, rate, 3))
 THREE = {'crop': 0.5, 'mask': 0.3, 'substitute': 0.9}
@@ -133,6 +134,25 @@ def test_crop_is_contiguous(rows, rate, seed):
     kept = np.asarray(after['segments']) > 0
     for name in ('items', 'segments', 'positions'):
         np.testing.assert_array_equal(after[name][kept], np.asarray(rows[name])[kept])
+
+
+@cases
+def test_a_prefix_keeps_the_oldest_events(rows, rate, seed):
+    after = JITTED_PREFIX(rows, jax.random.key(seed))
+    for (old, _), (new, features) in zip(*map(histories, (rows, after)), strict=True):
+        assert 1 <= len(new) and new == old[: len(new)]
+        assert features == [item + 5000 for item in new]
+    kept = np.asarray(after['segments']) > 0
+    np.testing.assert_array_equal(after['positions'][kept], np.asarray(rows['positions'])[kept])
+
+
+def test_all_prefixes_are_equally_likely():
+    rows = pack([[4, 3]] * 2000)
+    segments = np.asarray(JITTED_PREFIX(rows, jax.random.key(1))['segments'])
+    for number, length in ((1, 4), (2, 3)):
+        found = np.bincount((segments == number).sum(1), minlength=length + 1)
+        np.testing.assert_allclose(found[1:] / 2000, 1 / length, atol=0.04)
+        assert not found[0]
 
 
 @cases

@@ -380,6 +380,7 @@ def test_the_attack_makes_the_term_worse():
         ({'objective': 'decoupled', 'momentum': 0.9}, 'a multiple of 64'),
         ({'objective': 'swav', 'prototypes': 1}, 'model.contrast.0.prototypes=1'),
         ({'first': 'adversarial', 'adversarial': 0.0}, 'adversarial'),
+        ({'first': 'same_target', 'prefix': True}, "leaves the view 'same_target' without"),
     ],
     ids=str,
 )

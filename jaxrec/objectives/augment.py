@@ -39,6 +39,15 @@ def crop(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None
     return only(rows, inside & (rows['segments'] > 0))
 
 
+def prefix(rows: Rows, key: jax.Array) -> Rows:
+    """The oldest 1 to n of n events, each number equally likely, at their positions.
+
+    Where every prefix of a history is an example, as in DuoRec's code, views are of all of them.
+    """
+    span = Segments(rows['segments'])
+    return only(rows, (span.index <= span.draw_start(key, 1)) & (rows['segments'] > 0))
+
+
 def mask(rows: Rows, key: jax.Array, rate: float, where: jax.Array | None = None) -> Rows:
     """floor(rate n) of n events become [mask], each set of them equally likely (eq. 5)."""
     span = Segments(rows['segments'])

@@ -59,6 +59,9 @@ class Contrast:
     objective: str = field('info_nce', choices=OBJECTIVES)
     first: str = field('augment', choices=VIEWS)
     second: str = field('augment', choices=VIEWS)
+    # both views are of the events up to one drawn at random, not of all: then the vectors compared
+    # are at all positions, as those of the main loss are
+    prefix: bool = False
     # augment: rate of each operation (objectives/augment), 0 = without it
     crop: float = field(0.6, least=0, most=1)
     mask: float = field(0.3, least=0, most=1)
@@ -114,6 +117,8 @@ class Contrast:
                 f"the view 'mixed' is the first of {name}.objective='mixed': set both, and "
                 f"another view as {name}.second, e.g. 'dropout'"
             )
+        if self.prefix and 'same_target' in (self.first, self.second):
+            raise UserError(f"{name}.prefix leaves the view 'same_target' without its target")
         objective = OBJECTIVES[self.objective]
         if objective.momentum == 'must' and not self.momentum:
             raise UserError(

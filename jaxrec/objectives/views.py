@@ -37,6 +37,8 @@ def views(settings: Any, batch: dict, key: jax.Array, dim: int) -> tuple[Rows, R
     """
     wanted = (settings.first, settings.second)
     rows = read_rows(batch)
+    if settings.prefix:
+        rows = augment.prefix(rows, jax.random.fold_in(key, 2))
     augmented = iter(())
     if 'augment' in wanted:
         if {'substitute', 'insert'} & settings.rates.keys():
