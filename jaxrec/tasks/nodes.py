@@ -64,6 +64,11 @@ class Config(problem.Task):
                 f'task.probe={self.probe!r} needs a model that has `{verb}` for nodes, and this '
                 'one has not: choose another task.probe or model'
             )
+        if self.nodes != 'all' and 'scores' not in experiment.model.verbs:
+            raise UserError(
+                f'task.nodes={self.nodes!r}: this model learns without labels, and so from all '
+                "nodes: set task.nodes='all'"
+            )
         if self.split == 'random' and (self.probe, self.nodes) != ('linear', 'all'):
             raise UserError(
                 "task.split='random' judges vectors learnt without labels: set "
