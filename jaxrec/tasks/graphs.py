@@ -22,6 +22,7 @@ from jaxrec.devices.mesh import replicated
 from jaxrec.errors import UserError
 from jaxrec.evaluation import point_metrics
 from jaxrec.evaluation.probe import fitted_by_folds, linear_svm, stratified
+from jaxrec.evaluation.run import collected
 from jaxrec.tasks.nodes import row_multiple
 
 STRENGTHS = tuple(10.0**n for n in range(-3, 4))  # C that are tried
@@ -112,12 +113,8 @@ class GraphEvaluation(problem.Evaluation):
 
     def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
         """Accuracy from the columns 'vector'."""
-        vectors = None
-        for places, columns in parts:
-            if vectors is None:
-                vectors = np.zeros((self.examples, columns['vector'].shape[1]))
-            vectors[places] = columns['vector'][: len(places)]
-        return self._probed(vectors)
+        vectors = collected(parts, self.examples)['vector']
+        return self._probed(vectors.astype(np.float64))
 
     def references(self) -> dict[str, problem.Measured]:
         """What needs no model: the largest class, and SVMs on what is counted.
