@@ -378,6 +378,7 @@ class Inputs:
       support: most overlapped users whose training histories are a constant too.
       shuffled: whether their events of one domain are another user's, see `data.overlap`.
       texts: whether it reads the items' texts, constants beside those of `items`.
+      described: whether it knows items by their features and texts alone, so that they need some.
       alone: of a model that learns items by themselves, how their negatives are chosen, one of
         `item_batches.HOW`; '' = it learns histories or pairs.
     """
@@ -399,6 +400,7 @@ class Inputs:
     support: int = 0
     shuffled: bool = False
     texts: bool = False
+    described: bool = False
     alone: str = ''
 
 

@@ -190,3 +190,6 @@ def test_alike_without_ids():
 def test_mistakes():
     with pytest.raises(UserError, match='model.item_views masks features of items'):
         two_tower.Config(item_views=ItemViews(weight=1.0)).check()
+    with pytest.raises(UserError, match='masks no texts') as e:
+        two_tower.Config(features=FEATURES, texts=True, item_views=ItemViews(weight=1.0)).check()
+    assert '\n' not in str(e.value)

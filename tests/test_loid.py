@@ -521,6 +521,16 @@ def test_rivals():
             np.testing.assert_array_equal(np.concatenate([h[name] for h in halves]), column)
 
 
+def test_the_first_gradient_is_of_the_size_of_the_second():
+    """Vectors of texts begin at 0, where their unit vectors have slopes of 1e6."""
+    graph, params = nnx.split(built())
+    slopes = jit(jax.grad(lambda p: value(nnx.merge(graph, p))))
+    first = slopes(params)
+    second = slopes(jax.tree.map(lambda x, g: x - 2e-3 * jnp.sign(g), params, first))
+    one, other = (float(jnp.abs(g['out'][...]).max()) for g in (first, second))
+    assert other / 100 < one < 100 * other
+
+
 @pytest.mark.parametrize('moves', loid.MOVES)
 def test_what_the_alignment_moves(moves):
     graph, params = drawn(align_moves=moves)

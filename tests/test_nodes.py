@@ -46,6 +46,7 @@ def experiment(tmp_path, model=None, dataset=GENERATED, **train):
         ({'nodes': 'some'}, {}, 'task.nodes=.* labelled, all'),
         ({}, {'model': mixgcl.Config()}, 'needs a model that has `scores`'),
         ({'probe': 'linear'}, {'model': sasrec.Config()}, 'needs a model that has `embed`'),
+        ({'probe': 'linear'}, {'model': mixgcl.Config()}, "set task.nodes='all'"),
         ({}, {'optim': Optim(table='sparse_adam')}, 'optim.table'),
         ({}, {'train': Train(batch_rows=0)}, 'train.batch_rows=0'),
     ],
@@ -55,10 +56,18 @@ def test_mistakes_found_before_anything_is_read(tmp_path, task, changes, message
         check(dataclasses.replace(experiment(tmp_path), task=nodes.Config(**task), **changes))
 
 
-@pytest.mark.parametrize(('model', 'probe'), [(gcn, 'scores'), (gcn, 'linear'), (mixgcl, 'linear')])
-def test_what_goes_together(tmp_path, model, probe):
+@pytest.mark.parametrize(
+    ('model', 'probe', 'learnt'),
+    [
+        (gcn, 'scores', 'labelled'),
+        (gcn, 'scores', 'all'),
+        (gcn, 'linear', 'labelled'),
+        (mixgcl, 'linear', 'all'),
+    ],
+)
+def test_what_goes_together(tmp_path, model, probe, learnt):
     given = experiment(tmp_path, model.Config())
-    check(dataclasses.replace(given, task=nodes.Config(probe=probe)))
+    check(dataclasses.replace(given, task=nodes.Config(probe=probe, nodes=learnt)))
 
 
 @pytest.mark.parametrize('name', ['features', 'labels', 'train', 'valid', 'test'])
@@ -154,7 +163,8 @@ def passed(problem, model, part, shape=None):
     for places, batch in evaluation.batches():
         assert (batch['labels'] == -1).all()
         columns = predict(params, carried, place(batch))
-        parts.append((places, jax.tree.map(np.asarray, columns)))
+        columns = {name: np.asarray(x)[: len(places)] for name, x in columns.items()}
+        parts.append((places, columns))
     assert len(np.concatenate([places for places, _ in parts])) == evaluation.examples
     return evaluation.measure(parts[::-1])
 

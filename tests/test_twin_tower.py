@@ -17,7 +17,7 @@ from jaxrec.devices.mesh import put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, applied, check
 from jaxrec.models import sasrec
-from jaxrec.models.twin_tower import Config
+from jaxrec.models.twin_tower import Config, meet
 from jaxrec.serving.recommender import Recommender
 from jaxrec.tasks import next_item
 from jaxrec.training.loop import fit
@@ -202,6 +202,10 @@ def test_loss(loss, positive):
     else:
         values = np.zeros(6)
         both = np.concatenate([first, second])
+        pairs = [set()] * 6
+        if positive == 'near':  # 3 is the first row's item and the second's positive, and so on
+            pairs = [{int(one['items'][n]), int(one['near'][n])} - {0} for n in range(6)]
+            assert pairs[0] & pairs[1] and pairs[2] == pairs[4]
         for n in range(12):
             scores = both @ both[n] / 0.3
             partner = (n + 6) % 12
@@ -209,13 +213,25 @@ def test_loss(loss, positive):
                 m
                 for m in range(12)
                 if m != partner
-                and (one['titles'][m % 6] == one['titles'][n % 6] or not weights[m % 6])
+                and (
+                    one['titles'][m % 6] == one['titles'][n % 6]
+                    or pairs[m % 6] & pairs[n % 6]
+                    or not weights[m % 6]
+                )
             ]
             rest = [scores[m] for m in range(12) if m not in hidden]
             values[n % 6] += (np.logaddexp.reduce(rest) - scores[partner]) / 2
     expected = squared + np.average(values, weights=weights)
     assert float(value) == pytest.approx(expected, rel=1e-4)
     assert float(terms[loss]) == pytest.approx(np.average(values, weights=weights), rel=1e-4)
+
+
+def test_rows_that_meet():
+    """By the item of one and the positive of another, or two positives; 0 is no item."""
+    found = meet(jnp.array([1, 2, 3, 4, 0]), jnp.array([2, 5, 5, 0, 0]))
+    wanted = np.diag([True, True, True, True, False])
+    wanted[[0, 1, 1, 2], [1, 0, 2, 1]] = True
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_both_sides_share_their_layers():

@@ -281,6 +281,8 @@ def test_new_items_are_served_from_their_features(tmp_path):
         ({'widths': (0,)}, r'model.widths=\(0,\) must be at least 1'),
         ({'history': 'max'}, 'model.history=.* not one of mean, transformer'),
         ({'temperature': 0.0}, 'model.temperature=0.0 must be above 0'),
+        ({'in_batch': InBatch(similarity='cosine')}, 'end in unit vectors: set model.temperature'),
+        ({'in_batch': InBatch(temperature=0.05)}, 'end in unit vectors: set model.temperature'),
     ],
 )
 def test_mistakes(settings, message):
@@ -288,6 +290,23 @@ def test_mistakes(settings, message):
     with pytest.raises(UserError, match=message):
         check_fields(config, 'model')
         config.check()
+
+
+def test_features_of_events_alone_leave_items_alike():
+    given = Experiment(
+        task=next_item.Config(windows='cuts'),
+        model=Config(item_id=False, features=FEATURES[1:]),
+        train=Train(batch_rows=8),
+    )
+    histories = tiny_histories(FEATURES)
+    meta = {'data_hash': '', 'path': ''}
+    with pytest.raises(UserError, match='features of their own .* all items are alike') as e:
+        next_item.NextItem(given, histories, meta)
+    assert '\n' not in str(e.value)
+    given.model.features = FEATURES
+    assert list(next_item.NextItem(given, histories, meta).constants['items']['codes']) == [
+        'genres'
+    ]
 
 
 def test_it_trains_on_cuts():

@@ -71,7 +71,7 @@ def info_nce_of_shares(
       positive: False leaves the key at a query's own place out of the denominator (GraphCL).
 
     Returns:
-      [B], one value per query.
+      [B], one value per query; 0 where no key is in the denominator.
     """
     scores = jnp.einsum('bd,nd->bn', unit(queries), unit(keys), preferred_element_type=jnp.float32)
     scores = scores / temperature
@@ -80,7 +80,7 @@ def info_nce_of_shares(
         shown = shown & (jnp.arange(len(queries))[:, None] != jnp.arange(len(keys)))
     none = jnp.finfo(scores.dtype).min / 2  # finite: a query may have no other key
     rest = jax.nn.logsumexp(jnp.where(shown, scores, none), axis=-1)
-    return rest - (identities * scores).sum(-1)
+    return jnp.where(shown.any(-1), rest - (identities * scores).sum(-1), 0)
 
 
 def shares_of(owner: jax.Array, other: jax.Array, count: int) -> jax.Array:

@@ -6,8 +6,11 @@
     an untrained GIN    train.epochs=1 with optim.learning_rate=1e-30
 
 The encoder is GraphCL's GIN: x <- BN(relu(MLP(x + sum over neighbours))), and a graph's vector are
-the sums over its nodes after every layer, side by side. ID-MixGCL's equations could not be checked
-against a code of the authors; the form is ours, see `models.mixgcl`.
+the sums over its nodes after every layer, side by side. GraphCL's code drops or masks exactly
+int(n / 10) nodes, gives graphs self-loops before it makes views of them, and takes into a sub-graph
+neighbours of its first node alone; its batches are random, ours hold graphs of all sizes.
+ID-MixGCL's equations could not be checked against a code of the authors; the form is ours, see
+`models.mixgcl`.
 """
 
 import dataclasses

@@ -7,10 +7,11 @@
     SimGCL      views of kind noise, own_layer=False (Yu et al., SIGIR 2022)
     XSimGCL     views of kind one_pass, own_layer=False (Yu et al., TKDE 2024)
     DirectAU    loss='direct_au', with any number of layers (Wang et al., KDD 2022)
-    softmax     loss='softmax': the items of the batch are each other's negatives, corrected for how
-                often they come (Yi et al., RecSys 2019; for graphs Wu et al., SSM, TOIS 2024)
-    multinomial loss='multinomial': all items are, and a pair stands for all items of its user
-                (the likelihood of Liang et al., WWW 2018)
+    softmax     loss='softmax', cosine=True: the items of the batch are each other's negatives,
+                corrected for how often they come (Yi et al., RecSys 2019; for graphs Wu et al.,
+                SSM, TOIS 2024)
+    multinomial loss='multinomial', cosine=True: all items are, and a pair stands for all items of
+                its user (the likelihood of Liang et al., WWW 2018)
 
 Where their codes differ in what does not make the model, one form is taken: losses are means over
 the batch (SGL's sums share a factor, which Adam does not see), `decay` is of half the squared
@@ -79,7 +80,9 @@ class Config(ModelConfig):
     decay: float = field(1e-4, least=0, traced=True)  # of half the squared length of own vectors
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
     views: Views = dataclasses.field(default_factory=Views)
-    cosine: bool = False  # rank by cosine, as it is learnt by 'softmax', not by dot product
+    # rank by cosine, as 'softmax', 'multinomial' and 'direct_au' learn it, not by dot product;
+    # published code ranks by dot product, that of DirectAU and of SimGCL and its kin too
+    cosine: bool = False
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""

@@ -246,7 +246,9 @@ class LoID(Model):
     ) -> jax.Array:
         """How far texts [B, D] are from ids' vectors `own` [B, D]; the first rows alone.
 
-        Rows without a text do not count, and rows of the same id are no negatives.
+        Rows without a text do not count, and rows of the same id are no negatives. Nor do rows of
+        zero vectors under InfoNCE, as all are at the start: they have no direction, and the slope
+        of their unit vectors, 1e6, would stay in Adam's second moments.
         """
         config, rows = self.config, min(self.config.align_rows, len(ids))
         text, own, ids, counted = (
@@ -257,7 +259,7 @@ class LoID(Model):
         if config.alignment == 'triplet':
             values = losses.triplet(text, own, jnp.roll(own, 1, axis=0), config.margin)
             return weighted_mean(values, counted * (ids != jnp.roll(ids, 1)))
-        together = replicated(self.together[...])
+        together, counted = replicated(self.together[...]), counted * (text != 0).any(1)
         values = losses.info_nce(
             text @ together,
             own @ together,

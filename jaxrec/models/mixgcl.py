@@ -8,7 +8,8 @@
 
 The paper's idea: an augmentation changes what a node is, so the label of the contrastive task has
 to change with it. Its equations could not be checked against a code of the authors; the form here
-is i-Mix (Lee et al. 2021) around the encoder and augmentations of GRACE (Zhu et al. 2020).
+is i-Mix (Lee et al. 2021) around the encoder and augmentations of GRACE (Zhu et al. 2020). GRACE's
+code drops each direction of an edge by itself, ours both or none, and its layers have biases.
 """
 
 import dataclasses

@@ -135,16 +135,22 @@ class TwinTower(Model):
             negative = jnp.where(batch['negatives'] > 0, negative, _NONE)
             values = losses.bce(self.logits(first, second), negative[:, None])
         else:
-            same = batch['titles'][:, None] == batch['titles']
+            hidden = batch['titles'][:, None] == batch['titles']
+            if config.positive == 'near':
+                hidden = hidden | meet(batch['items'], batch['near'])
             values = losses.info_nce(
-                first,
-                second,
-                temperature=config.temperature,
-                hidden=same | (weights == 0),
+                first, second, temperature=config.temperature, hidden=hidden | (weights == 0)
             ).mean(0)
         terms[config.loss] = weighted_mean(values, weights)
         terms['near_copies'] = weighted_mean(unit_cosine(own, other), weights)
         return total + terms[config.loss], (terms, carry)
+
+
+def meet(items: jax.Array, near: jax.Array) -> jax.Array:
+    """bool [n, n], whether an item of {items, near} of two rows is the same, 0 = none."""
+    both = jnp.stack([items, near], axis=1)
+    same = (both[:, None, :, None] == both[:, None]) & (both > 0)[:, None, :, None]
+    return same.any((2, 3))
 
 
 def unit_cosine(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -77,6 +77,16 @@ class Config(ModelConfig):
             )
         if self.item_views.weight and not self.features:
             raise UserError('model.item_views masks features of items: name some in model.features')
+        if self.item_views.weight and self.texts:
+            raise UserError(
+                'model.item_views masks no texts, and both views would have them: leave '
+                'model.texts or model.item_views out'
+            )
+        if self.in_batch.similarity != 'dot' or self.in_batch.temperature != 1:
+            raise UserError(
+                'the towers end in unit vectors: set model.temperature, and leave '
+                'model.in_batch.similarity and model.in_batch.temperature as they are'
+            )
 
     def make(self, sizes: Mapping[str, int], *, rngs: nnx.Rngs) -> 'TwoTower':
         """Builds the model for users 0..sizes['user'] - 1 and items 1..sizes['item']."""
@@ -92,6 +102,7 @@ class Config(ModelConfig):
             items=True,
             information=self.item_views.weight > 0,
             texts=self.texts,
+            described=not self.item_id,
         )
 
     def whole_batch(self) -> str:

@@ -325,6 +325,7 @@ def constants_of(
     domains: bool = False,
     information: bool = False,
     support_seed: int = 0,
+    described: bool = False,
 ) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
@@ -336,6 +337,9 @@ def constants_of(
     followers, and 'of_domain', of each int32 [its items], ascending. Of models that ask for them
     'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`, in the order
     that `support_seed` draws, theirs with 0.
+
+    Raises:
+      UserError: no item has a feature to mask, or with `described` nothing tells items apart.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains or catalogue.follow is not None:
@@ -356,6 +360,11 @@ def constants_of(
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
+        if described and not (codes or catalogue.texts):
+            raise UserError(
+                'without model.item_id items need features of their own in model.features, or '
+                'model.texts: else all items are alike'
+            )
         if information and not codes:
             raise UserError(
                 'model.item_views masks features that items have: model.features has none'
@@ -547,6 +556,7 @@ class NextItem(Retrieval):
                 self._in_domain,
                 experiment.model.inputs().information,
                 task.support_seed,
+                experiment.model.inputs().described,
             ),
             starts={'item': self.texts.vectors} if task.start_table else {},
         )

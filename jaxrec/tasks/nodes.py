@@ -64,6 +64,11 @@ class Config(problem.Task):
                 f'task.probe={self.probe!r} needs a model that has `{verb}` for nodes, and this '
                 'one has not: choose another task.probe or model'
             )
+        if self.nodes != 'all' and 'scores' not in experiment.model.verbs:
+            raise UserError(
+                f'task.nodes={self.nodes!r}: this model learns without labels, and so from all '
+                "nodes: set task.nodes='all'"
+            )
         if self.split == 'random' and (self.probe, self.nodes) != ('linear', 'all'):
             raise UserError(
                 "task.split='random' judges vectors learnt without labels: set "
@@ -202,15 +207,10 @@ class NodeEvaluation(problem.Evaluation):
 
     def measure(self, parts: Iterable[problem.Part]) -> problem.Measured:
         """Accuracy from 'class' or 'vector' columns."""
-        column = 'class' if self._probe == 'scores' else 'vector'
-        values = None
-        for places, columns in parts:
-            if values is None:
-                values = np.empty((self.examples, *columns[column].shape[1:]), np.float32)
-            values[places] = columns[column][: len(places)]
+        columns = collected(parts, self.examples)
         if self._probe == 'scores':
-            return self._measured(values.astype(np.int32))
-        return self._measured(*self._probed(values))
+            return self._measured(columns['class'])
+        return self._measured(*self._probed(columns['vector']))
 
     def references(self) -> dict[str, problem.Measured]:
         """What needs no model: the class most frequent among train and valid nodes, and probes.
