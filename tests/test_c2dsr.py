@@ -163,6 +163,44 @@ def test_losses_against_loops(pad):
     np.testing.assert_allclose(terms['own'], np.mean(own), rtol=1e-4)
 
 
+@pytest.mark.parametrize('pad', [True, False])
+def test_served_learns_what_lists_are_made_of(pad):
+    """Every event, for the next one: h and h^X of the last event of X so far, by loops.
+
+    At the last event of a log the vector is the one that `queries` makes of it.
+    """
+    _, constants, graphdef, params, batch = built(mix=1.0, pad=pad, served=True, dropout=0.0)
+    model = nnx.merge(graphdef, params)
+    _, (terms, _) = model.loss(batch, constants, {}, jax.random.key(0))
+    of_items, tokens = np.asarray(constants['domains']), model.tokens(constants)
+    items, targets, segments = (np.asarray(batch[n]) for n in ('items', 'targets', 'segments'))
+    domain = of_items[items]
+    hidden = model.encode(*map(jnp.asarray, (items, segments, domain)), tokens)
+    hidden = [np.asarray(h, np.float64) for h in hidden]
+    heads, bias, none = np.float64(params['heads']), np.float64(params['bias']), ITEMS + 1
+    catalogue = model.catalogue(constants)
+    values, lengths = [], []
+    for row, place in zip(*np.nonzero(segments), strict=True):
+        target = targets[row, place]
+        n, start = of_items[target], (segments[row] == segments[row, place]).argmax()
+        of_n = start + np.flatnonzero(domain[row, start : place + 1] == n)
+        alone = hidden[n][row, of_n[-1] if len(of_n) else place]
+        query = hidden[0][row, place] + alone
+        scores = heads @ query + bias
+        scores[none] = heads[none] @ alone + bias[none]
+        mine = np.flatnonzero(of_items[: ITEMS + 1] == n)
+        values.append(slow_softmax(scores, target, np.append(mine, none) if pad else mine))
+
+        log = items[row, start : place + 1]
+        history = np.concatenate([np.zeros(LENGTH - len(log), np.int32), log])[None]
+        shown = {'items': jnp.asarray(history), 'segments': jnp.asarray((history > 0).astype(int))}
+        listed = model.queries(shown, catalogue)[0, 0, (n - 1) * DIM : n * DIM]
+        np.testing.assert_allclose(listed, query, rtol=2e-4, atol=2e-5)
+        lengths.append((len(of_n) > 0, len(of_n) > 0 and of_n[-1] < place))
+    assert {(False, False), (True, False), (True, True)} == set(lengths)
+    np.testing.assert_allclose(terms['own'], np.mean(values), rtol=1e-4)
+
+
 def test_infomax():
     """Check 1.5.1, 3 and 5: 2 log 2 a domain at zero; users of one domain alone add nothing."""
     _, constants, graphdef, params, batch = built()
@@ -326,6 +364,8 @@ def test_the_same_on_any_mesh(mesh, model):
 def test_what_does_not_go_together():
     with pytest.raises(UserError, match='compares both kinds'):
         c2dsr.Config(own=False).check()
+    with pytest.raises(UserError, match='model.served is of the encoders of single domains'):
+        c2dsr.Config(own=False, served=True).check()
     with pytest.raises(UserError, match='learns two domains together; here is a, b, c'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])))
     bare = log()
