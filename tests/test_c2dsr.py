@@ -366,6 +366,8 @@ def test_what_does_not_go_together():
         c2dsr.Config(own=False).check()
     with pytest.raises(UserError, match='model.served is of the encoders of single domains'):
         c2dsr.Config(own=False, served=True).check()
+    with pytest.raises(UserError, match='one domain at a time: set task.in_domain'):
+        check(Experiment(model=c2dsr.Config(), task=next_item.Config(), data=Data()))
     with pytest.raises(UserError, match='learns two domains together; here is a, b, c'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])))
     bare = log()

@@ -482,5 +482,7 @@ def test_what_does_not_go_together():
         cdsrnp.Config(pool=100).check()
     with pytest.raises(UserError, match='not a multiple of model.heads'):
         cdsrnp.Config(dim=10, heads=4).check()
+    with pytest.raises(UserError, match='one domain at a time: set task.in_domain'):
+        check(Experiment(model=cdsrnp.Config(), task=next_item.Config(), data=Data()))
     with pytest.raises(UserError, match='learns two domains together'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])))

@@ -204,8 +204,10 @@ class Config(Task):
                 f'task.protocol={self.protocol!r} may draw items that the user has in validation '
                 "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
             )
-        if inputs.pairs and inputs.domains and not self.in_domain:
-            raise UserError('this model scores items of one domain at a time: set task.in_domain')
+        if inputs.domains and not self.in_domain:
+            raise UserError(
+                'this model learns to rank items of one domain at a time: set task.in_domain'
+            )
         if not self.valid_seen and self.split not in splits.PARTED:
             raise UserError("task.valid_seen is for task.split='random' and 'given'")
         if (self.overlap < 1 or self.shuffled) and (
