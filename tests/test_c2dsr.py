@@ -1,5 +1,7 @@
 """C2DSR: reductions to SASRec, its infomax term, its graphs, and what no event may see."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -309,6 +311,29 @@ def test_graphs_are_of_training_events():
         got[graph.rows, graph.columns] = graph.values
         np.testing.assert_allclose(got, want, rtol=1e-6)
         assert set(np.round(got.sum(1), 5).tolist()) <= {0.0, 1.0}
+
+
+def test_other_numbers_of_items_are_the_same_vectors():
+    """Check 1.5.4: of a log with its items numbered anew the graph makes the same tokens."""
+    histories = log()
+    new = np.concatenate([[0], np.random.default_rng(1).permutation(ITEMS) + 1])
+    back = np.argsort(new)
+    column = histories.item_features['domain'][back[1:] - 1]
+    other = dataclasses.replace(
+        histories, items=new[histories.items].astype(np.int32), item_features={'domain': column}
+    )
+    graphdef, params = make(problem_of(histories)._experiment.model, ITEMS)
+    moved = [table.copy() for table in params['items'].values()]
+    for table in moved:
+        table[: ITEMS + 1] = table[back]
+    found = []
+    for given, tables in ((histories, params['items']), (other, dict(enumerate(moved)))):
+        constants = jax.tree.map(jnp.asarray, problem_of(given).constants)
+        model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, {**params, 'items': tables}))
+        found.append(model.tokens(constants))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one[: ITEMS + 1], two[new], rtol=1e-5, atol=1e-6)
+        assert np.abs(one[: ITEMS + 1] - two[: ITEMS + 1]).max() > 0.1
 
 
 def test_later_events_change_nothing():

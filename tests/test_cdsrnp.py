@@ -11,13 +11,14 @@ from flax import nnx
 from models import jit, made, make
 from test_domains import log
 
-from jaxrec import losses
+from jaxrec import losses, rng
 from jaxrec.config import Data, Train
 from jaxrec.data import domains
 from jaxrec.devices.mesh import put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, check
 from jaxrec.models import cdsrnp, sasrec
+from jaxrec.nn.embeddings import lookup
 from jaxrec.tasks import next_item
 
 ITEMS, LENGTH, DIM = 50, 8, 6
@@ -163,6 +164,53 @@ def test_no_query_or_the_support_itself_leaves_the_prior():
     more = summed(first + 5, 1.0)
     posterior = inferred(total + more[0], count + more[1])
     assert float(losses.gaussian_kl(posterior, prior)) > 0
+
+
+def _pair_parts(model, constants, batch, chosen):
+    """What r is made of, of support users and of every place of a batch."""
+    given = {'table': model.table[...], 'domains': constants['domains']}
+    query = model._read(batch, batch['users'], given)
+    query['target'] = lookup(given['table'], batch['targets'])
+    return [
+        jnp.concatenate(
+            [r['merged'], *r['own'], *(x[..., None] for x in r['there']), r['target']], axis=-1
+        )
+        for r in (model._support(constants, chosen), query)
+    ]
+
+
+def test_the_divergence_of_a_step():
+    """Prior of the drawn support, posterior of it and of every user's newest target, by loops."""
+    constants, params, batch = built()
+    key = rng.keys(jax.random.key(0), *cdsrnp._STREAMS)['drawn']
+    count = len(constants['support']['users'])
+    chosen = jax.random.permutation(key, count)[: SMALL['support']]
+    support, query = program(_pair_parts)(params, constants, batch, chosen)
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params['process'])
+
+    def linear(name, x):
+        return x @ w[name]['kernel'] + w[name]['bias']
+
+    def gaussian_of(pairs):
+        r = [linear('outer', np.maximum(linear('inner', np.float64(x)), 0)) for x in pairs]
+        hidden = np.maximum(linear('hidden', np.mean(r, axis=0)), 0)
+        return linear('mean', hidden), linear('log_variance', hidden)
+
+    segments, weights = np.asarray(batch['segments']), np.asarray(batch['weights'])
+    newest = []
+    for row in range(len(segments)):
+        for user in range(1, segments[row].max() + 1):
+            place = np.flatnonzero(segments[row] == user)[-1]
+            assert weights[row, place] == 1
+            newest.append(query[row, place])
+    assert len(newest) > ROWS
+    prior = gaussian_of(support[:, 0])
+    posterior = gaussian_of([*support[:, 0], *newest])
+    want = 0
+    for m, v, a, b in zip(*posterior, *prior, strict=True):
+        want += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v)
+    (_, (terms, _)), _ = learnt(params, constants, batch, 0)
+    np.testing.assert_allclose(terms['kl'], want / SMALL['latent'], rtol=1e-3)
 
 
 @pytest.mark.slow
