@@ -313,6 +313,25 @@ def test_graphs_are_of_training_events():
         assert set(np.round(got.sum(1), 5).tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize('graph', [1, 0])
+def test_a_run_keeps_its_graphs(tmp_path, graph):
+    """Where there is one: lists of a kept catalogue are those of the data, and it holds no more."""
+    problem, constants, graphdef, params, _ = built(graph=graph)
+    problem.catalogue.save(tmp_path)
+    kept = jax.tree.map(jnp.asarray, problem._task.open_catalogue(tmp_path).constants)
+    graphs = {'follow', 'follow_own'}
+    assert set(constants) - set(kept) == {'of_domain'}
+    assert (
+        graphs & set(kept)
+        == graphs & {p.stem for p in tmp_path.iterdir()}
+        == (graphs if graph else set())
+    )
+    batch, _ = whole_rows(constants)
+    model = nnx.merge(graphdef, params)
+    one, two = (model.queries(batch, model.catalogue(c)) for c in (constants, kept))
+    np.testing.assert_array_equal(one, two)
+
+
 def test_other_numbers_of_items_are_the_same_vectors():
     """Check 1.5.4: of a log with its items numbered anew the graph makes the same tokens."""
     histories = log()

@@ -436,7 +436,8 @@ def test_lists_know_no_label_and_are_the_same_again():
 def test_a_run_keeps_its_support(tmp_path):
     problem = problem_of(log())
     problem.catalogue.save(tmp_path / 'catalogue')
-    kept = next_item.Config().open_catalogue(tmp_path / 'catalogue').constants
+    kept = problem._task.open_catalogue(tmp_path / 'catalogue').constants
+    assert set(kept) == {'domains', 'support'} == set(problem.constants) - {'of_domain'}
     for name, column in problem.constants['support'].items():
         np.testing.assert_array_equal(kept['support'][name], column)
 

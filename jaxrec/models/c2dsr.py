@@ -80,7 +80,7 @@ class Config(ModelConfig):
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
-        return Inputs(self.max_len, domains=True)
+        return Inputs(self.max_len, domains=True, followers=bool(self.graph))
 
     def whole_batch(self) -> str:
         """The infomax term is a mean over the users of a batch."""
@@ -180,10 +180,10 @@ class C2DSR(Model):
             if table is None:
                 found.append(None)
                 continue
-            graph = constants['follow_own' if n else 'follow']
             table = replicated(table[...])
             hidden, total = table, table
             for layer_key in split_key(own_key, self.config.graph):
+                graph = constants['follow_own' if n else 'follow']
                 hidden = dropout(hidden, self.config.dropout, layer_key)
                 # the table has a row more than there are items, which may be one of a new 64
                 rows = len(graph.order.starts) - 1

@@ -327,26 +327,29 @@ def constants_of(
     domains: bool = False,
     information: bool = False,
     support_seed: int = 0,
+    of_domain: bool = False,
 ) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
     With `information` 'items' also has 'information' float32 [k, k] of the k columns of 'codes' by
     name, see `data.information`, and where texts are read 'texts' float32 [num_items + 1, d].
 
-    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
-    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
-    followers, and 'of_domain', of each int32 [its items], ascending. Of models that ask for them
-    'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`, in the order
-    that `support_seed` draws, theirs with 0.
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding, and if
+    `of_domain` 'of_domain', of each int32 [its items], ascending, which steps read and lists do
+    not. Of models that ask for them 'follow' and 'follow_own', entries of means of an item's
+    followers, and 'support', rows of overlapped users: 'users' and 'items' of
+    `overlap.overlapped`, in the order that `support_seed` draws, theirs with 0.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
-    if domains or catalogue.follow is not None:
-        _, numbers = domains_lib.of_items(catalogue)
+    if domains:
+        names, numbers = domains_lib.of_items(catalogue)
         found['domains'] = np.pad(numbers, (0, table_rows(catalogue.num_items) - len(numbers)))
+        if of_domain:
+            each = range(1, len(names) + 1)
+            found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in each]
     if catalogue.follow is not None:
         found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
-        found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in (1, 2)]
     if catalogue.support is not None:
         order = np.arange(len(catalogue.support))
         if support_seed:
@@ -529,7 +532,7 @@ class NextItem(Retrieval):
             self._pairs,
             known,
             texts=texts,
-            **self._followers(histories, train_ends),
+            **self._two_domains(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
@@ -549,6 +552,7 @@ class NextItem(Retrieval):
                 self._in_domain,
                 experiment.model.inputs().information,
                 task.support_seed,
+                experiment.model.inputs().domains,
             ),
             starts={'item': self.texts.vectors} if task.start_table else {},
         )
@@ -600,7 +604,7 @@ class NextItem(Retrieval):
             **{'references': self._references(), **options},
         )
 
-    def _followers(self, histories, train_ends):
+    def _two_domains(self, histories, train_ends):
         """What a catalogue holds of models that know two domains."""
         inputs = self._experiment.model.inputs()
         if not inputs.domains:
@@ -608,11 +612,10 @@ class NextItem(Retrieval):
         if self._domains is None or len(self._domains.names) != 2 or self._task.domain:
             there = self._task.domain or ', '.join(self._domains.names if self._domains else ())
             raise UserError(f'this model learns two domains together; here is {there or "none"}')
-        of_items = self._domains.of_items
-        found = {
-            'follow': domains_lib.followers(histories, train_ends),
-            'follow_own': domains_lib.followers(histories, train_ends, of_items),
-        }
+        of_items, found = self._domains.of_items, {}
+        if inputs.followers:
+            found['follow'] = domains_lib.followers(histories, train_ends)
+            found['follow_own'] = domains_lib.followers(histories, train_ends, of_items)
         if inputs.support:
             width, most = inputs.max_len + 1, inputs.support
             rest = of_items, width, most, inputs.shuffled
