@@ -334,6 +334,15 @@ def test_the_support_of_lists_is_drawn_by_its_seed(tmp_path):
     assert np.abs(found[0] - found[2]).max() > 1e-4
 
 
+def test_steps_know_nothing_of_the_seed_of_the_support():
+    """It is of how a model is measured: a step of training is the same."""
+    constants, params, batch = built()
+    other = jax.tree.map(jnp.asarray, problem_of(log(), support_seed=1).constants)
+    assert (other['support']['order'] != constants['support']['order']).any()
+    one, two = (learnt(params, given, batch, 1000) for given in (constants, other))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 # ---- against loops
 
 
@@ -412,8 +421,8 @@ def test_users_borrow_nothing_of_themselves():
     assert (other != rows).any()
 
     def predicted(items, user):
-        support = {'items': jnp.asarray(items), 'users': jnp.asarray(users)}
-        given = {**constants, 'support': support}
+        changed = {'items': jnp.asarray(items), 'users': jnp.asarray(users)}
+        given = {**constants, 'support': {**constants['support'], **changed}}
         return np.asarray(lists(params, given, rows_of(alone, [user]))['scores'])[0]
 
     itself, stranger = int(users[0]), 999

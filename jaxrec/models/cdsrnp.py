@@ -120,7 +120,8 @@ class CDSRNP(Model):
         That is the item 'table', the items' 'domains', the 'support' and what z makes of it.
         """
         table, domain = self.table[...], placed(constants['domains'][:, None], TABLE)
-        support = self._support(constants, jnp.arange(self._count(constants, self.config.served)))
+        count = self._count(constants, self.config.served)
+        support = self._support(constants, constants['support']['order'][:count])
         found = {
             'items': jnp.concatenate([table * (domain == n) for n in DOMAINS], axis=1),
             'table': table,

@@ -85,8 +85,8 @@ class Config(Task):
     # the control of two domains: what users have in the other domain than their test target's is
     # another user's, in training and evaluation
     shuffled: bool = False
-    # of models with a support of users of both domains: the order of these, and the first make
-    # lists; `evaluate --task.support_seed=1` tells what hangs on which they are
+    # of models with a support of users of both domains: the order in which lists take these, while
+    # steps draw from all; `evaluate --task.support_seed=1` tells what hangs on which they are
     support_seed: int = field(0, least=0, effect='measure')
     # of the items' titles, for models that read them (model.items.made_of and others)
     texts: Texts = dataclasses.field(default_factory=Texts)
@@ -338,7 +338,8 @@ def constants_of(
     `of_domain` 'of_domain', of each int32 [its items], ascending, which steps read and lists do
     not. Of models that ask for them 'follow' and 'follow_own', entries of means of an item's
     followers, and 'support', rows of overlapped users: 'users' and 'items' of
-    `overlap.overlapped`, in the order that `support_seed` draws, theirs with 0.
+    `overlap.overlapped`, and 'order', in which lists take them: as `support_seed` draws it, theirs
+    with 0.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
     if domains:
@@ -351,12 +352,13 @@ def constants_of(
         found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
     if catalogue.support is not None:
-        order = np.arange(len(catalogue.support))
+        order = np.arange(len(catalogue.support), dtype=np.int32)
         if support_seed:
             np.random.default_rng(support_seed).shuffle(order)
         found['support'] = {
-            'users': np.asarray(catalogue.support_users)[order],
-            'items': np.asarray(catalogue.support)[order],
+            'users': np.asarray(catalogue.support_users),
+            'items': np.asarray(catalogue.support),
+            'order': order,
         }
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
