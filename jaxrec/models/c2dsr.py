@@ -42,7 +42,7 @@ _STREAMS = ('tokens', 'encode', 'corrupt', 'false')  # of a step's key
 
 @dataclasses.dataclass
 class Config(ModelConfig):
-    """C2DSR's hyper-parameters; the defaults are those of the authors' code."""
+    """C2DSR's hyper-parameters; the defaults are those of the authors' code but for `init`."""
 
     dim: int = field(256, least=1)
     blocks: int = field(2, least=0)

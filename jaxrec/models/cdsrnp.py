@@ -21,6 +21,8 @@ output table too:
     prediction  x + g (o - x), g = sigmoid(w_n [m; x; s] + b_n), against items of X; Y alike
 
 So a gate of 0 leaves SASRec on the events of a domain, and a user of X alone has y~ to go by in Y.
+The bridge alone leaves out who is predicted: z of S is also of the own pair of a user of S, in
+steps and in lists, with the last training event as target.
 The loss is the cross-entropy of every next item among those of its domain, plus kl times the KL of
 posterior and prior per dimension of z.
 """
