@@ -375,7 +375,7 @@ ALONE = {'merged': False, 'mix': 1.0, 'graph': 0, 'tied': True}  # heads of two 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model', [{}, ALONE], ids=['whole', 'tied'])
+@pytest.mark.parametrize('model', [{}, ALONE, {'served': True}], ids=['whole', 'tied', 'served'])
 def test_the_same_on_any_mesh(mesh, model):
     """Loss and its gradient on one device and on four."""
     found = []
