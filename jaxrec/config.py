@@ -103,7 +103,7 @@ class Train:
     # validations without a new best before stopping, four times as many while the best is no better
     # than popularity; 0 = never
     patience: int = field(0, least=0)
-    metric: str = ''  # of the best checkpoint and early stopping; '' = the task's first
+    metric: str = ''  # of the best checkpoint and early stopping; '' = the task's main metric
     save_every: float = field(10.0, least=0, effect='pace')  # minutes between checkpoints; 0 = none
     log_every: int = field(50, least=1, effect='pace')  # steps between lines in metrics.jsonl
     # of a step's matrix products; default: what the backend does, bfloat16 on a TPU, TF32 on a GPU

@@ -374,6 +374,7 @@ class Inputs:
       information: whether it also wants how much the features of items say of each other.
       prefixes: whether it learns histories as they are, without an event to predict.
       domains: whether it knows the domains of items, a constant too.
+      followers: whether it reads which item follows which in training, of two domains.
       context: of pairs in two domains, most items of either that come with a pair.
       support: most overlapped users whose training histories are a constant too.
       shuffled: whether their events of one domain are another user's, see `data.overlap`.
@@ -396,6 +397,7 @@ class Inputs:
     information: bool = False
     prefixes: bool = False
     domains: bool = False
+    followers: bool = False
     context: int = 0
     support: int = 0
     shuffled: bool = False

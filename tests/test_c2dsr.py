@@ -1,5 +1,7 @@
 """C2DSR: reductions to SASRec, its infomax term, its graphs, and what no event may see."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -163,6 +165,44 @@ def test_losses_against_loops(pad):
     np.testing.assert_allclose(terms['own'], np.mean(own), rtol=1e-4)
 
 
+@pytest.mark.parametrize('pad', [True, False])
+def test_served_learns_what_lists_are_made_of(pad):
+    """Every event, for the next one: h and h^X of the last event of X so far, by loops.
+
+    At the last event of a log the vector is the one that `queries` makes of it.
+    """
+    _, constants, graphdef, params, batch = built(mix=1.0, pad=pad, served=True, dropout=0.0)
+    model = nnx.merge(graphdef, params)
+    _, (terms, _) = model.loss(batch, constants, {}, jax.random.key(0))
+    of_items, tokens = np.asarray(constants['domains']), model.tokens(constants)
+    items, targets, segments = (np.asarray(batch[n]) for n in ('items', 'targets', 'segments'))
+    domain = of_items[items]
+    hidden = model.encode(*map(jnp.asarray, (items, segments, domain)), tokens)
+    hidden = [np.asarray(h, np.float64) for h in hidden]
+    heads, bias, none = np.float64(params['heads']), np.float64(params['bias']), ITEMS + 1
+    catalogue = model.catalogue(constants)
+    values, lengths = [], []
+    for row, place in zip(*np.nonzero(segments), strict=True):
+        target = targets[row, place]
+        n, start = of_items[target], (segments[row] == segments[row, place]).argmax()
+        of_n = start + np.flatnonzero(domain[row, start : place + 1] == n)
+        alone = hidden[n][row, of_n[-1] if len(of_n) else place]
+        query = hidden[0][row, place] + alone
+        scores = heads @ query + bias
+        scores[none] = heads[none] @ alone + bias[none]
+        mine = np.flatnonzero(of_items[: ITEMS + 1] == n)
+        values.append(slow_softmax(scores, target, np.append(mine, none) if pad else mine))
+
+        log = items[row, start : place + 1]
+        history = np.concatenate([np.zeros(LENGTH - len(log), np.int32), log])[None]
+        shown = {'items': jnp.asarray(history), 'segments': jnp.asarray((history > 0).astype(int))}
+        listed = model.queries(shown, catalogue)[0, 0, (n - 1) * DIM : n * DIM]
+        np.testing.assert_allclose(listed, query, rtol=2e-4, atol=2e-5)
+        lengths.append((len(of_n) > 0, len(of_n) > 0 and of_n[-1] < place))
+    assert {(False, False), (True, False), (True, True)} == set(lengths)
+    np.testing.assert_allclose(terms['own'], np.mean(values), rtol=1e-4)
+
+
 def test_infomax():
     """Check 1.5.1, 3 and 5: 2 log 2 a domain at zero; users of one domain alone add nothing."""
     _, constants, graphdef, params, batch = built()
@@ -273,6 +313,48 @@ def test_graphs_are_of_training_events():
         assert set(np.round(got.sum(1), 5).tolist()) <= {0.0, 1.0}
 
 
+@pytest.mark.parametrize('graph', [1, 0])
+def test_a_run_keeps_its_graphs(tmp_path, graph):
+    """Where there is one: lists of a kept catalogue are those of the data, and it holds no more."""
+    problem, constants, graphdef, params, _ = built(graph=graph)
+    problem.catalogue.save(tmp_path)
+    kept = jax.tree.map(jnp.asarray, problem._task.open_catalogue(tmp_path).constants)
+    graphs = {'follow', 'follow_own'}
+    assert set(constants) - set(kept) == {'of_domain'}
+    assert (
+        graphs & set(kept)
+        == graphs & {p.stem for p in tmp_path.iterdir()}
+        == (graphs if graph else set())
+    )
+    batch, _ = whole_rows(constants)
+    model = nnx.merge(graphdef, params)
+    one, two = (model.queries(batch, model.catalogue(c)) for c in (constants, kept))
+    np.testing.assert_array_equal(one, two)
+
+
+def test_other_numbers_of_items_are_the_same_vectors():
+    """Check 1.5.4: of a log with its items numbered anew the graph makes the same tokens."""
+    histories = log()
+    new = np.concatenate([[0], np.random.default_rng(1).permutation(ITEMS) + 1])
+    back = np.argsort(new)
+    column = histories.item_features['domain'][back[1:] - 1]
+    other = dataclasses.replace(
+        histories, items=new[histories.items].astype(np.int32), item_features={'domain': column}
+    )
+    graphdef, params = make(problem_of(histories)._experiment.model, ITEMS)
+    moved = [table.copy() for table in params['items'].values()]
+    for table in moved:
+        table[: ITEMS + 1] = table[back]
+    found = []
+    for given, tables in ((histories, params['items']), (other, dict(enumerate(moved)))):
+        constants = jax.tree.map(jnp.asarray, problem_of(given).constants)
+        model = nnx.merge(graphdef, jax.tree.map(jnp.asarray, {**params, 'items': tables}))
+        found.append(model.tokens(constants))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one[: ITEMS + 1], two[new], rtol=1e-5, atol=1e-6)
+        assert np.abs(one[: ITEMS + 1] - two[: ITEMS + 1]).max() > 0.1
+
+
 def test_later_events_change_nothing():
     """Check 1.5.3: with the graph as it is, what comes later is not seen."""
     _, constants, graphdef, params, _ = built()
@@ -293,7 +375,7 @@ ALONE = {'merged': False, 'mix': 1.0, 'graph': 0, 'tied': True}  # heads of two 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('model', [{}, ALONE], ids=['whole', 'tied'])
+@pytest.mark.parametrize('model', [{}, ALONE, {'served': True}], ids=['whole', 'tied', 'served'])
 def test_the_same_on_any_mesh(mesh, model):
     """Loss and its gradient on one device and on four."""
     found = []
@@ -326,6 +408,10 @@ def test_the_same_on_any_mesh(mesh, model):
 def test_what_does_not_go_together():
     with pytest.raises(UserError, match='compares both kinds'):
         c2dsr.Config(own=False).check()
+    with pytest.raises(UserError, match='model.served is of the encoders of single domains'):
+        c2dsr.Config(own=False, served=True).check()
+    with pytest.raises(UserError, match='one domain at a time: set task.in_domain'):
+        check(Experiment(model=c2dsr.Config(), task=next_item.Config(), data=Data()))
     with pytest.raises(UserError, match='learns two domains together; here is a, b, c'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])))
     bare = log()

@@ -11,13 +11,14 @@ from flax import nnx
 from models import jit, made, make
 from test_domains import log
 
-from jaxrec import losses
+from jaxrec import losses, rng
 from jaxrec.config import Data, Train
 from jaxrec.data import domains
 from jaxrec.devices.mesh import put_batch, put_whole
 from jaxrec.errors import UserError
 from jaxrec.experiment import Experiment, check
 from jaxrec.models import cdsrnp, sasrec
+from jaxrec.nn.embeddings import lookup
 from jaxrec.tasks import next_item
 
 ITEMS, LENGTH, DIM = 50, 8, 6
@@ -165,6 +166,53 @@ def test_no_query_or_the_support_itself_leaves_the_prior():
     assert float(losses.gaussian_kl(posterior, prior)) > 0
 
 
+def _pair_parts(model, constants, batch, chosen):
+    """What r is made of, of support users and of every place of a batch."""
+    given = {'table': model.table[...], 'domains': constants['domains']}
+    query = model._read(batch, batch['users'], given)
+    query['target'] = lookup(given['table'], batch['targets'])
+    return [
+        jnp.concatenate(
+            [r['merged'], *r['own'], *(x[..., None] for x in r['there']), r['target']], axis=-1
+        )
+        for r in (model._support(constants, chosen), query)
+    ]
+
+
+def test_the_divergence_of_a_step():
+    """Prior of the drawn support, posterior of it and of every user's newest target, by loops."""
+    constants, params, batch = built()
+    key = rng.keys(jax.random.key(0), *cdsrnp._STREAMS)['drawn']
+    count = len(constants['support']['users'])
+    chosen = jax.random.permutation(key, count)[: SMALL['support']]
+    support, query = program(_pair_parts)(params, constants, batch, chosen)
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params['process'])
+
+    def linear(name, x):
+        return x @ w[name]['kernel'] + w[name]['bias']
+
+    def gaussian_of(pairs):
+        r = [linear('outer', np.maximum(linear('inner', np.float64(x)), 0)) for x in pairs]
+        hidden = np.maximum(linear('hidden', np.mean(r, axis=0)), 0)
+        return linear('mean', hidden), linear('log_variance', hidden)
+
+    segments, weights = np.asarray(batch['segments']), np.asarray(batch['weights'])
+    newest = []
+    for row in range(len(segments)):
+        for user in range(1, segments[row].max() + 1):
+            place = np.flatnonzero(segments[row] == user)[-1]
+            assert weights[row, place] == 1
+            newest.append(query[row, place])
+    assert len(newest) > ROWS
+    prior = gaussian_of(support[:, 0])
+    posterior = gaussian_of([*support[:, 0], *newest])
+    want = 0
+    for m, v, a, b in zip(*posterior, *prior, strict=True):
+        want += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v)
+    (_, (terms, _)), _ = learnt(params, constants, batch, 0)
+    np.testing.assert_allclose(terms['kl'], want / SMALL['latent'], rtol=1e-3)
+
+
 @pytest.mark.slow
 def test_the_weight_of_the_divergence_rises():
     constants, params, batch = built()
@@ -286,6 +334,15 @@ def test_the_support_of_lists_is_drawn_by_its_seed(tmp_path):
     assert np.abs(found[0] - found[2]).max() > 1e-4
 
 
+def test_steps_know_nothing_of_the_seed_of_the_support():
+    """It is of how a model is measured: a step of training is the same."""
+    constants, params, batch = built()
+    other = jax.tree.map(jnp.asarray, problem_of(log(), support_seed=1).constants)
+    assert (other['support']['order'] != constants['support']['order']).any()
+    one, two = (learnt(params, given, batch, 1000) for given in (constants, other))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
 # ---- against loops
 
 
@@ -364,8 +421,8 @@ def test_users_borrow_nothing_of_themselves():
     assert (other != rows).any()
 
     def predicted(items, user):
-        support = {'items': jnp.asarray(items), 'users': jnp.asarray(users)}
-        given = {**constants, 'support': support}
+        changed = {'items': jnp.asarray(items), 'users': jnp.asarray(users)}
+        given = {**constants, 'support': {**constants['support'], **changed}}
         return np.asarray(lists(params, given, rows_of(alone, [user]))['scores'])[0]
 
     itself, stranger = int(users[0]), 999
@@ -388,7 +445,8 @@ def test_lists_know_no_label_and_are_the_same_again():
 def test_a_run_keeps_its_support(tmp_path):
     problem = problem_of(log())
     problem.catalogue.save(tmp_path / 'catalogue')
-    kept = next_item.Config().open_catalogue(tmp_path / 'catalogue').constants
+    kept = problem._task.open_catalogue(tmp_path / 'catalogue').constants
+    assert set(kept) == {'domains', 'support'} == set(problem.constants) - {'of_domain'}
     for name, column in problem.constants['support'].items():
         np.testing.assert_array_equal(kept['support'][name], column)
 
@@ -482,5 +540,7 @@ def test_what_does_not_go_together():
         cdsrnp.Config(pool=100).check()
     with pytest.raises(UserError, match='not a multiple of model.heads'):
         cdsrnp.Config(dim=10, heads=4).check()
+    with pytest.raises(UserError, match='one domain at a time: set task.in_domain'):
+        check(Experiment(model=cdsrnp.Config(), task=next_item.Config(), data=Data()))
     with pytest.raises(UserError, match='learns two domains together'):
         problem_of(log(names=np.array([b'a', b'b', b'c'])))

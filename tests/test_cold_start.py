@@ -11,7 +11,7 @@ import runs
 from flax import nnx
 from models import jit, made
 
-from jaxrec import evaluate, losses
+from jaxrec import evaluate, losses, rng
 from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data import ratings as data
 from jaxrec.data.rows import Rows
@@ -266,6 +266,44 @@ def test_query_as_support_diverges_by_nothing(bases, constants):
     for order in (np.arange(20)[::-1], np.r_[np.arange(20), np.arange(20)]):
         found = called(graph, params, of_support, jnp.asarray(order))
         np.testing.assert_allclose(found, reference, atol=1e-5)
+
+
+def test_the_divergence_of_a_step(bases, constants):
+    """Prior of the drawn support, posterior of it and the batch without its padding, by loops."""
+    graph, params = built(CONFIG, constants)
+    high = np.flatnonzero(bases.data.train.values == 5)  # far from the support's mean
+    rest = bases.data.train.take(high[:50])
+    batch, key = batch_of(rest, 64), jax.random.key(3)
+
+    def parts(model):
+        drawn = model._drawn(constants, rng.keys(key, *cdrnp._STREAMS)['support'])
+        found = []
+        for triples in (drawn, batch):
+            left = triples['ratings'] - ptupcdr.base(triples, constants)
+            known = model.known(triples, constants)
+            found.append(jnp.concatenate([*known, left[:, None]], axis=-1))
+        return found, model.loss(batch, constants, {}, key)[1][0]['kl']
+
+    (support, query), got = called(graph, params, parts)
+
+    def layers(name, x):
+        w = jax.tree.map(lambda x: np.asarray(x, np.float64), params[name])
+        for n in range(len(w['kernels'])):
+            x = x @ w['kernels'][n] + w['biases'][n]
+            x = np.maximum(x, 0) if n + 1 < len(w['kernels']) else x
+        return x
+
+    def gaussian(triples):
+        e = [layers('encoder', np.float64(triple)) for triple in triples]
+        mean, raw = np.split(layers('latent', np.maximum(np.mean(e, axis=0), 0)), 2)
+        return mean, 2 * np.log(0.1 + 0.9 / (1 + np.exp(-raw)))
+
+    assert len(support) == CONFIG.support and len(query) > len(rest)
+    prior, posterior = gaussian(support), gaussian([*support, *query[: len(rest)]])
+    want = 0
+    for m, v, a, b in zip(*posterior, *prior, strict=True):
+        want += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v)
+    np.testing.assert_allclose(got, want / CONFIG.latent, rtol=1e-3)
 
 
 def test_a_network_of_nothing_is_the_biases(bases, constants):

@@ -19,6 +19,8 @@ ML, DOUBAN = 'experiments/cdrnp_ml1m.py', 'experiments/cdrnp_douban.py'
 ML_20, ML_80 = 'ML-1M drama to comedy 20 %', 'ML-1M drama to comedy 80 %'
 BOOK, MUSIC = 'Douban book to music 20 %', 'Douban music to book 20 %'
 CDRNP, PTUPCDR, EMCDR = 'CDRNP', 'PTUPCDR', 'EMCDR by ratings'
+ALONE, SHUFFLED = 'CDRNP decoder alone', 'CDRNP users shuffled'
+NO_REMAINER, NO_FILM = 'CDRNP without remainer', 'CDRNP without FiLM'
 
 
 def row(name: str, key: str, overrides: dict | None = None) -> Row:
@@ -41,11 +43,11 @@ TABLE = Table(
     rows=(
         row(EMCDR, 'emcdr'),
         row(PTUPCDR, 'ptupcdr'),
-        row('CDRNP decoder alone', 'no-process'),
-        row('CDRNP without remainer', 'no-remainer'),
-        row('CDRNP without FiLM', 'no-film'),
+        row(ALONE, 'no-process'),
+        row(NO_REMAINER, 'no-remainer'),
+        row(NO_FILM, 'no-film'),
         row(CDRNP, 'cdrnp'),
-        row('CDRNP users shuffled', 'cdrnp', {'task.shuffled': True}),
+        row(SHUFFLED, 'cdrnp', {'task.shuffled': True}),
     ),
     baseline=EMCDR,
     by_column=True,
@@ -57,5 +59,10 @@ TABLE = Table(
             'DiffCDR, arXiv 2402.02182, Table 2',
         ),
         Ordering(CDRNP, PTUPCDR, 'CDRNP improves on PTUPCDR', 'arXiv 2401.12732, abstract'),
+        Ordering(CDRNP, EMCDR, 'CDRNP improves on EMCDR', 'arXiv 2401.12732, abstract'),
+        Ordering(CDRNP, SHUFFLED, "it learns from users' own source ratings", 'its control'),
+        Ordering(CDRNP, ALONE, 'process, remainer and FiLM together help', 'ablation'),
+        Ordering(CDRNP, NO_REMAINER, 'the preference remainer helps', 'ablation'),
+        Ordering(CDRNP, NO_FILM, 'the adaptive decoder helps', 'ablation'),
     ),
 )

@@ -76,7 +76,7 @@ class Catalogue(Items):
       known: bool [num_items + 1], items with training events, of models that make item vectors of
         `codes`; None for others.
       follow, follow_own: int64 [3, E] of `domains.followers`, by the merged log and in each domain,
-        of models that know domains; None for others.
+        of models that read them; None for others.
       support, support_users: of `overlap.overlapped`, histories that a model compares others with;
         None where it has none.
       texts: 'vectors' float32 [num_items + 1, d] of the items' texts and what made them, see

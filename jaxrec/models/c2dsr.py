@@ -9,8 +9,12 @@ positions, so weights fall with padding), all positions of the window are target
 10, all events count in the infomax means, the pads before a history are never seen, corrupted
 histories are drawn anew each step, attention has no output projection, propagation no bias, and
 vectors begin as Xavier has it and not at N(0, 1). Other corrections are fields, at the authors'
-value by default. With `tied` an item's head is its token: of the merged table, or without a merged
-encoder of that of its domain, so that one encoder alone is the SASRec of the library.
+value by default: `masked`, `once`, `pad`, and `served`. Lists add h of the newest event to h^X of
+the last event of X, which may be an earlier one; theirs learns h + h^X at events of X alone, where
+both are of one event, and with `served` every event learns the sum that lists are made of.
+
+With `tied` an item's head is its token: of the merged table, or without a merged encoder of that of
+its domain, so that one encoder alone is the SASRec of the library.
 """
 
 import dataclasses
@@ -38,7 +42,7 @@ _STREAMS = ('tokens', 'encode', 'corrupt', 'false')  # of a step's key
 
 @dataclasses.dataclass
 class Config(ModelConfig):
-    """C2DSR's hyper-parameters; the defaults are those of the authors' code."""
+    """C2DSR's hyper-parameters; the defaults are those of the authors' code but for `init`."""
 
     dim: int = field(256, least=1)
     blocks: int = field(2, least=0)
@@ -54,6 +58,8 @@ class Config(ModelConfig):
     # correction: an item's vector is added once where there is no graph, not twice
     once: bool = False
     pad: bool = True  # a class of no item in every softmax, as the authors have it
+    # correction: h + h^X is learnt at every event, for the next one, as lists are made of it
+    served: bool = False
     tied: bool = False  # heads are the tokens' own table, not one beside it
     init: str = field('xavier_normal', choices=embeddings.INITS)
 
@@ -63,6 +69,8 @@ class Config(ModelConfig):
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
         if not (self.own or self.merged):
             raise UserError('model.own=False and model.merged=False leave no encoder')
+        if self.served and not self.own:
+            raise UserError('model.served is of the encoders of single domains: set model.own=True')
         if self.mix < 1 and not (self.own and self.merged):
             raise UserError('the infomax term compares both kinds of encoders: set model.mix=1')
 
@@ -72,7 +80,7 @@ class Config(ModelConfig):
 
     def inputs(self) -> Inputs:
         """What the model wants of the data."""
-        return Inputs(self.max_len, domains=True)
+        return Inputs(self.max_len, domains=True, followers=bool(self.graph))
 
     def whole_batch(self) -> str:
         """The infomax term is a mean over the users of a batch."""
@@ -172,10 +180,10 @@ class C2DSR(Model):
             if table is None:
                 found.append(None)
                 continue
-            graph = constants['follow_own' if n else 'follow']
             table = replicated(table[...])
             hidden, total = table, table
             for layer_key in split_key(own_key, self.config.graph):
+                graph = constants['follow_own' if n else 'follow']
                 hidden = dropout(hidden, self.config.dropout, layer_key)
                 # the table has a row more than there are items, which may be one of a new 64
                 rows = len(graph.order.starts) - 1
@@ -213,7 +221,11 @@ class C2DSR(Model):
         if config.merged:
             args = merged, merged, targets, wanted, batch['weights']
             terms['merged'] = self._softmax(constants, *args)
-        if config.own:
+        if config.own and config.served:
+            mine = last_of_domain(own, segments, domain, wanted)
+            args = merged + mine, mine, targets, wanted, batch['weights']
+            terms['own'] = self._softmax(constants, *args)
+        elif config.own:
             mine = jnp.where((domain == 2)[..., None], own[1], own[0])
             following, there = next_of_domain(segments, domain, targets, wanted)
             args = merged + mine, mine, following, domain, batch['weights'] * there
@@ -318,6 +330,26 @@ def next_of_domain(segments, domain, targets, wanted) -> tuple[jax.Array, jax.Ar
     place = jax.nn.one_hot(found.argmax(-1), length, dtype=jnp.int32)
     following = (place * targets[:, None, :]).sum(-1)
     return jnp.where(there, following, 0), there.astype(jnp.float32)
+
+
+def last_of_domain(own, segments, domain, wanted) -> jax.Array:
+    """The state of a domain after its last event so far, as `C2DSR.queries` has it.
+
+    Args:
+      own: of either domain the states [B, L, D] of its encoder.
+      segments, domain: int32 [B, L] of the events.
+      wanted: int32 [B, L], at every event the domain asked for.
+
+    Returns:
+      [B, L, D]; of who had no event of it the state at the event itself.
+    """
+    length = segments.shape[1]
+    mine = causal_mask(segments)[:, 0] & (domain[:, None, :] == wanted[:, :, None])
+    place = (mine * jnp.arange(1, length + 1)).max(-1) - 1
+    place = jnp.where(place < 0, jnp.arange(length), place)
+    chosen = jax.nn.one_hot(place, length, dtype=own[0].dtype)
+    first, second = (jnp.einsum('bml,bld->bmd', chosen, hidden) for hidden in own)
+    return jnp.where((wanted == 2)[..., None], second, first)
 
 
 def _before(segments, events):

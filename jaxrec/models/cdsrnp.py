@@ -21,6 +21,8 @@ output table too:
     prediction  x + g (o - x), g = sigmoid(w_n [m; x; s] + b_n), against items of X; Y alike
 
 So a gate of 0 leaves SASRec on the events of a domain, and a user of X alone has y~ to go by in Y.
+The bridge alone leaves out who is predicted: z of S is also of the own pair of a user of S, in
+steps and in lists, with the last training event as target.
 The loss is the cross-entropy of every next item among those of its domain, plus kl times the KL of
 posterior and prior per dimension of z.
 """
@@ -120,7 +122,8 @@ class CDSRNP(Model):
         That is the item 'table', the items' 'domains', the 'support' and what z makes of it.
         """
         table, domain = self.table[...], placed(constants['domains'][:, None], TABLE)
-        support = self._support(constants, jnp.arange(self._count(constants, self.config.served)))
+        count = self._count(constants, self.config.served)
+        support = self._support(constants, constants['support']['order'][:count])
         found = {
             'items': jnp.concatenate([table * (domain == n) for n in DOMAINS], axis=1),
             'table': table,

@@ -18,6 +18,10 @@ nothing was learnt of it. Items of domains have a table together, as they are di
 vectors begin short and not at N(0, 1), critics have no bias, and `decay` is of the rows that a pair
 looks up, where theirs weighs down all parameters. Lists are made of what training saw (`sees`).
 Propagation divides by the roots of degrees in the whole graph, of a user those in both domains.
+Domains are two, where theirs may be more, and all users have P^s in one table: theirs has for cold
+users rows of each domain, and makes lists of those of the other one. There is no aggregator by the
+similarity of items that EASE tells, and the learning rate stays as it is, where theirs is
+multiplied by .98 when validation stalls after epoch 10.
 """
 
 import dataclasses
@@ -46,7 +50,10 @@ _STREAMS = ('own', 'shared', 'items', 'shift')  # of a step's key
 
 @dataclasses.dataclass
 class Config(ModelConfig):
-    """UniCDR's hyper-parameters; defaults are the authors' but for `sees` and `decay`."""
+    """UniCDR's hyper-parameters.
+
+    Defaults are the authors' but for `sees`, `decay`, `deviation` and `max_len`.
+    """
 
     dim: int = field(128, least=1)
     aggregator: str = field('mean', choices=AGGREGATORS)

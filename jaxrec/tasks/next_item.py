@@ -40,7 +40,7 @@ from jaxrec.evaluation import baselines, linear, protocols, rank_metrics
 from jaxrec.evaluation.ranking import LISTED, Ranking, score
 from jaxrec.nn import bipartite
 from jaxrec.nn.propagate import entries
-from jaxrec.problem import Batches, Metric, Model, Period, Problem, Task
+from jaxrec.problem import Batches, Inputs, Metric, Model, Period, Problem, Task
 
 
 @dataclasses.dataclass
@@ -85,8 +85,8 @@ class Config(Task):
     # the control of two domains: what users have in the other domain than their test target's is
     # another user's, in training and evaluation
     shuffled: bool = False
-    # of models with a support of users of both domains: the order of these, and the first make
-    # lists; `evaluate --task.support_seed=1` tells what hangs on which they are
+    # of models with a support of users of both domains: the order in which lists take these, while
+    # steps draw from all; `evaluate --task.support_seed=1` tells what hangs on which they are
     support_seed: int = field(0, least=0, effect='measure')
     # of the items' titles, for models that read them (model.items.made_of and others)
     texts: Texts = dataclasses.field(default_factory=Texts)
@@ -204,8 +204,10 @@ class Config(Task):
                 f'task.protocol={self.protocol!r} may draw items that the user has in validation '
                 "or test as candidates: with task.in_domain take 'uniform' (task.negatives=999)"
             )
-        if inputs.pairs and inputs.domains and not self.in_domain:
-            raise UserError('this model scores items of one domain at a time: set task.in_domain')
+        if inputs.domains and not self.in_domain:
+            raise UserError(
+                'this model learns to rank items of one domain at a time: set task.in_domain'
+            )
         if not self.valid_seen and self.split not in splits.PARTED:
             raise UserError("task.valid_seen is for task.split='random' and 'given'")
         if (self.overlap < 1 or self.shuffled) and (
@@ -320,56 +322,68 @@ class Config(Task):
         return NextItem(experiment, histories, meta, split=split)
 
 
+_LISTS = Inputs()
+
+
 def constants_of(
     catalogue: Catalogue,
     domains: bool = False,
-    information: bool = False,
     support_seed: int = 0,
-    described: bool = False,
+    inputs: Inputs = _LISTS,
 ) -> dict[str, Any]:
     """What steps and passes read of the items: their graph, or 'items' {'known', 'codes'}.
 
-    With `information` 'items' also has 'information' float32 [k, k] of the k columns of 'codes' by
-    name, see `data.information`, and where texts are read 'texts' float32 [num_items + 1, d].
+    Where texts are read 'items' also has 'texts' float32 [num_items + 1, d], and where `inputs` ask
+    for it 'information' float32 [k, k] of the k columns of 'codes' by name, see `data.information`.
 
-    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding. Of
-    models that know two domains besides 'follow' and 'follow_own', entries of means of an item's
-    followers, and 'of_domain', of each int32 [its items], ascending. Of models that ask for them
-    'support', rows of overlapped users: 'users' and 'items' of `overlap.overlapped`, in the order
-    that `support_seed` draws, theirs with 0.
+    With `domains` also 'domains' int32 [table rows], numbers from 1 by name, 0 on padding, and of
+    models that know them 'of_domain', of each int32 [its items], ascending, which steps read and
+    lists do not. Of models that ask for them 'follow' and 'follow_own', entries of means of an
+    item's followers, and 'support', rows of overlapped users: 'users' and 'items' of
+    `overlap.overlapped`, and 'order', in which lists take them: as `support_seed` draws it, theirs
+    with 0.
+
+    Args:
+      catalogue: the items.
+      domains: whether they have domains.
+      support_seed: see above.
+      inputs: what a model that is trained wants; of lists nothing more.
 
     Raises:
-      UserError: no item has a feature to mask, or with `described` nothing tells items apart.
+      UserError: no item has a feature to mask, or nothing tells items apart, where `inputs` say so.
     """
     found = {} if catalogue.pairs is None else graph_of(catalogue)
-    if domains or catalogue.follow is not None:
-        _, numbers = domains_lib.of_items(catalogue)
+    if domains:
+        names, numbers = domains_lib.of_items(catalogue)
         found['domains'] = np.pad(numbers, (0, table_rows(catalogue.num_items) - len(numbers)))
+        if inputs.domains:
+            each = range(1, len(names) + 1)
+            found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in each]
     if catalogue.follow is not None:
         found['follow'] = _mean_follower(catalogue.follow, catalogue.num_items)
         found['follow_own'] = _mean_follower(catalogue.follow_own, catalogue.num_items)
-        found['of_domain'] = [np.flatnonzero(numbers == n).astype(np.int32) for n in (1, 2)]
     if catalogue.support is not None:
-        order = np.arange(len(catalogue.support))
+        order = np.arange(len(catalogue.support), dtype=np.int32)
         if support_seed:
             np.random.default_rng(support_seed).shuffle(order)
         found['support'] = {
-            'users': np.asarray(catalogue.support_users)[order],
-            'items': np.asarray(catalogue.support)[order],
+            'users': np.asarray(catalogue.support_users),
+            'items': np.asarray(catalogue.support),
+            'order': order,
         }
     if catalogue.known is not None:
         codes = {name: np.asarray(column) for name, column in catalogue.codes.items()}
         found['items'] = {'known': np.asarray(catalogue.known), 'codes': codes}
-        if described and not (codes or catalogue.texts):
+        if inputs.described and not (codes or catalogue.texts):
             raise UserError(
                 'without model.item_id items need features of their own in model.features, or '
                 'model.texts: else all items are alike'
             )
-        if information and not codes:
+        if inputs.information and not codes:
             raise UserError(
                 'model.item_views masks features that items have: model.features has none'
             )
-        if information:
+        if inputs.information:
             by_name = {name: codes[name] for name in sorted(codes)}
             found['items']['information'] = mutual_information(by_name)
         if catalogue.texts:
@@ -536,7 +550,7 @@ class NextItem(Retrieval):
             self._pairs,
             known,
             texts=texts,
-            **self._followers(histories, train_ends),
+            **self._two_domains(histories, train_ends),
         )
         super().__init__(
             about=f'{histories.name or "data"}: {histories.num_users:,} users, '
@@ -554,9 +568,8 @@ class NextItem(Retrieval):
             constants=constants_of(
                 catalogue,
                 self._in_domain,
-                experiment.model.inputs().information,
                 task.support_seed,
-                experiment.model.inputs().described,
+                experiment.model.inputs(),
             ),
             starts={'item': self.texts.vectors} if task.start_table else {},
         )
@@ -608,7 +621,7 @@ class NextItem(Retrieval):
             **{'references': self._references(), **options},
         )
 
-    def _followers(self, histories, train_ends):
+    def _two_domains(self, histories, train_ends):
         """What a catalogue holds of models that know two domains."""
         inputs = self._experiment.model.inputs()
         if not inputs.domains:
@@ -616,11 +629,10 @@ class NextItem(Retrieval):
         if self._domains is None or len(self._domains.names) != 2 or self._task.domain:
             there = self._task.domain or ', '.join(self._domains.names if self._domains else ())
             raise UserError(f'this model learns two domains together; here is {there or "none"}')
-        of_items = self._domains.of_items
-        found = {
-            'follow': domains_lib.followers(histories, train_ends),
-            'follow_own': domains_lib.followers(histories, train_ends, of_items),
-        }
+        of_items, found = self._domains.of_items, {}
+        if inputs.followers:
+            found['follow'] = domains_lib.followers(histories, train_ends)
+            found['follow_own'] = domains_lib.followers(histories, train_ends, of_items)
         if inputs.support:
             width, most = inputs.max_len + 1, inputs.support
             rest = of_items, width, most, inputs.shuffled
