@@ -14,7 +14,7 @@ Batches are of 32 rows, eight times as many steps of an epoch at the same cost a
 several users, the authors' batch 256.
 
 Vectors of 64, windows of 32, dropout .4, NDCG@10 of the test, five seeds: `:merged` .0333, `:own`
-.0301, `:merged` with another user's events of the other domain .0257 (the control), see
+.0301, three: `:merged` with another user's events of the other domain .0244 (the control), see
 experiments/tables/cross_domain_sequences.py. Among 999 drawn items `:merged` (seed 0) has HR@10 /
 NDCG@10 .284 / .181 on Food and .221 / .128 on Kitchen, where ABXI has .324 / .197 and .244 / .143.
 C2DSR itself was not run to the end.

@@ -21,7 +21,8 @@ skip-gram .1081, near .1062, near_info_nce .1405 / .1329; TF-IDF .1142 / .1112, 
 .1120 / .1096, item-CF .1660 / .0646; item-CF + .1 TF-IDF .1902, + .1 wordllama .1960, + .1
 near_info_nce .2077. So the auto-encoder's view adds nothing to words by itself; co-clicked
 positives under InfoNCE are better than words on targets of few events, by 7 and 20 %, and beside
-item-CF, by 4 and 9 %.
+item-CF, by 4 and 9 %. near_info_nce is of the time when a row's positive could be a negative of the
+same row, as another row's (one row in ten), and has not run again since.
 """
 
 from jaxrec.config import Data, Optim, Texts, Train
