@@ -22,9 +22,9 @@ python -m jaxrec.train --config=experiments/loid_ml1m.py:drama --workdir=runs/dr
 The ids of users go along from run to run: the control of the plugins is the last command with
 --config.model.plugins="()".
 
-Five seeds (three of the last three rows), results/text_ratings: test MSE / MAE, and MSE of ratings of films
-with 1 to 10 training ratings (276 of them; 728 by time). About 20, 12 and 2 s of a CPU core an
-epoch of loid, no-align and mf, 7 to 12 epochs, on a busy machine:
+Five seeds (three of the last three rows), results/text_ratings: test MSE / MAE, and MSE of ratings
+of films with 1 to 10 training ratings (276 of them; 728 by time). About 20, 12 and 2 s of a CPU
+core an epoch of loid, no-align and mf, 7 to 12 epochs, on a busy machine:
 
                             random                    by time
 biases                      .8231 / .7185   1.158     .8646 / .7286   1.086
@@ -37,11 +37,11 @@ loid                        .7326 / .6717   1.010     .8289 / .7169   1.055
 loid, texts shuffled        .7431 / .6768   1.141     .8327 / .7154   1.091
 loid with the leak          .7201 / .6657   1.050
 
-At the random split what the texts say helps, most where ratings are few; the alignment does not, by
-.008 at the random split and .003 by time, and the leak is worth .012. Until its first step no longer
-started from vectors of zeros, whose slope of 1e6 left the attention's output hardly able to move
-for the rest of the run, loid had .7216 / .6660 and .8264 / .7159: held short it does better, so
-what is to be tried next is weight decay there. What follows is of that time. Texts without ids gain
+At the random split what the texts say helps, most where ratings are few; the alignment costs .008
+there and .003 by time, and the leak is worth .012. Until its first step no longer started from
+vectors of zeros, whose slope of 1e6 left the attention's output hardly able to move for the rest of
+the run, loid had .7216 / .6660 and .8264 / .7159: held short it does better, so what is to be tried
+next is weight decay there. What follows is of that time. Texts without ids gain
 .004 over biases, not the .02 hoped for: validation MSE .8202 at a rate of 3e-3, .8216 at 5e-3.
 Worse under dropout of .2, and none in products: no-align .7420 (test), the weight .2 of the
 alignment .8196 in validation after 5 epochs (no-align .7463), an alignment of .05 that moves texts
