@@ -122,8 +122,8 @@ def test_the_objective():
 )
 def test_mistakes(changes):
     with pytest.raises(UserError, match="the view 'mixed' is the first of"):
-        dataclasses.replace(SETTINGS, **changes).check()
-    SETTINGS.check()
+        dataclasses.replace(SETTINGS, **changes).check('model.contrast.0')
+    SETTINGS.check('model.contrast.0')
     with pytest.raises(UserError, match='mixing=0'):
         check_fields(dataclasses.replace(SETTINGS, mixing=0.0), 'model.contrast.0')
 

@@ -114,7 +114,7 @@ class Pretend(Runner):
     delay = 0.02
 
     def _wanted(self, cell):
-        return cells_lib.Wanted('k', 'c', 'd' * 64)
+        return cells_lib.Wanted(cell.key, 'c', 'd' * 64)
 
     def _run(self, cell, seeds, lock):
         self.calls.append((cell.key, tuple(seeds)))
@@ -122,7 +122,8 @@ class Pretend(Runner):
         if cell.row == 'row 3':
             raise UserError('it broke')
         (run,) = record(np.zeros((1, 4), int))['seeds'].values()
-        made = {**record([]), 'seeds': {str(seed): run for seed in seeds}}
+        hashed = {'config': cell.key, 'data': 'd' * 64}
+        made = {**record([]), 'hashes': hashed, 'seeds': {str(seed): run for seed in seeds}}
         cells_lib.write(self.folder, cell, made)
 
 
