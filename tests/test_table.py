@@ -271,6 +271,7 @@ def test_the_same_run_of_another_row_or_table_is_taken_over(tmp_path, monkeypatc
         cells_lib.write(workdir, cell, cells_lib.merged(cells_lib.read(workdir, cell), theirs))
 
     monkeypatch.setattr(Runner, '_run', run)
+    (other / 'cells' / 'damaged.json').write_text('{')
     assert Runner(workdir, [0, 1, 2], others=[other]).run([cell, twin]) == {}
     assert ran == [('wide', [2])]
     for one in (cell, twin):

@@ -131,16 +131,17 @@ def same_runs(
       cell: which.
     """
     for path in (path for folder in folders for path in sorted((folder / 'cells').glob('*.json'))):
-        record = files.read_json(path, _CELL)
+        try:
+            record = files.read_json(path, _CELL)
+        except UserError:  # which is told where its own cell is read
+            continue
         seeds = {
             seed: run
             for seed, run in record['seeds'].items()
             if 'code' in accept or run['code'] == now.code
         }
-        if seeds and (record['hashes']['config'], record['hashes']['data']) == (
-            now.config,
-            now.data,
-        ):
+        made_of = record['hashes']
+        if seeds and (made_of['config'], made_of['data']) == (now.config, now.data):
             yield path, {**record, 'row': cell.row, 'column': cell.column, 'seeds': seeds}
 
 
