@@ -90,12 +90,23 @@ TABLE = Table(
         ),
     ),
     orderings=(
-        Ordering(SGL, LIGHTGCN, 'SGL improves on LightGCN', 'Wu et al., SIGIR 2021'),
-        Ordering(SIMGCL, SGL, 'SimGCL improves on SGL', 'Yu et al., SIGIR 2022'),
-        Ordering(XSIMGCL, LIGHTGCN, 'XSimGCL improves on LightGCN', 'Yu et al., TKDE 2024'),
-        Ordering(XSIMGCL, SIMGCL, 'XSimGCL improves on SimGCL', 'Yu et al., TKDE 2024'),
+        *(
+            Ordering(
+                better, worse, f'{better} improves on {worse}', source, columns=(ML_1M, GOWALLA)
+            )
+            for better, worse, source in (
+                (SGL, LIGHTGCN, 'Wu et al., SIGIR 2021'),
+                (SIMGCL, SGL, 'Yu et al., SIGIR 2022'),
+                (XSIMGCL, LIGHTGCN, 'Yu et al., TKDE 2024'),
+                (XSIMGCL, SIMGCL, 'Yu et al., TKDE 2024'),
+            )
+        ),
         Ordering(
-            'MF softmax', 'MF softmax no logQ', 'logQ improves recall', 'Yi et al., RecSys 2019'
+            'MF softmax',
+            'MF softmax no logQ',
+            'logQ improves recall',
+            'Yi et al., RecSys 2019',
+            columns=(ML_1M,),
         ),
     ),
 )
