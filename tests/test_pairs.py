@@ -77,6 +77,25 @@ def batches(rows=64, **options):
     return h, pairs, PairBatches(pairs, h.num_items, rows=rows, seed=5, **options)
 
 
+def test_pairs_by_user():
+    _, pairs, some = batches(by_user=True, negatives=1)
+    counts, owned = collections.Counter(), {tuple(pair) for pair in pairs.T.tolist()}
+    for step in range(40 * some.steps_per_epoch):
+        batch = some(step)
+        kept = batch['weights'] > 0
+        found = zip(batch['users'][kept].tolist(), batch['targets'][kept].tolist(), strict=True)
+        counts.update(found)
+    assert set(counts) == owned  # what trains is the users' own, and all of it
+    drawn = counts.total()
+    assert drawn == 40 * pairs.shape[1]
+    lengths = np.bincount(pairs[0], minlength=40)
+    for (user, _), n in counts.items():
+        expected = drawn / 40 / lengths[user]
+        assert abs(n - expected) < 5 * expected**0.5 + 1  # Poisson, five deviations
+    again = batches(by_user=True, negatives=1)[2](3)
+    np.testing.assert_equal(again, some(3))
+
+
 def test_training_pairs():
     h = histories([5, 3])
     h.items[1] = h.items[0]  # a repeat is one edge
@@ -262,6 +281,7 @@ def test_mistakes_found_before_anything_is_read(tmp_path, changes, message):
     [
         ({'windows': 'pairs'}, "trains on task.windows='last', 'all' or 'cuts', not 'pairs'"),
         ({'split': 'random'}, "task.split='random' takes single events out of their order"),
+        ({'by_user': True}, "task.by_user is for task.windows='pairs'"),
     ],
 )
 def test_a_sequence_model_has_no_pairs(tmp_path, task, message):

@@ -28,7 +28,7 @@ def training_pairs(histories: Histories, train_ends: np.ndarray) -> np.ndarray:
 
 
 class PairBatches(problem.Batches):
-    """Batches of pairs; an epoch has every pair once, in a new order.
+    """Batches of pairs; an epoch has every pair once, in a new order, or as many drawn by user.
 
     Args:
       pairs: int32 [2, E] distinct and ascending, see `training_pairs`.
@@ -36,6 +36,8 @@ class PairBatches(problem.Batches):
       rows: B, pairs of a global batch.
       seed: of the order and the negatives.
       negatives: per pair, drawn outside the user's items.
+      by_user: a pair is of a user drawn uniformly, and of any of their items alike (`UniformSample`
+        of LightGCN's code), so that users of few items weigh as much as others.
       process: (index, count) of this process; it gets its slice of the rows.
 
     Raises:
@@ -50,6 +52,7 @@ class PairBatches(problem.Batches):
         rows: int,
         seed: int,
         negatives: int = 0,
+        by_user: bool = False,
         process: tuple[int, int] = (0, 1),
     ):
         if rows % process[1]:
@@ -59,6 +62,9 @@ class PairBatches(problem.Batches):
         self._pairs, self._num_items, self._negatives = pairs, num_items, negatives
         self._keys = pairs[0].astype(np.int64) * (num_items + 1) + pairs[1]
         self.rows, self._seed, self._process = rows, seed, process
+        # where the pairs of each user that has some begin, and how many there are
+        self._users = np.unique(pairs[0], return_index=True, return_counts=True)[1:]
+        self._by_user = by_user
         self.examples_per_epoch = self.targets_per_epoch = pairs.shape[1]
         self.steps_per_epoch = -(-pairs.shape[1] // rows)
         self.fill = pairs.shape[1] / (rows * self.steps_per_epoch)
@@ -83,8 +89,13 @@ class PairBatches(problem.Batches):
         return part(batch, *self._process)
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Of all pairs in this epoch."""
-        return rng.host(self._seed, rng.ORDER, epoch).permutation(self.examples_per_epoch)
+        """The pairs of this epoch."""
+        generator, count = rng.host(self._seed, rng.ORDER, epoch), self.examples_per_epoch
+        if not self._by_user:
+            return generator.permutation(count)
+        starts, counts = self._users
+        drawn = generator.integers(len(starts), size=count)
+        return starts[drawn] + generator.integers(counts[drawn])
 
 
 class DomainPairBatches(problem.Batches):

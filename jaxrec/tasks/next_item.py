@@ -70,6 +70,9 @@ class Config(Task):
     cuts: int = field(1, least=1)  # with windows='cuts': targets per window, consecutive
     windows_per_user: int = field(0, least=0)  # with 'cuts': per epoch; 0 = every target once
     unseen_negatives: int = field(0, least=0)  # per target, drawn outside the user's training items
+    # with windows='pairs': every user as often as another, and one of their items by chance, as in
+    # LightGCN's own code; else every pair once an epoch
+    by_user: bool = False
     protocol: str = field('full', choices=protocols.NAMES, effect='measure')
     # score items of the input history -inf (protocol full)
     filter_seen: bool = field(True, effect='measure')
@@ -186,6 +189,8 @@ class Config(Task):
             need = "with a sampled loss and model.negatives_per='data'"
             need = "with model.loss='bpr'" if inputs.pairs else need
             raise UserError(f'task.unseen_negatives goes {need}, and they with it')
+        if self.by_user and (not inputs.pairs or inputs.domains):
+            raise UserError("task.by_user is for task.windows='pairs' of models without domains")
         if self.popularity and protocol.candidates != 'all':
             raise UserError(f"task.popularity needs task.protocol='full', not {self.protocol!r}")
         if self.item_lists and protocol.candidates != 'all':
@@ -676,6 +681,7 @@ class NextItem(Retrieval):
                 rows=train.batch_rows,
                 seed=train.seed,
                 negatives=task.unseen_negatives,
+                by_user=task.by_user,
                 process=self._process,
             )
         if task.windows == 'items':
