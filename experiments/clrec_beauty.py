@@ -15,11 +15,13 @@ from jaxrec.models import sasrec
 from jaxrec.objectives.in_batch import InBatch
 from jaxrec.tasks import next_item
 
-# own_history: the negatives are those of CLRec's proof, drawn like the targets whoever the user is
-COSINE = {'similarity': 'cosine', 'temperature': 0.1, 'own_history': True}
+COSINE = {'similarity': 'cosine', 'temperature': 0.1}
+# the bank's items are as in CLRec's proof, drawn like the targets whoever the user is; those of the
+# batch are not, since a row's four targets are of one user
+BANK = {'logq': 'none', 'batch_negatives': False, 'own_history': True, **COSINE}
 LOSSES = {
-    'clrec': InBatch(logq='none', bank=2560, batch_negatives=False, **COSINE),
-    'multi': InBatch(logq='none', bank=640, batch_negatives=False, prototypes=4, **COSINE),
+    'clrec': InBatch(bank=2560, **BANK),
+    'multi': InBatch(bank=640, prototypes=4, **BANK),
     'cbns': InBatch(bank=2560, warmup=1000, **COSINE),
     'logq': InBatch(**COSINE),
 }

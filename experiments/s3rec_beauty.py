@@ -2,13 +2,15 @@ r"""S3-Rec on Amazon Beauty: SASRec pre-trained on items and attributes, then fi
 
 python -m jaxrec.train --config=experiments/s3rec_beauty.py --workdir=runs/s3rec_pretrained
 python -m jaxrec.train --config=experiments/s3rec_beauty.py:finetune --workdir=runs/s3rec \
-    --config.train.start_from=runs/s3rec_pretrained
+    --config.train.start_from=runs/s3rec_pretrained --config.train.start_with=last
 python -m jaxrec.evaluate --workdir=runs/s3rec
 python -m jaxrec.evaluate --workdir=runs/s3rec --task.protocol=s3rec-99
 
-Without start_from `:finetune` is the same SASRec from the start, to compare with. `:faithful`
-pre-trains with the authors' form of the tasks (models/s3rec.py). The published files beside each
-other in one folder are a --config.data.source too.
+What is best in pre-training by validation is so by one of its four tasks, through a map that is
+then left: so the last checkpoint is taken, as in the paper. Without start_from `:finetune` is the
+same SASRec from the start, to compare with. `:faithful` pre-trains with the authors' form of the
+tasks (models/s3rec.py). The published files beside each other in one folder are a
+--config.data.source too.
 
 Not run to the end yet. Published, HR@10 / NDCG@10: .0647 / .0327 with protocol full, .5506 / .3732
 with 99 negatives (a run of the authors: .5687 / .3816); their SASRec .4696 / .3156 with 99, an

@@ -24,14 +24,16 @@ from jaxrec.tasks import next_item
 UNICDR = {
     'unicdr': {},
     'attention': {'aggregator': 'attention'},
-    'no-critic': {'critic': 0.0},
+    'bias': {'bias': True},
+    # decay and the rest weigh as much beside each other as with a critic of .6
+    'no-critic': {'critic': 0.0, 'decay': 0.25},
     'both': {'sees': 'all'},
     'plus': {'aggregator': 'attention', 'layers': 1, 'soft': 0.1},
     'plus-no-layers': {'aggregator': 'attention', 'soft': 0.1},
     'plus-no-soft': {'aggregator': 'attention', 'layers': 1},
-    'mf-domain': {'shared': False, 'critic': 0.0, 'own': 1.0},
+    'mf-domain': {'shared': False, 'critic': 0.0, 'own': 1.0, 'decay': 0.25},
 }
-MODELS = {name: unicdr.Config(decay=0.1, **given) for name, given in UNICDR.items()}
+MODELS = {name: unicdr.Config(**{'decay': 0.1, **given}) for name, given in UNICDR.items()}
 MODELS['mf-union'] = lightgcn.Config(dim=128, layers=0)
 
 

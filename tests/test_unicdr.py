@@ -147,9 +147,16 @@ def test_one_domain_by_itself_is_matrix_factorisation(problem):
         np.testing.assert_allclose(gradient[OWN[n]], theirs[0][n], atol=1e-6)
 
 
-def test_scores(problem, mesh):
-    """Check 3.5.1: (P^k[u] + P^s[u]) . q_i at a = 1."""
-    constants, _, graphdef, params = built(problem, own=1.0)
+@pytest.mark.parametrize('bias', [False, True])
+def test_scores(problem, mesh, bias):
+    """Check 3.5.1: (P^k[u] + P^s[u]) . q_i at a = 1, and b_i where there is one."""
+    constants, _, graphdef, params = built(problem, own=1.0, bias=bias)
+    own = np.zeros(problem.sizes['item'] + 1)
+    if bias:
+        own[1:] = np.random.default_rng(0).normal(size=problem.sizes['item'])
+        rows = np.zeros(params['biases'].shape, np.float32)
+        rows[: len(own), 0] = own
+        params = {**params, 'biases': jnp.asarray(rows)}
     mesh(1, 1)
     model = nnx.merge(graphdef, params)
     places, batch = next(problem.evaluations['test']().batches())
@@ -161,7 +168,7 @@ def test_scores(problem, mesh):
         user = batch['users'][row]
         for item in range(1, problem.sizes['item'] + 1):
             vector = params[OWN[domain[item] - 1]][user] + params['users_shared'][user]
-            wanted = vector @ params['items'][item]
+            wanted = vector @ params['items'][item] + own[item]
             np.testing.assert_allclose(found[row, item], wanted, atol=1e-4)
 
 
@@ -342,9 +349,9 @@ def test_weights_may_differ_between_runs_of_one_program(problem):
     assert abs(jit(traced)({**weights, 'soft': 0.2}) - wanted) > 1e-4
 
 
-@pytest.mark.parametrize('shared', [True, False])
-def test_gradients_of_touched_rows_are_those_of_whole_tables(problem, shared):
-    settings = {'shared': shared, 'critic': 0.6 * shared, 'decay': 0.1}
+@pytest.mark.parametrize(('shared', 'bias'), [(True, False), (False, False), (True, True)])
+def test_gradients_of_touched_rows_are_those_of_whole_tables(problem, shared, bias):
+    settings = {'shared': shared, 'critic': 0.6 * shared, 'decay': 0.1, 'bias': bias}
     constants, batch, graphdef, params = built(problem, **settings)
     config = unicdr.Config(dim=DIM, context=3, dropout=0.0, **settings)
 
@@ -352,7 +359,12 @@ def test_gradients_of_touched_rows_are_those_of_whole_tables(problem, shared):
         return nnx.merge(graphdef, params).loss(batch, constants, {}, jax.random.key(0))
 
     tables = config.tables()
-    assert set(tables) == {'items', *OWN, *(['users_shared'] if shared else [])}
+    assert set(tables) == {
+        'items',
+        *OWN,
+        *(['users_shared'] if shared else []),
+        *(['biases'] if bias else []),
+    }
     (value, _), (rows, rest) = jit(lambda p: sparse.value_and_grad(loss, p, batch, tables))(params)
     (wanted, _), whole = lost(graphdef, params, batch, constants)
     np.testing.assert_allclose(value, wanted, rtol=1e-6)
@@ -363,6 +375,25 @@ def test_gradients_of_touched_rows_are_those_of_whole_tables(problem, shared):
         np.testing.assert_allclose(dense, whole[name], atol=1e-6)
     for name, found in rest.items():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, whole[name])
+
+
+def test_a_bias_learns_what_its_item_is_asked_for(problem):
+    """d loss / d b_i of one item: -sigmoid(-s) as target, +sigmoid(s) as negative."""
+    constants, batch, graphdef, params = built(problem, critic=0.0, bias=True)
+    (_, _), gradient = lost(graphdef, params, batch, constants)
+    model = nnx.merge(graphdef, params)
+    u, shared = model.users_of(batch, model.vectors(constants), constants['domains'])
+    scores = np.float64(u + shared) @ np.float64(params['items']).T
+    scores += np.float64(params['biases'])[:, 0]
+    wanted = np.zeros(scores.shape[1])
+    for n in (1, 2):
+        rows = np.flatnonzero(np.asarray(batch['domain']) == n)
+        for row in rows:
+            target, drawn = int(batch['targets'][row]), np.asarray(batch['negatives'][row])
+            wanted[target] -= 1 / (1 + np.exp(scores[row, target])) / len(rows)
+            for item in drawn:
+                wanted[item] += 1 / (1 + np.exp(-scores[row, item])) / len(drawn) / len(rows)
+    np.testing.assert_allclose(gradient['biases'][:, 0], wanted, atol=1e-6)
 
 
 def test_every_addition_is_a_switch(problem):

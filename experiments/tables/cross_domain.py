@@ -25,6 +25,7 @@ FILES = {
     GAME_VIDEO: 'experiments/unicdr_game_video.py',
 }
 UNICDR, PLUS, MF = 'UniCDR', 'UniCDR plus', 'MF in each domain'
+BIASED = 'UniCDR with item biases'  # ours
 
 
 def on_pairs(name: str, key: str, columns: tuple[str, ...] = tuple(FILES)) -> Row:
@@ -41,6 +42,7 @@ TABLE = Table(
         on_pairs(MF, 'mf-domain', (SPORT_CLOTH, SPORT_PHONE)),
         on_pairs('MF-BPR on the union', 'mf-union'),
         on_pairs(UNICDR, 'unicdr'),
+        on_pairs(BIASED, 'bias'),
         on_pairs('UniCDR without critic', 'no-critic'),
         on_pairs('UniCDR lists from both domains', 'both'),
         on_pairs('UniCDR by attention', 'attention'),

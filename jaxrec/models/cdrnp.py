@@ -11,6 +11,10 @@ deterministic r of a query is attention over the e of the support, by [p; c; q] 
 own triples are not seen. The remainer adds r' = r + sum_m softmax_m(r . mem_m) mem_m. The decoder
 reads [p_u; c_u; q_i; (p_u M) * q_i; z] by layers h = relu((1 + gamma(r')) (W x + b) + beta(r')) and
 adds to the base. Its last layer begins at 0, so that training begins with the base.
+
+The support is some hundred ratings of all, so z is the same for everybody, and r, of a few ratings
+of the same item at most, tells little that the decoder does not know: without both it does as well
+(results/cold_start). With adaptive=False nothing reads r.
 """
 
 import dataclasses

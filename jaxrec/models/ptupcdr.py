@@ -106,6 +106,7 @@ class PTUPCDR(Model):
             return one[:, None, None] * replicated(self.bridge[...])
         items = constants['vectors']['items']
         likes = self.preferences(lookup(constants['liked'], batch['users']), items)
+        likes = likes * constants['scale']['source']
         return reshape_rows(self.meta(likes), (rows, self.dim, self.dim))
 
     def ratings(self, batch: dict, constants: dict) -> jax.Array:

@@ -60,7 +60,8 @@ _PLACES = ('items', 'segments', 'positions')
 class Config(ModelConfig):
     """Hyper-parameters; those of the encoder are SASRec's, and the same there to go on from here.
 
-    Defaults are the paper's but for the variant of the blocks.
+    Defaults are the paper's but for the variant of the blocks, whose vectors of items are times
+    sqrt(dim), as SASRec's are, and have no norm of their own before the blocks.
     """
 
     variant: str = field('pre_ln', choices=BLOCKS)
@@ -128,15 +129,17 @@ class S3Rec(sasrec.SASRec):
         self.tasks = config
         init = embeddings.INITS[config.init]
         linear = linear_layer(init, jnp.float32)
-        names = {*config.weights, 'mip'}  # by which a history is ranked
         self.maps = nnx.Dict(
-            {n: linear(config.dim, config.dim, rngs=rngs) for n in TASKS if n in names}
+            {n: linear(config.dim, config.dim, rngs=rngs) for n in TASKS if n in config.weights}
         )
         shape = (config.attributes.rows, config.dim)  # row 0: none
         self.attributes = nnx.Param(init(rngs.params(), shape, jnp.float32))
 
     def queries(self, batch: dict, catalogue: dict[str, jax.Array]) -> jax.Array:
-        """[B, 1, D] of right-aligned histories [B, W], followed by a hidden event."""
+        """[B, 1, D] of right-aligned histories [B, W], followed by a hidden event.
+
+        Through the map of MIP, where there is one.
+        """
         width = batch['items'].shape[1]
         wide = min(width + 1, self.max_len)  # at its widest, the oldest event makes room
         moved = {}
@@ -145,7 +148,8 @@ class S3Rec(sasrec.SASRec):
             moved[name] = jnp.where(jnp.arange(wide) == wide - 1, newest, x)
         column = jnp.arange(self.max_len - wide, self.max_len)
         moved['positions'] = jnp.where(moved['segments'] > 0, column, 0)
-        return self.maps['mip'](self.encode(moved, catalogue['items'], last=1))
+        found = self.encode(moved, catalogue['items'], last=1)
+        return self.maps['mip'](found) if 'mip' in self.maps else found
 
     def sample(self, batch: dict, key: jax.Array) -> dict:
         """The batch with `negatives` int32 [B, L] of MIP, see `unseen`."""

@@ -16,12 +16,14 @@ keep exp(0)), at least one item is left of a short history, negatives and contex
 each step, and of a user without an event in a domain P^k counts as 0 when lists are made, since
 nothing was learnt of it. Items of domains have a table together, as they are different items,
 vectors begin short and not at N(0, 1), critics have no bias, and `decay` is of the rows that a pair
-looks up, where theirs weighs down all parameters. Lists are made of what training saw (`sees`).
-Propagation divides by the roots of degrees in the whole graph, of a user those in both domains.
-Domains are two, where theirs may be more, and all users have P^s in one table: theirs has for cold
-users rows of each domain, and makes lists of those of the other one. There is no aggregator by the
-similarity of items that EASE tells, and the learning rate stays as it is, where theirs is
-multiplied by .98 when validation stalls after epoch 10.
+looks up, where theirs weighs down all parameters. `bias` adds to a score a number of the item,
+which the authors have not: how popular an item is must else grow as a direction that all users and
+items share, and in the time of our runs it hardly does. Lists are made of what training saw
+(`sees`). Propagation divides by the roots of degrees in the whole graph, of a user those in both
+domains. Domains are two, where theirs may be more, and all users have P^s in one table: theirs has
+for cold users rows of each domain, and makes lists of those of the other one. There is no
+aggregator by the similarity of items that EASE tells, and the learning rate stays as it is, where
+theirs is multiplied by .98 when validation stalls after epoch 10.
 """
 
 import dataclasses
@@ -69,6 +71,7 @@ class Config(ModelConfig):
     dropout: float = field(0.3, least=0, below=1)
     deviation: float = field(0.1, above=0)  # of the vectors in the beginning
     decay: float = field(0.0, least=0, traced=True)  # of half the squared length of a pair's rows
+    bias: bool = False  # a number of every item in its score, without decay
     # UniCDR+
     features: tuple[Feature, ...] = ()  # of items, whose vectors are added to theirs
     layers: int = field(0, least=0)  # of propagation over items with common users
@@ -103,6 +106,8 @@ class Config(ModelConfig):
             return {}
         shared = ('users_shared',) if self.shared else ()
         found = {name: ('users',) for name in ('users_first', 'users_second', *shared)}
+        if self.bias:
+            found['biases'] = ('targets', 'negatives')
         return {'items': ('items', 'targets', 'negatives'), **found}
 
     def whole_batch(self) -> str:
@@ -169,6 +174,8 @@ class UniCDR(Model):
             return nnx.Param(drawn)
 
         self.items = table(self.num_items)  # row 0 is padding
+        if config.bias:
+            self.biases = nnx.Param(jnp.zeros((len(self.items[...]), 1)))
         # of the first and of the second domain; row u is user u
         self.users_first, self.users_second = (table(self.num_users - 1) for _ in range(2))
         self.aggregators = nnx.List(Aggregator(config, rngs=rngs) for _ in range(2))
@@ -208,10 +215,12 @@ class UniCDR(Model):
         return back.items * mine
 
     def catalogue(self, constants: dict) -> dict[str, jax.Array]:
-        """'items' [rows, 2 D] for dot products with `queries`; 'vectors', 'domains'."""
+        """'items' [rows, 2 D (+ 1)] for dot products with `queries`; 'vectors', 'domains'."""
         vectors = self.vectors(constants)
         domain = placed(constants['domains'][:, None], TABLE)
         apart = [vectors * (domain == n) for n in (1, 2)]
+        if self.config.bias:
+            apart.append(self.biases[...])
         return {
             'items': jnp.concatenate(apart, axis=1),
             'vectors': vectors,
@@ -219,7 +228,10 @@ class UniCDR(Model):
         }
 
     def queries(self, batch: dict, catalogue: dict) -> jax.Array:
-        """[B, 1, 2 D], u^k + u^s of both domains; users who are not of the data have p = 0."""
+        """[B, 1, 2 D (+ 1)], u^k + u^s of both domains, and 1 for the items' biases.
+
+        Users who are not of the data have p = 0.
+        """
         items = batch['items']
         vectors = lookup(catalogue['vectors'], items)
         domain = values_at(catalogue['domains'], items)
@@ -233,6 +245,8 @@ class UniCDR(Model):
                 p = self._of(self.users_shared, batch, vectors)
                 u = u + self.aggregator_shared(p, vectors, other)
             found.append(u)
+        if self.config.bias:
+            found.append(jnp.ones_like(found[0][:, :1]))
         return jnp.concatenate(found, axis=-1)[:, None]
 
     @property
@@ -283,6 +297,9 @@ class UniCDR(Model):
         item, others = (dropout(x, config.dropout, k) for x, k in dropped)
         user = u + shared
         score, wrong = (user * item).sum(-1), jnp.einsum('bd,bkd->bk', user, others)
+        if config.bias:
+            score = score + lookup(self.biases[...], batch['targets'])[..., 0]
+            wrong = wrong + lookup(self.biases[...], batch['negatives'])[..., 0]
         values = jax.nn.softplus(-score) + jax.nn.softplus(wrong).mean(-1)
         of = [batch['weights'] * (batch['domain'] == n) for n in (1, 2)]
         terms = {'bce': sum(losses.weighted_mean(values, w) for w in of)}
