@@ -406,6 +406,28 @@ def test_a_support_of_one_lends_its_state():
     assert not any(np.any(x) for x in jax.tree.leaves(found['lent']))
 
 
+def test_who_has_a_domain_need_not_borrow_it():
+    constants, params, _ = built()
+    of_items = np.asarray(constants['domains'])
+    items = np.random.default_rng(0).integers(1, ITEMS + 1, (4, LENGTH))
+    items[0] = np.flatnonzero(of_items == 1)[:LENGTH]
+    both = [len(np.unique(of_items[row])) == 2 for row in items]
+    assert both == [False, True, True, True]
+    everybody = lists(params, constants, rows_of(items))['lent']
+    graphdef, _ = make(cdsrnp.Config(**SMALL, borrow='missing'), ITEMS)
+
+    def borrowed(params, constants, batch):
+        model = nnx.merge(graphdef, params)
+        catalogue = model.catalogue(constants)
+        read = model._read(batch, batch['users'][:, None], catalogue)
+        return model._borrowed(read, catalogue['support'])
+
+    (_, has_x), (y, has_y) = jit(borrowed)(params, constants, rows_of(items))
+    assert not has_x[:4, -1].any() and has_y[:4, -1].tolist() == [True, False, False, False]
+    np.testing.assert_allclose(y[0, -1], everybody[1][0][0, -1], rtol=1e-6)
+    assert everybody[0][1][1:4, -1].all() and everybody[1][1][:4, -1].all()
+
+
 def test_users_borrow_nothing_of_themselves():
     """Check 2.4.3: events of Y of a user in the support change nothing of what X alone predicts."""
     constants, params, _ = built()

@@ -64,6 +64,8 @@ class Config(ModelConfig):
     dropout: float = field(0.2, least=0, below=1)
     latent: int = field(32, least=0)  # width of z; 0 = there is none
     bridge: bool = True  # states borrowed of the support
+    # who borrows the state of a domain: everybody, or who has no event of it
+    borrow: str = field('all', choices=('all', 'missing'))
     # the control: support users' events of one domain are those of other users
     shuffled: bool = False
     support: int = field(128, least=1)  # users of a training step
@@ -277,7 +279,10 @@ class CDSRNP(Model):
             lent = replicated(support['own'][n - 1][:, 0])
             query = product(mine, self.bridges[other][...])
             logits = jnp.einsum('bmd,kd->bmk', query, theirs) * mine.shape[-1] ** -0.5
-            shown = jnp.broadcast_to(read['there'][other][..., None], logits.shape)
+            borrows = read['there'][other]
+            if self.config.borrow == 'missing':
+                borrows &= ~read['there'][n - 1]
+            shown = jnp.broadcast_to(borrows[..., None], logits.shape)
             if read['users'] is not None:
                 shown = shown & (read['users'][..., None] != replicated(support['users']))
             state = jnp.einsum('bmk,kd->bmd', softmax_among(logits, shown), lent)
