@@ -25,36 +25,38 @@ from jaxrec.experiment import Experiment
 from jaxrec.models import sasrec
 from jaxrec.objectives.contrast import Contrast
 
-# The softmax is six times as large as BCE, and takes more of the contrastive term and of dropout.
-LOSSES = {
-    'bce': {'weight': 0.03, 'embedding_dropout': 0.2, 'table_dropout': 0.0},
-    'softmax': {'weight': 0.1, 'embedding_dropout': 0.5, 'table_dropout': 0.2},
+TERMS = {
+    'bce': Contrast(
+        weight=0.1,
+        crop=0.3,
+        mask=0.3,
+        reorder=0.6,
+        head=True,
+        similarity='cosine',
+        temperature=0.1,
+    ),
+    'softmax': Contrast(
+        weight=0.1, crop=0.3, mask=0.0, reorder=0.0, similarity='cosine', temperature=0.2
+    ),
+}
+DROPOUT = {  # the softmax is six times as large as BCE, and takes more of it
+    'bce': {'embedding_dropout': 0.2, 'table_dropout': 0.0},
+    'softmax': {'embedding_dropout': 0.5, 'table_dropout': 0.2},
 }
 
 
 def get_config(arg: str = 'bce') -> Experiment:
-    """The experiment; `arg` is the main loss, of LOSSES."""
-    settings = LOSSES[arg]
+    """The experiment; `arg` is the main loss, bce or softmax."""
     return Experiment(
         model=sasrec.Config(
             dim=128,
             blocks=1,
             max_len=50,
             dropout=0.2,
-            embedding_dropout=settings['embedding_dropout'],
-            table_dropout=settings['table_dropout'],
+            **DROPOUT[arg],
             loss=arg,
             negatives=1,
-            contrast=(
-                Contrast(
-                    weight=settings['weight'],
-                    crop=0.3,
-                    mask=0.0,
-                    reorder=0.0,
-                    similarity='cosine',
-                    temperature=0.2,
-                ),
-            ),
+            contrast=(TERMS[arg],),
         ),
         data=Data(dataset='beauty'),
         optim=Optim(learning_rate=1e-3, b2=0.98, ema=0.995),

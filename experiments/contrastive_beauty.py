@@ -4,8 +4,9 @@ python -m jaxrec.train --config=experiments/contrastive_beauty.py:swav --workdir
 python -m jaxrec.evaluate --workdir=runs/swav
 
 The argument is one of TERMS. The encoder, BCE and its settings are those of cl4srec_beauty.py; the
-views of all but SimCSE, ConSERT and CL4SRec itself are short crops and masks. All of them and the
-plain model are rows of experiments/tables/contrastive.py.
+views of all but SimCSE, ConSERT and CL4SRec itself are short crops and masks. Those that look for a
+view among others do it as CL4SRec here, at a weight of .1, behind a head, by cosines at a
+temperature of .1. All of them and the plain model are rows of experiments/tables/contrastive.py.
 """
 
 from jaxrec.config import Data, Optim, Train
@@ -14,19 +15,20 @@ from jaxrec.models import sasrec
 from jaxrec.objectives.contrast import Contrast
 
 VIEWS = {'crop': 0.3, 'mask': 0.3, 'reorder': 0.0}
-COSINE = {'similarity': 'cosine', 'temperature': 0.2}
+COSINE = {'similarity': 'cosine', 'temperature': 0.1}
+HEAD = {'weight': 0.1, 'head': True, **COSINE}
 TERMS = {
     'none': (),
-    'cl4srec': (Contrast(weight=0.03, crop=0.3, mask=0.0, reorder=0.0, **COSINE),),
-    'simclr': (Contrast(weight=0.03, **VIEWS, head=True, **COSINE),),
-    'decoupled': (Contrast(weight=0.03, objective='decoupled', **VIEWS, **COSINE),),
-    'moco': (Contrast(weight=0.03, momentum=0.995, queue=4096, **VIEWS, **COSINE),),
-    'swav': (Contrast(weight=0.03, objective='swav', **VIEWS, temperature=0.1),),
+    'cl4srec': (Contrast(crop=0.3, mask=0.3, reorder=0.6, **HEAD),),
+    'simclr': (Contrast(**VIEWS, **HEAD),),
+    'decoupled': (Contrast(objective='decoupled', **VIEWS, **HEAD),),
+    'moco': (Contrast(momentum=0.995, queue=4096, **VIEWS, **HEAD),),
+    'swav': (Contrast(weight=0.1, objective='swav', **VIEWS, temperature=0.1),),
     'simsiam': (Contrast(weight=0.1, objective='simsiam', **VIEWS, head=True),),
     'byol': (Contrast(weight=0.1, objective='byol', momentum=0.99, **VIEWS, head=True),),
-    'simcse': (Contrast(weight=0.03, first='dropout', second='dropout', **COSINE),),
-    'consert': (Contrast(weight=0.03, first='shuffle', second='cutoff', cutoff=0.2, **COSINE),),
-    'adversarial': (Contrast(weight=0.03, first='adversarial', second='dropout', **COSINE),),
+    'simcse': (Contrast(first='dropout', second='dropout', **HEAD),),
+    'consert': (Contrast(first='shuffle', second='cutoff', cutoff=0.2, **HEAD),),
+    'adversarial': (Contrast(first='adversarial', second='dropout', **HEAD),),
     'direct_au': (Contrast(weight=0.1, objective='direct_au', **VIEWS),),
 }
 
