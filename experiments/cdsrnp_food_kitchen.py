@@ -16,13 +16,16 @@ The control is `--config.model.shuffled=True`: a gain that stays when the suppor
 users' events in one domain is no transfer. Ablations: model.latent=0, model.bridge=False.
 
 Settings are those of sasrec_food_kitchen.py. Where all users have both domains it is behind SASRec
-on the merged log: NDCG@10 .0313 and .0333 (test, three and five seeds, stopped on validation).
-Without latent and bridge it is .0348: the process costs. It cost more while gamma and beta had no
-bound: .0295, with the support shuffled .0293, so what it learnt was not of the support; which users
-served hardly mattered, .0276 to .0278 (seed 0) with evaluate --task.support_seed=0 .. 4; and where
-a quarter has both domains, which is what it is for, seed 0 had .0243, SASRec merged .0296, of users
-of one domain .0249 and .0311, with the support shuffled .0251. With the bound these were not run
-again yet (cross_domain_overlap.py). Not run to the end on LLMCDSR's log.
+on the merged log: NDCG@10 .0313 and .0333 (test, three and five seeds, stopped on validation), and
+both of its parts cost. Seed 0 has .0307, without latent .0339, without bridge .0325, without both
+.0359: z is the same for all users of a step, so that it can tell nothing of one, and what is
+borrowed is of others. It cost more while gamma and beta had no bound: .0295, with the support
+shuffled .0293; which users served hardly mattered, .0276 to .0278 (seed 0) with evaluate
+--task.support_seed=0 .. 4. Where a quarter has both domains, which is what it is for
+(--config.task.overlap=0.25, seed 0), it had .0243 without the bound; without latent it has .0292,
+SASRec merged .0296, of users of one domain .0316 and .0311: too little to tell.
+`--config.model.borrow=missing`, by which only those without a domain borrow it, was not run yet.
+Not run to the end on LLMCDSR's log.
 """
 
 from jaxrec.config import Data, Optim, Train

@@ -16,7 +16,8 @@
 Where their codes differ in what does not make the model, one form is taken: losses are means over
 the batch (SGL's sums share a factor, which Adam does not see), `decay` is of half the squared
 length of a pair's own vectors, before propagation (as in LightGCN and SGL), what a view drops is
-drawn by chance at a rate, anew in every step.
+drawn by chance at a rate, anew in every step. Every pair comes once an epoch; task.by_user draws
+users instead, and an item of each, as LightGCN's code does.
 """
 
 import dataclasses
