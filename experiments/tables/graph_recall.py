@@ -69,7 +69,7 @@ TABLE = Table(
         row('LightGCN multinomial', 'lightgcn-multinomial'),
     ),
     baseline=LIGHTGCN,
-    shown=('MF-BPR', LIGHTGCN, 'MF multinomial wide'),
+    shown=('MF-BPR', LIGHTGCN, XSIMGCL, 'MF multinomial wide'),
     published=(
         Published(
             'LightGCN',
