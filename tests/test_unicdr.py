@@ -560,10 +560,17 @@ def test_mistakes(source, tmp_path):
             check(applied(experiment(source, tmp_path), change))
 
 
-@pytest.mark.parametrize('model', [None, lightgcn.Config(dim=DIM, layers=0)], ids=['own', 'mf'])
-def test_a_run(source, tmp_path, model):
+BIASED = unicdr.Config(dim=DIM, context=3, max_len=20, dropout=0.0, bias=True)
+
+
+@pytest.mark.parametrize(
+    ('model', 'table'),
+    [(None, 'dense'), (BIASED, 'sparse_adam'), (lightgcn.Config(dim=DIM, layers=0), 'dense')],
+    ids=['own', 'biased', 'mf'],
+)
+def test_a_run(source, tmp_path, model, table):
     """It trains, is measured again alike, and lists items of one domain; so does one of others."""
-    one = experiment(source, tmp_path / 'data', model)
+    one = experiment(source, tmp_path / 'data', model, **{'optim.table': table})
     summary = fit(one, tmp_path / 'run')
     trained = load_trained(tmp_path / 'run')
     found = evaluate.evaluate(trained, 'valid')

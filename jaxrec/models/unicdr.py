@@ -175,7 +175,7 @@ class UniCDR(Model):
 
         self.items = table(self.num_items)  # row 0 is padding
         if config.bias:
-            self.biases = nnx.Param(jnp.zeros((len(self.items[...]), 1)))
+            self.biases = nnx.Param(placed(jnp.zeros((len(self.items[...]), 1)), TABLE))
         # of the first and of the second domain; row u is user u
         self.users_first, self.users_second = (table(self.num_users - 1) for _ in range(2))
         self.aggregators = nnx.List(Aggregator(config, rngs=rngs) for _ in range(2))
