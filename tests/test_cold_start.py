@@ -235,22 +235,6 @@ def test_preferences(bases, constants):
     assert (found[5] == 0).all() and (np.asarray(liked) == 1).any()
 
 
-def test_a_bridge_is_of_preferences_in_units_of_their_deviation(bases, constants):
-    graph, params = built(ptupcdr.Config(hidden=4), constants)
-    batch = batch_of(bases.data.train)
-    found = np.asarray(called(graph, params, lambda model: model.bridges(batch, constants)))
-    likes = called(
-        graph,
-        params,
-        lambda model: model.preferences(constants['liked'], constants['vectors']['items']),
-    )
-    scaled = np.float64(likes)[batch['users']] * float(constants['scale']['source'])
-    kernels, biases = params['meta']['kernels'], params['meta']['biases']
-    wanted = np.maximum(scaled @ kernels[0] + biases[0], 0) @ kernels[1] + biases[1]
-    np.testing.assert_allclose(found.reshape(len(wanted), -1), wanted, atol=1e-4)
-    assert float(constants['scale']['source']) != 1
-
-
 CONFIG = cdrnp.Config(hidden=8, latent=4, layers=2, support=64, memory=3, dropout=0.0)
 
 
