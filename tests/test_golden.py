@@ -3,8 +3,8 @@
 tests/golden.json was written by the code before the rooms were built (`python tests/test_golden.py`
 writes it again), but for contrastive terms: what their views are encoded by draws other dropout
 since the last block computes the newest events alone, crops keep their positions, and CL4SRec's
-settings under BCE are others now. Experiments
-run small, on a generated log; what they compute stays theirs.
+settings under BCE are others now. Experiments run small, on a generated log; what they compute
+stays theirs.
 """
 
 import dataclasses
