@@ -539,6 +539,7 @@ NEW_FIELDS = (
     'support_seed',
     'overlap',
     'shuffled',
+    'by_user',
 )
 NEW_OF_IN_BATCH = (
     'similarity',
