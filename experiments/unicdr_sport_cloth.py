@@ -20,9 +20,8 @@ as the authors make them, had .0465 in validation where those of what training s
 the identity .0604; before, rates of 1e-3 to 1e-2 and decays of 0 to .3 had reached .0483 at most.
 What helps is a number of every item, which the authors have not (`bias`): all 100 epochs, the best
 in validation (.0739) epoch 95 and still rising, test .1767 / .1065 (Sport .1005, Cloth .1130), rows
-with a twin .3475, clean rows .0616. Clean rows are stricter here than elsewhere: a twin counts by
-all events, and of the rest the counts of both domains find less than popularity does. Without all
-users' own vectors the first checkpoint has as much.
+with a twin .3475, clean rows .0616. Without all users' own vectors the first checkpoint has as
+much.
 """
 
 import pathlib

@@ -63,8 +63,8 @@ class PairBatches(problem.Batches):
         self._keys = pairs[0].astype(np.int64) * (num_items + 1) + pairs[1]
         self.rows, self._seed, self._process = rows, seed, process
         # where the pairs of each user that has some begin, and how many there are
-        self._users = np.unique(pairs[0], return_index=True, return_counts=True)[1:]
-        self._by_user = by_user
+        found = np.unique(pairs[0], return_index=True, return_counts=True) if by_user else ()
+        self._by_user = found[1:]
         self.examples_per_epoch = self.targets_per_epoch = pairs.shape[1]
         self.steps_per_epoch = -(-pairs.shape[1] // rows)
         self.fill = pairs.shape[1] / (rows * self.steps_per_epoch)
@@ -93,7 +93,7 @@ class PairBatches(problem.Batches):
         generator, count = rng.host(self._seed, rng.ORDER, epoch), self.examples_per_epoch
         if not self._by_user:
             return generator.permutation(count)
-        starts, counts = self._users
+        starts, counts = self._by_user
         drawn = generator.integers(len(starts), size=count)
         return starts[drawn] + generator.integers(counts[drawn])
 
