@@ -59,5 +59,5 @@ def get_config(arg: str = '') -> Experiment:
         optim=Optim(
             learning_rate=3e-3, b2=0.999, table='sparse_adam' if model.tables() else 'dense'
         ),
-        train=Train(batch_rows=1024, epochs=100, eval_every=5, patience=4, seed=int(seed or 0)),
+        train=Train(batch_rows=1024, epochs=300, eval_every=5, patience=4, seed=int(seed or 0)),
     )
