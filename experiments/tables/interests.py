@@ -30,7 +30,13 @@ TABLE = Table(
     ),
     baseline='k = 1 dim 16',
     orderings=tuple(
-        Ordering(f'k = 4 dim {dim}', f'k = 1 dim {dim}', CLAIM, 'how the data are made')
+        Ordering(
+            f'k = 4 dim {dim}',
+            f'k = 1 dim {dim}',
+            CLAIM,
+            'how the data are made',
+            columns=('2 tastes', '4 tastes'),
+        )
         for dim in (16, 32, 64, 128)
     ),
 )
