@@ -39,7 +39,7 @@ def get_config(arg: str = '') -> Experiment:
     name, _, split = arg.partition(',')
     return Experiment(
         model=MODELS[name or 'cdrnp'],
-        task=ratings.Config(source='book', target='music', split_seed=int(split or 0)),
+        task=ratings.Config(source='book', target='music', split_seed=int(split or 0), shrink=2.0),
         data=Data(dataset='douban-ratings'),
         optim=Optim(learning_rate=1e-3, b2=0.999, weight_decay=1e-2),
         train=Train(batch_rows=1024, epochs=20, patience=4),

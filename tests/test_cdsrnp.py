@@ -560,6 +560,8 @@ def test_the_same_on_any_mesh(mesh):
 def test_what_does_not_go_together():
     with pytest.raises(UserError, match='the most there can be'):
         cdsrnp.Config(pool=100).check()
+    with pytest.raises(UserError, match='nothing is borrowed'):
+        cdsrnp.Config(bridge=False, borrow='missing').check()
     with pytest.raises(UserError, match='not a multiple of model.heads'):
         cdsrnp.Config(dim=10, heads=4).check()
     with pytest.raises(UserError, match='one domain at a time: set task.in_domain'):

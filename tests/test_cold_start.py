@@ -66,7 +66,7 @@ def bases():
 
 @pytest.fixture(scope='module')
 def constants(bases):
-    return jax.tree.map(jnp.asarray, ratings.constants_of(bases, 4))
+    return jax.tree.map(jnp.asarray, ratings.constants_of(bases, 4, ratings.without_own(bases)))
 
 
 def built(config, constants, **zero):
@@ -104,8 +104,8 @@ def test_no_target_rating_of_a_cold_user_is_learnt():
     other.labels['rating'][tested] = 6 - other.labels['rating'][tested]
     first, second = (cold_start.Bases(split(g), DIM) for g in (given, other))
     for a, b in zip(
-        jax.tree.leaves(ratings.constants_of(first, 4)),
-        jax.tree.leaves(ratings.constants_of(second, 4)),
+        jax.tree.leaves(ratings.constants_of(first, 4, ratings.without_own(first))),
+        jax.tree.leaves(ratings.constants_of(second, 4, ratings.without_own(second))),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -133,7 +133,7 @@ def test_biases_and_factors():
     left = r.values - mean - of_user[r.users] - of_item[r.items]
     many = data.Triples(r.users, r.items, left)  # more sweeps than training has
     matrix = many.matrix(USERS, one.num_items)
-    p, q = data._alternating(matrix, DIM, sweeps=400)
+    p, q, _ = data._alternating(matrix, DIM, sweeps=400)
     error = left - (p[r.users] * q[r.items]).sum(1)
     for factors, owner, other in ((p, r.users, q[r.items]), (q, r.items, p[r.users])):
         gradient = 8 * factors
@@ -143,6 +143,62 @@ def test_biases_and_factors():
     np.testing.assert_allclose(gram, q.T @ q, atol=1e-8)  # lengths are shared, columns orthogonal
     assert np.abs(gram - np.diag(np.diag(gram))).max() < 1e-8
     assert (np.diff(np.diag(gram)) <= 1e-9).all()
+
+
+def test_an_item_without_the_own_rating(bases):
+    """b_i and q_i solved anew of the item's other ratings, in the columns that ALS solves in."""
+    train, found = bases.data.train, bases.target
+    bias, vectors = data.without_own(found, train)
+    left = train.values - found.mean - found.user_bias[train.users]
+
+    def solved(some):
+        b = left[some].sum() / (len(some) + 5)
+        p = found.users[train.users[some]]
+        gram = p.T @ p + 8 * found.metric
+        return b, np.linalg.solve(gram, p.T @ (left[some] - b))
+
+    for n in range(0, len(train), 7):
+        mates = np.flatnonzero(train.items == train.items[n])
+        b, q = solved(mates)
+        np.testing.assert_allclose(found.item_bias[train.items[n]], b, atol=1e-4)
+        np.testing.assert_allclose(found.items[train.items[n]], q, atol=1e-3)
+        b, q = solved(mates[mates != n])
+        np.testing.assert_allclose(bias[n], b, atol=1e-6)
+        np.testing.assert_allclose(vectors[n], q, atol=1e-6)
+
+
+def test_the_own_rating_says_nothing_of_its_item(bases):
+    """Another value of a learnt rating leaves what a model reads beside it as it is."""
+    train = bases.data.train
+    other = train.values.copy()
+    other[3] = 6 - other[3]
+    changed = data.Triples(train.users, train.items, other)
+    before, after = (data.without_own(bases.target, x) for x in (train, changed))
+    for was, now in zip(before, after, strict=True):
+        np.testing.assert_allclose(was[3], now[3], atol=1e-12)
+        mates = np.flatnonzero(train.items == train.items[3])
+        assert np.abs(was[mates] - now[mates]).max() > 1e-3
+
+
+def test_a_batch_tells_its_items_without_themselves(bases):
+    """As untrained networks add nothing, the errors are those of the bases beside the ratings."""
+    train, beside = bases.data.train, ratings.without_own(bases)
+    own = jax.tree.map(jnp.asarray, ratings.constants_of(bases, 4, beside))
+    rows, place = len(train) + 5, (0, 1)
+    batch = data.RatingBatches(train, rows=rows, seed=0, process=place, beside=beside)(0)
+    bias = bases.slope * bases.source.user_bias[train.users]
+    of_items = bases.target.mean + data.without_own(bases.target, train)[0]
+    known = bases.target.of_items(train.items)
+    for some, items in ((batch, of_items), (batch_of(train), known)):
+        graph, params = nnx.split(CONFIG.make({'factor': DIM}, rngs=nnx.Rngs(0)))
+        terms = called(
+            graph, params, lambda m, b: m.loss(b, own, {}, jax.random.key(0))[1][0], some
+        )
+        wanted = ((train.values - items - bias) ** 2).mean()
+        np.testing.assert_allclose(terms['mse'], wanted, rtol=1e-5)
+    support = own['support']
+    assert support['item_base'].shape == support['ratings'].shape
+    assert not batch['item_factors'][len(train) :].any()
 
 
 def test_references(bases):

@@ -5,6 +5,7 @@ model, nor by the biases and factors here, which see the training ratings alone.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse
@@ -19,9 +20,10 @@ from jaxrec.errors import UserError
 
 LABEL = 'rating'
 LIKED = 3  # ratings above it are of items that a user likes
-_SHRUNK = 5.0  # ratings at the mean that a bias begins with
+SHRINK = 5.0
 _RIDGE = 8.0  # of factors, in ratings
 _SWEEPS = 12
+_AT_ONCE = 1 << 16  # ratings whose item is solved for without them
 
 
 @dataclasses.dataclass
@@ -179,6 +181,7 @@ class Factors:
       item_bias, user_bias: float64 [num_items + 1], [U]; 0 of who has no rating.
       items, users: float64 [num_items + 1, d], [U, d], likewise; their columns are of equal length
         and orthogonal, the longest first.
+      metric: float64 [d, d], the ridge of q_i is that of q_i metric q_i^T.
     """
 
     mean: float
@@ -186,6 +189,7 @@ class Factors:
     user_bias: np.ndarray
     items: np.ndarray
     users: np.ndarray
+    metric: np.ndarray
 
     def of_items(self, items: np.ndarray) -> np.ndarray:
         """float64 [n], mean + b_i."""
@@ -199,6 +203,7 @@ def factorise(
     dim: int,
     means: np.ndarray | None = None,
     ridge: tuple[float, float] = (_RIDGE, 0.0),
+    shrink: float = SHRINK,
 ) -> Factors:
     """Biases by shrunk means in turns, then factors of the rest by alternating least squares.
 
@@ -208,6 +213,7 @@ def factorise(
       dim: d; 0 = biases alone.
       means: [num_items + 1] instead of the mean of all ratings, of every item.
       ridge: (a, b), of the factors of who has n ratings a + b n.
+      shrink: ratings at the mean that a bias begins with.
     """
     users, items, values = ratings.users, ratings.items, ratings.values.astype(np.float64)
     mean = float(values.mean()) if len(values) else 0.0
@@ -216,18 +222,59 @@ def factorise(
     of_users, of_items = np.zeros(num_users), np.zeros(num_items + 1)
     for _ in range(_SWEEPS):
         total = np.bincount(items, left - of_users[users], num_items + 1)
-        of_items = total / (count[1] + _SHRUNK)
-        of_users = np.bincount(users, left - of_items[items], num_users) / (count[0] + _SHRUNK)
+        of_items = total / (count[1] + shrink)
+        of_users = np.bincount(users, left - of_items[items], num_users) / (count[0] + shrink)
     residual = dataclasses.replace(ratings, values=left - of_users[users] - of_items[items])
-    p, q = _alternating(residual.matrix(num_users, num_items), dim, ridge=ridge)
-    return Factors(mean, of_items, of_users, q, p)
+    p, q, metric = _alternating(residual.matrix(num_users, num_items), dim, ridge=ridge)
+    return Factors(mean, of_items, of_users, q, p, metric)
+
+
+def without_own(
+    factors: Factors, ratings: Triples, shrink: float = SHRINK
+) -> tuple[np.ndarray, np.ndarray]:
+    """b_i and q_i as the item's other ratings tell them, for each of the learnt ratings.
+
+    A cold user's rating has no part in what is known of its item. What a model reads of a rating
+    that it learns should not have either, or it learns to trust items of few ratings too much.
+    Users' biases and factors stay as they are.
+
+    Args:
+      factors: of `ratings`.
+      ratings: those that were learnt, by the ridge that is the default.
+      shrink: as in `factorise`.
+
+    Returns:
+      float64 [n] b_i and float64 [n, d] q_i.
+    """
+    users, items, p = ratings.users, ratings.items, factors.users
+    rows, dim = factors.items.shape
+    left = ratings.values - factors.mean - factors.user_bias[users]
+    others = np.bincount(items, minlength=rows)[items] - 1
+    bias = (np.bincount(items, left, rows)[items] - left) / (others + shrink)
+    there, told = (
+        dataclasses.replace(ratings, values=values).matrix(len(p), rows - 1).T
+        for values in (np.ones(len(ratings)), left)
+    )
+    squares = (p[:, :, None] * p[:, None, :]).reshape(len(p), -1)
+    gram, total, weighed = there @ squares, there @ p, told @ p
+    found = np.zeros((len(ratings), dim))
+    for start in range(0, len(ratings), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        u, i = users[some], items[some]
+        matrix = (gram[i] - squares[u]).reshape(-1, dim, dim) + _RIDGE * factors.metric
+        wanted = weighed[i] - left[some, None] * p[u] - bias[some, None] * (total[i] - p[u])
+        found[some] = np.linalg.solve(matrix, wanted[..., None])[..., 0]
+    return bias, found
 
 
 def _alternating(residual, dim, sweeps=_SWEEPS, ridge=(_RIDGE, 0.0)):
-    """(P, Q) float64 that minimise |R - P Q^T|^2 at its entries + ridge (|P|^2 + |Q|^2)."""
+    """(P, Q) float64 that minimise |R - P Q^T|^2 at its entries + ridge (|P|^2 + |Q|^2).
+
+    Their columns are then turned and stretched; the third is what |Q|^2 is in them, see `Factors`.
+    """
     shape = residual.shape
     if not dim:
-        return np.zeros((shape[0], 0)), np.zeros((shape[1], 0))
+        return np.zeros((shape[0], 0)), np.zeros((shape[1], 0)), np.zeros((0, 0))
     there = residual.copy()
     there.data[:] = 1
     sides = (residual, there), (residual.T.tocsr(), there.T.tocsr())
@@ -240,7 +287,8 @@ def _alternating(residual, dim, sweeps=_SWEEPS, ridge=(_RIDGE, 0.0)):
     u, lengths, v = np.linalg.svd(left @ right.T)
     sign = np.where((q @ v.T).sum(0) < 0, -1, 1)  # of two equal solutions always the same one
     scale = np.sqrt(lengths) * sign
-    return p @ u * scale, q @ v.T * scale
+    turned = np.linalg.pinv(left) @ u * scale  # of the columns of P; of Q its inverse, transposed
+    return p @ u * scale, q @ v.T * scale, turned.T @ turned
 
 
 def _solved(residual, there, other, ridge):
@@ -278,6 +326,7 @@ class RatingBatches(problem.Batches):
       process: (index, count) of this process; it gets its slice of the rows.
       rivals: whether every rating comes with another of its user, drawn anew each time, of which
         one is above LIKED and one is not.
+      beside: further columns of the batches, [n, ..] of the ratings, 0 beyond them.
 
     Raises:
       UserError: rows that do not divide over processes; rivals, and no rating has one.
@@ -291,11 +340,13 @@ class RatingBatches(problem.Batches):
         seed: int,
         process: tuple[int, int],
         rivals: bool = False,
+        beside: Mapping[str, np.ndarray] | None = None,
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._ratings, self._seed, self._process = ratings, seed, process
         self._rivals = Rivals(ratings) if rivals else None
+        self._beside = dict(beside or {})
         self.rows = rows
         self.examples_per_epoch = self.targets_per_epoch = len(ratings)
         self.steps_per_epoch = -(-len(ratings) // rows)
@@ -306,6 +357,9 @@ class RatingBatches(problem.Batches):
         epoch, some = self.place(step, len(self._ratings))
         chosen = self.of_epoch(epoch, self._order)[some]
         batch = rating_batch(self._ratings.take(chosen), self.rows)
+        for name, column in self._beside.items():
+            missing = (0, self.rows - len(chosen)), *((0, 0) for _ in column.shape[1:])
+            batch[name] = np.pad(column[chosen], missing)
         if self._rivals is not None:
             draws = rng.host(self._seed, rng.NEGATIVES, step).random(len(chosen))
             rivals, there = self._rivals(chosen, draws)

@@ -6,7 +6,7 @@ Published systems whose base is a dot product without biases lose to the first o
 
 import numpy as np
 
-from jaxrec.data.ratings import ColdStart, Factors, Triples, factorise
+from jaxrec.data.ratings import SHRINK, ColdStart, Factors, Triples, factorise
 
 NAMES = ('mean', 'item_mean', 'item_source_bias', 'cmf', 'emcdr', 'source_knn')
 _RIDGE = 1.0  # of a map between factors, in users
@@ -19,17 +19,18 @@ class Bases:
     Args:
       data: the split.
       dim: of the factors.
+      shrink: ratings at the mean that a bias begins with.
 
     Attributes:
       source, target: `Factors` of each domain's training ratings.
       slope: k, by which a source user's bias counts in the target domain.
     """
 
-    def __init__(self, data: ColdStart, dim: int):
-        self.data, self.dim = data, dim
+    def __init__(self, data: ColdStart, dim: int, shrink: float = SHRINK):
+        self.data, self.dim, self.shrink = data, dim, shrink
         sizes = data.num_users, data.num_items
-        self.source = factorise(data.source, *sizes, dim)
-        self.target = factorise(data.train, *sizes, dim)
+        self.source = factorise(data.source, *sizes, dim, shrink=shrink)
+        self.target = factorise(data.train, *sizes, dim, shrink=shrink)
         self.slope = self._slope()
 
     def _slope(self):
@@ -46,6 +47,10 @@ class Bases:
     def taught(self) -> np.ndarray:
         """int [n], users of both domains whose target ratings are learnt."""
         return np.intersect1d(self.data.source.users, self.data.train.users)
+
+    def taught_ratings(self) -> np.ndarray:
+        """int [n], places of theirs among the training ratings."""
+        return np.flatnonzero(np.isin(self.data.train.users, self.taught()))
 
 
 def predictions(bases: Bases, cold: Triples) -> dict[str, np.ndarray]:
@@ -85,7 +90,8 @@ def _common(bases):
     pairs = zip(*((x.users, x.items, x.values) for x in (data.source, data.train)), strict=True)
     both = Triples(*map(np.concatenate, pairs))
     means = np.select([data.domain == 1, data.domain == 2], [bases.source.mean, bases.target.mean])
-    found = factorise(both, data.num_users, data.num_items, bases.dim, means)
+    sizes = data.num_users, data.num_items
+    found = factorise(both, *sizes, bases.dim, means, shrink=bases.shrink)
 
     def predict(users, items):
         biases = means[items] + found.item_bias[items] + found.user_bias[users]
@@ -106,7 +112,7 @@ def _neighbours(bases, users, items):
     similar = (likeness[wanted] @ likeness[both].T).toarray()
     similar /= np.maximum(length[wanted][:, None] * length[both], 1e-9)
     similar = np.maximum(similar, 0)
-    train = data.train.take(np.flatnonzero(np.isin(data.train.users, both)))
+    train = data.train.take(bases.taught_ratings())
     left = train.values - bases.target.of_items(train.items) - bases.target.user_bias[train.users]
     number = np.searchsorted(both, train.users).astype(np.int32)
     rated = Triples(number, train.items, left.astype(np.float32)).matrix(len(both), data.num_items)

@@ -10,7 +10,8 @@ item's factors in the target, base = mean + b_i + k b_u. z is of the mean of all
 deterministic r of a query is attention over the e of the support, by [p; c; q] of both; a user's
 own triples are not seen. The remainer adds r' = r + sum_m softmax_m(r . mem_m) mem_m. The decoder
 reads [p_u; c_u; q_i; (p_u M) * q_i; z] by layers h = relu((1 + gamma(r')) (W x + b) + beta(r')) and
-adds to the base. Its last layer begins at 0, so that training begins with the base.
+adds to the base. Its last layer begins at 0, so that training begins with the base. Of triples that
+are learnt, b_i and q_i are of the item's other ratings (`data.ratings.without_own`).
 
 The support is some hundred ratings of all, so z is the same for everybody, and r, of a few ratings
 of the same item at most, tells little that the decoder does not know: without both it does as well
@@ -28,7 +29,7 @@ from flax import nnx
 from jaxrec import losses, rng
 from jaxrec.config import field
 from jaxrec.devices.mesh import replicated
-from jaxrec.models.ptupcdr import Layers, Preferences, base
+from jaxrec.models.ptupcdr import Layers, Preferences, base, item_factors
 from jaxrec.nn.attention import softmax_among
 from jaxrec.nn.dropout import Key, dropout, split_key
 from jaxrec.nn.embeddings import lookup
@@ -142,7 +143,7 @@ class CDRNP(Model):
     def known(self, batch: dict, constants: dict) -> list[jax.Array]:
         """p_u, c_u and q_i [B, d], each of them in units of its own deviation."""
         vectors, scale = constants['vectors'], constants['scale']
-        p, q = lookup(vectors['users'], batch['users']), lookup(vectors['items'], batch['items'])
+        p, q = lookup(vectors['users'], batch['users']), item_factors(batch, constants)
         c = self.preferences(lookup(constants['liked'], batch['users']), vectors['items'])
         return [p * scale['users'], c * scale['source'], q * scale['items']]
 

@@ -79,6 +79,8 @@ class Config(ModelConfig):
         """Raises UserError for values that do not go together."""
         if self.dim % self.heads:
             raise UserError(f'model.dim={self.dim} is not a multiple of model.heads={self.heads}')
+        if self.borrow == 'missing' and not self.bridge:
+            raise UserError("model.borrow='missing' with model.bridge=False: nothing is borrowed")
         if max(self.support, self.served) > self.pool:
             raise UserError(
                 f'model.support={self.support} and model.served={self.served} are users of '

@@ -82,9 +82,23 @@ class Preferences(nnx.Module):
 
 
 def base(batch: dict, constants: dict) -> jax.Array:
-    """float32 [B], mean + b_i + k b_u, of the constants of `tasks.ratings`."""
+    """float32 [B], mean + b_i + k b_u, of the constants of `tasks.ratings`.
+
+    Of ratings that are learnt, b_i without the rating itself where they say so ('item_base').
+    """
     known = constants['base']
-    return values_at(known['items'], batch['items']) + values_at(known['users'], batch['users'])
+    if 'item_base' in batch:
+        of_items = batch['item_base']
+    else:
+        of_items = values_at(known['items'], batch['items'])
+    return of_items + values_at(known['users'], batch['users'])
+
+
+def item_factors(batch: dict, constants: dict) -> jax.Array:
+    """float32 [B, d], q_i, likewise ('item_factors')."""
+    if 'item_factors' in batch:
+        return batch['item_factors']
+    return lookup(constants['vectors']['items'], batch['items'])
 
 
 class PTUPCDR(Model):
@@ -114,8 +128,8 @@ class PTUPCDR(Model):
         return self._ratings(batch, constants, self.bridges(batch, constants))
 
     def _ratings(self, batch, constants, bridges):
-        vectors = constants['vectors']
-        p, q = lookup(vectors['users'], batch['users']), lookup(vectors['items'], batch['items'])
+        p = lookup(constants['vectors']['users'], batch['users'])
+        q = item_factors(batch, constants)
         return base(batch, constants) + jnp.einsum('bd,bde,be->b', p, bridges, q)
 
     def loss(

@@ -1,13 +1,14 @@
 """Ratings of users who are cold in one domain and known in another; lower errors are better.
 
 Biases, and factors of a biased factorisation, are fitted to the training ratings before training
-begins, and are constants of it: see `data.ratings`. A model of this task has
+begins, and are constants of it: see `data.ratings`. Only of the item of a rating that is learnt a
+model reads what the item's other ratings tell, as it is where cold users are predicted. A model of this task has
 `ratings(batch, carried) -> [B]`; `begin(constants)`, if it has one, gives what a pass shares.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -76,6 +77,7 @@ class Config(RatingTask):
     # the control: training users swap their source ratings, so that there is nothing to transfer
     shuffled: bool = False
     factors: int = field(10, least=1)  # of the factorisations
+    shrink: float = field(data.SHRINK, above=0)  # ratings at the mean that a bias begins with
     liked: int = field(20, least=1)  # newest source items rated above 3 that a model sees
 
     def check(self, experiment: Any) -> None:
@@ -123,12 +125,14 @@ class Config(RatingTask):
             seed=self.seed_of_split(experiment),
         )
         check_metric(experiment, split.valid)
-        bases = cold_start.Bases(split, self.factors)
+        bases = cold_start.Bases(split, self.factors, self.shrink)
+        taught, beside = bases.taught_ratings(), without_own(bases)
         batches = data.RatingBatches(
-            split.train.take(np.flatnonzero(np.isin(split.train.users, bases.taught()))),
+            split.train.take(taught),
             rows=experiment.train.batch_rows,
             seed=experiment.train.seed,
             process=process,
+            beside={name: column[taught] for name, column in beside.items()},
         )
         counts = ', '.join(f'{len(getattr(split, n)):,} {n}' for n in ('train', 'valid', 'test'))
         return Ratings(
@@ -147,26 +151,45 @@ class Config(RatingTask):
                 name: functools.partial(ColdRatings, self, bases, getattr(split, name))
                 for name in ('valid', 'test')
             },
-            constants=constants_of(bases, self.liked),
+            constants=constants_of(bases, self.liked, beside),
         )
 
 
-def constants_of(bases: cold_start.Bases, liked: int) -> dict[str, Any]:
+def without_own(bases: cold_start.Bases) -> dict[str, np.ndarray]:
+    """What is known of the items of all training ratings without the rating itself, float32.
+
+    Returns:
+      'item_base' [n] mean + b_i, 'item_factors' [n, d].
+    """
+    bias, factors = data.without_own(bases.target, bases.data.train, shrink=bases.shrink)
+    found = {'item_base': bases.target.mean + bias, 'item_factors': factors}
+    return {name: np.asarray(column, np.float32) for name, column in found.items()}
+
+
+def constants_of(
+    bases: cold_start.Bases, liked: int, beside: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
     """What models of cold users read besides a batch, float32 but for numbers.
+
+    Args:
+      bases: of the split.
+      liked: items that a model sees of a user's.
+      beside: of all training ratings, see `without_own`, for those of the support.
 
     Returns:
       'base': 'items' [num_items + 1] mean + b_i and 'users' [U] k b_u; 'vectors': factors 'items'
       [num_items + 1, d] of both domains and 'users' [U, d] of the source; 'scale': 1 / deviation of
       the factors of 'users', 'source' and target 'items'; 'liked': int32 [U, liked], see
       `data.ratings.liked`; 'support': 'users', 'items', 'ratings' [n] of the training ratings of
-      users of both, in an order of chance that the split alone decides.
+      users of both, in an order of chance that the split alone decides, and what is `beside`.
     """
     split, source, target = bases.data, bases.source, bases.target
     items = np.where((split.domain == 2)[:, None], target.items, source.items)
-    both = np.flatnonzero(np.isin(split.train.users, bases.taught()))
+    both = bases.taught_ratings()
     if not len(both):
         raise UserError('no training user has ratings in both domains: there is nothing to learn')
-    support = split.train.take(np.random.default_rng(0).permutation(both))
+    both = np.random.default_rng(0).permutation(both)
+    support = split.train.take(both)
     parts = {
         'users': source.users[np.unique(split.source.users)],
         'source': source.items[np.unique(split.source.items)],
@@ -185,6 +208,7 @@ def constants_of(bases: cold_start.Bases, liked: int) -> dict[str, Any]:
             'users': np.asarray(support.users, np.int32),
             'items': np.asarray(support.items, np.int32),
             'ratings': single(support.values),
+            **{name: column[both] for name, column in beside.items()},
         },
     }
 
