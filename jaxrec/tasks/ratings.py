@@ -2,8 +2,9 @@
 
 Biases, and factors of a biased factorisation, are fitted to the training ratings before training
 begins, and are constants of it: see `data.ratings`. Only of the item of a rating that is learnt a
-model reads what the item's other ratings tell, as it is where cold users are predicted. A model of this task has
-`ratings(batch, carried) -> [B]`; `begin(constants)`, if it has one, gives what a pass shares.
+model reads what the item's other ratings tell, as it is where cold users are predicted. A model of
+this task has `ratings(batch, carried) -> [B]`; `begin(constants)`, if it has one, gives what a pass
+shares.
 """
 
 import dataclasses
