@@ -78,7 +78,9 @@ def test_loss(problem, smoothing, refined, own):
 
 
 @pytest.mark.parametrize(
-    'changes', [{'routing': 'target'}, {'softness': 0.7}, {'apart': 0.3}, {}], ids=str
+    'changes',
+    [{'routing': 'target'}, {'softness': 0.7}, {'apart': 0.3}, {'hardness': 0.6}, {}],
+    ids=str,
 )
 def test_several_vectors_against_a_loop(problem, changes):
     """Which of a user's vectors scores a candidate, and how far they are held apart."""
@@ -96,11 +98,13 @@ def test_several_vectors_against_a_loop(problem, changes):
 
     total = 0.0
     for i, target in enumerate(targets):
-        others = [math.exp(score(i, target, c)) for c in targets if c not in (0, target)]
+        others = np.array([score(i, target, c) for c in targets if c not in (0, target)])
+        weigh = np.exp(config.hardness * others)
+        others = np.exp(others) * weigh / weigh.mean()
         positive = math.exp(score(i, target, target))
         unit = [v / np.linalg.norm(v) for v in queries[i]]
         pairs = [(unit[a] @ unit[b]) ** 2 for a in range(K) for b in range(K) if a != b]
-        loss = -math.log(positive / (positive + sum(others)))
+        loss = -math.log(positive / (positive + others.sum()))
         total += weights[i] * (loss + config.apart * np.mean(pairs))
     batch = {
         'targets': jnp.asarray(targets[:, None], jnp.int32),
@@ -118,6 +122,39 @@ def test_several_vectors_against_a_loop(problem, changes):
 def test_two_ways_to_choose_a_vector_are_refused():
     with pytest.raises(UserError, match='set one of them alone'):
         in_batch.InBatch(routing='target', softness=0.1).check()
+    with pytest.raises(UserError, match='set one of them alone'):
+        in_batch.InBatch(hardness=1.0, smoothing=0.1).check()
+
+
+@pytest.mark.parametrize('hardness', [0.0, 0.5, 2.0])
+def test_hard_negatives_are_weighed_over_the_catalogue(hardness):
+    """Draws by q, corrected by logQ, tell what uniform ones of the whole catalogue would."""
+    rng = np.random.default_rng(0)
+    s, q, positive = rng.normal(size=6), rng.uniform(0.1, 1, 6), 0.3
+    weigh = np.exp(hardness * s)
+    mean = (weigh / q).sum() / (1 / q).sum()
+    z = math.exp(positive) / 0.5 + (np.exp(s) * weigh / mean / q).sum()
+    wanted = -math.log(math.exp(positive) / 0.5 / z)
+    got = in_batch_softmax(
+        jnp.array([positive]),
+        jnp.asarray(s)[None],
+        jnp.ones((1, 6), bool),
+        log_q_positive=jnp.log(0.5),
+        log_q_negatives=jnp.log(jnp.asarray(q)),
+        hardness=hardness,
+    )
+    np.testing.assert_allclose(got, [wanted], rtol=1e-5)
+    many = jnp.concatenate([jnp.asarray(s)[None], jnp.full((1, 2), 1e4)], axis=1)
+    log_q = jnp.pad(jnp.log(jnp.asarray(q)), (0, 2))
+    hidden = in_batch_softmax(
+        jnp.array([positive]),
+        many,
+        jnp.arange(8)[None] < 6,
+        log_q_positive=jnp.log(0.5),
+        log_q_negatives=log_q,
+        hardness=hardness,
+    )
+    np.testing.assert_allclose(hidden, got, rtol=1e-6)
 
 
 def test_only_the_winning_vector_learns(problem):
@@ -141,8 +178,11 @@ def test_the_refined_weight_passes_no_gradient(problem):
 
 def test_nothing_allowed_and_certain_negatives_stay_finite():
     one = jnp.ones(1)
-    none = in_batch_softmax(one, jnp.ones((1, 2)), jnp.zeros((1, 2), bool)).sum()
-    assert none == 0
+    for hardness in (0.0, 1.0):
+        none = in_batch_softmax(
+            one, jnp.ones((1, 2)), jnp.zeros((1, 2), bool), hardness=hardness
+        ).sum()
+        assert none == 0
     value, grad = jax.value_and_grad(
         lambda n: in_batch_softmax(one, n, jnp.ones((1, 2), bool), smoothing=0.1).sum()
     )(jnp.array([[200.0, -200.0]]))

@@ -550,6 +550,7 @@ NEW_OF_IN_BATCH = (
     'prototypes',
     'routing',
     'softness',
+    'hardness',
     'apart',
 )
 

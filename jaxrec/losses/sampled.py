@@ -45,6 +45,7 @@ def in_batch_softmax(
     log_q_negatives: jax.Array | float = 0.0,
     smoothing: float = 0.0,
     refined: bool = False,
+    hardness: float = 0.0,
 ) -> jax.Array:
     """Cross-entropy of each row's target against the candidates allowed for it.
 
@@ -56,6 +57,10 @@ def in_batch_softmax(
     smoothing it pushes negatives down only. N is the number of candidates, padding included.
     `refined` is arXiv 2507.09331: the target, which is always among the candidates, is not
     corrected, and each row's loss is multiplied by 1 - p_target, through which no gradient flows.
+
+    With a hardness b > 0 candidate j weighs w_j = exp(b s_j) / mean exp(b s), the mean weighted by
+    1/Q: negatives that a user's vectors score high count more (REMI's interest-aware hard
+    negatives, RecSys 2023, after Robinson et al., ICLR 2021). Not with smoothing.
 
     Args:
       positive: [B] scores of the targets.
@@ -72,8 +77,17 @@ def in_batch_softmax(
     if not refined:
         positive = positive - log_q_positive
     none = jnp.finfo(negatives.dtype).min / 2  # finite: a row may have no negative
-    negatives = jnp.where(allowed, negatives - log_q_negatives, none)
-    log_z = jnp.logaddexp(positive, jax.nn.logsumexp(negatives, axis=-1))
+
+    def total(times):
+        corrected = jnp.where(allowed, times * negatives - log_q_negatives, none)
+        return jax.nn.logsumexp(corrected, axis=-1)
+
+    if hardness:
+        rest = total(1 + hardness) - total(hardness) + total(0.0)
+    else:
+        negatives = jnp.where(allowed, negatives - log_q_negatives, none)
+        rest = jax.nn.logsumexp(negatives, axis=-1)
+    log_z = jnp.logaddexp(positive, rest)
     loss = log_z - positive
     if smoothing:
         p = jnp.exp(jnp.minimum(negatives - log_z[:, None], -1e-6))  # below 1: its log is finite

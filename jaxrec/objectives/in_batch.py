@@ -62,6 +62,7 @@ class InBatch:
     routing: str = field('max', choices=('max', 'target'))
     softness: float = field(0.0, least=0)  # of the best, see `sampled.united`; serving takes 0
     apart: float = field(0.0, least=0)  # weight of the mean squared cosine between them
+    hardness: float = field(0.0, least=0)  # negatives weigh exp(hardness score), REMI's
 
     def check(self) -> None:
         """Raises UserError for values that do not go together."""
@@ -74,6 +75,8 @@ class InBatch:
             raise UserError('model.in_batch.warmup leaves no negatives: set batch_negatives=True')
         if self.softness and self.routing != 'max':
             raise UserError("model.in_batch.softness is of routing='max': set one of them alone")
+        if self.hardness and self.smoothing:
+            raise UserError('model.in_batch.hardness and smoothing: set one of them alone')
 
 
 def own_table(model: Any, catalogue: dict[str, jax.Array]) -> jax.Array | Rows:
@@ -168,6 +171,7 @@ def loss(
         log_q_negatives=candidates_log_q,
         smoothing=config.smoothing,
         refined=config.refined,
+        hardness=config.hardness,
     )
     value = weighted_mean(values, weights)
     best = jnp.where(shown, negatives - candidates_log_q, -jnp.inf).max(1)
