@@ -16,8 +16,7 @@ have .0516 (multi_signal_beauty.py). Before, with weights of .03: crops of .5, w
 (with crop .2, mask .7, reorder .2) no better than without the term; dropout .5 on the embeddings
 slows BCE down without gain, and .2 on the item table lowers it (.0475), so neither stands here.
 
-`:softmax` is the same with the exact softmax as main loss. Both without the term and with it, by
-one augmentation or by all three, are rows of experiments/tables/cl4srec_augmentations.py.
+`:softmax` is the same with the exact softmax as main loss.
 """
 
 from jaxrec.config import Data, Optim, Train
