@@ -35,6 +35,23 @@ def made(build):
     return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(shapes))
 
 
+def moments(drawn, reference):
+    """How far mean and variance of a sample are from a reference's, in standard errors."""
+    drawn, reference = (np.ravel(np.asarray(x, np.float64)) for x in (drawn, reference))
+    found, mean = [], reference.mean()
+    for power in (1, 2):
+        one, other = ((x - mean) ** power for x in (drawn, reference))
+        error = other.std() * np.sqrt(1 / len(one) + 1 / len(other))
+        found.append(abs(one.mean() - other.mean()) / error)
+    return np.array(found)
+
+
+def slow_shares(alpha, count=100_000):
+    """max(s, 1 - s) of draws s ~ Beta(alpha, alpha), by numpy."""
+    s = np.random.default_rng(0).beta(alpha, alpha, count)
+    return np.maximum(s, 1 - s)
+
+
 def make(config, items):
     """`made` of a model's Config for a catalogue."""
     return made(lambda: config.make({'item': items}, rngs=nnx.Rngs(0)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import jit
+from models import jit, moments, slow_shares
 from real_data import real_data
 
 from jaxrec import evaluate, losses
@@ -141,6 +141,10 @@ def dense(graph):
     return a, np.eye(2)[GRAPHS.tags[first:last]]
 
 
+def wide(x):
+    return np.asarray(x[...], np.float64)
+
+
 def slow_layer(layer, a, x):
     """Without the norm."""
     y = x + a @ x
@@ -183,18 +187,25 @@ def test_vectors_of_graphs_whatever_their_order():
         np.testing.assert_allclose(got, slow_vectors(model, chosen), rtol=1e-4, atol=1e-5)
 
 
+def slow_identities(owner, partners, shares):
+    """Node by node; of a graph without nodes its own."""
+    found = np.diag(shares)
+    for b in range(len(shares)):
+        mine = np.flatnonzero(owner == b)
+        for node in mine:
+            found[b, owner[partners[node]]] += (1 - shares[b]) / len(mine)
+        if not len(mine):
+            found[b, b] = 1
+    return found
+
+
 def test_soft_identities():
     rng = np.random.default_rng(1)
     owner = np.array([0, 0, 0, 1, 1, 2, -1, -1], np.int32)
     partners = np.array([3, 1, 5, 0, 2, 4, 6, 7], np.int32)
     shares = rng.random(4)
     got = np.asarray(graphcl.identities(owner, partners, jnp.asarray(shares, jnp.float32)))
-    want = np.diag(shares)
-    for node in range(6):
-        b = owner[node]
-        want[b, owner[partners[node]]] += (1 - shares[b]) / (owner == b).sum()
-    want[3, 3] = 1
-    np.testing.assert_allclose(got, want, atol=1e-6)
+    np.testing.assert_allclose(got, slow_identities(owner, partners, shares), atol=1e-6)
     np.testing.assert_allclose(got.sum(1), 1, atol=1e-6)
     inside = np.array([2, 0, 1, 4, 3, 5, 6, 7], np.int32)  # of the own graph
     same = graphcl.identities(owner, inside, jnp.asarray(shares, jnp.float32))
@@ -255,35 +266,100 @@ def test_partners_are_real_nodes():
     partners = np.asarray(batch['partners'])
     assert sorted(partners[real]) == np.flatnonzero(real).tolist()
     np.testing.assert_array_equal(partners[~real], np.flatnonzero(~real))
-    assert (np.asarray(batch['shares']) >= 0.5).all()
     assert make().sample(BATCH, KEY) is BATCH
 
 
+@pytest.mark.parametrize('alpha', [0.3, 2.0])
+def test_shares(alpha):
+    """max(s, 1 - s) of s ~ Beta(alpha, alpha), of every graph's own."""
+    model = make(positive=True, alpha=alpha)
+    draw = jit(jax.vmap(lambda key: model.sample(BATCH, key)['shares']))
+    shares = np.asarray(draw(jax.random.split(KEY, 60)))
+    assert shares.shape == (60, B) and (shares >= 0.5).all()
+    assert moments(shares, slow_shares(alpha)).max() < 4
+
+
 SLOW = pytest.mark.slow
+
+
+def slow_mix(batch):
+    """Of node states, each with its partner's by the share of its graph."""
+    partners, owner = np.asarray(batch['partners']), BATCH['owner']
+    shares = np.where(owner >= 0, np.asarray(batch['shares'], np.float64)[owner], 1)[:, None]
+    return lambda x: shares * x + (1 - shares) * x[partners]
+
+
+def slow_whole():
+    """(features, adjacency, owner) of the batch."""
+    a, x = np.zeros((len(BATCH['owner']),) * 2), np.eye(2)[np.maximum(BATCH['tags'], 0)]
+    there = BATCH['there'] > 0
+    a[BATCH['targets'][there], BATCH['sources'][there]] = 1
+    return x, a, BATCH['owner']
+
+
+def slow_encoded(model, x, a, owner, mix=None, at=-1):
+    """Read-outs in float64, normalised by the nodes that have an owner; mixed behind layer `at`."""
+    real, found = owner >= 0, np.zeros((B, 8))
+    x = x * real[:, None]
+    x = mix(x) if at == 0 else x
+    for n, layer in enumerate(model.layers, 1):
+        x = slow_layer(layer, a, x)
+        x = (x - x[real].mean(0)) / np.sqrt(x[real].var(0) + 1e-5)
+        x = (x * wide(layer.norm.scale) + wide(layer.norm.bias)) * real[:, None]
+        read = mix(x) if n <= at else x
+        x = read if n == at else x
+        np.add.at(found[:, 4 * n - 4 : 4 * n], owner[real], read[real])
+    return found
+
+
+def slow_head(model, z):
+    """W_2 relu(W_1 z)."""
+    hidden = np.maximum(z @ wide(model.inner.kernel) + wide(model.inner.bias), 0)
+    return hidden @ wide(model.outer.kernel) + wide(model.outer.bias)
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'view': 'node_drop'},
+        {'view': 'attribute_mask', 'positive': True, 'alpha': 0.5, 'mix_at': 1},
+    ],
+    ids=('graphcl', 'id_mixgcl'),
+)
+def test_loss(settings):
+    """Graph by graph: the first view, mixed or not, looks for its graphs in the changed one."""
+    model, t, rng = make(temperature=0.3, **settings), 0.3, np.random.default_rng(4)
+    graphdef, params = nnx.split(model)
+    noise = lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32)  # noqa: E731
+    model = nnx.merge(graphdef, jax.tree.map(noise, params))
+    batch = jit(type(model).sample)(model, BATCH, KEY)
+    other = jit(lambda: graphcl.changed(graphcl.whole(BATCH, 2), model.config, KEY, B))()
+    owner, edges = np.asarray(other['owner']), other['edges']
+    a = np.zeros((len(owner),) * 2)
+    np.add.at(a, (np.asarray(edges.rows), np.asarray(edges.columns)), wide(edges.values))
+    keys = slow_head(model, slow_encoded(model, wide(other['x']), a, owner))
+    if 'alpha' in settings:
+        first = slow_encoded(model, *slow_whole(), slow_mix(batch), 1)
+        wanted = slow_identities(
+            BATCH['owner'], np.asarray(batch['partners']), wide(batch['shares'])
+        )
+    else:
+        first, wanted = slow_encoded(model, *slow_whole()), np.eye(B)
+    queries, count, each = slow_head(model, first), len(CHOSEN), []
+    for i in range(count):
+        cos = [q @ k / np.sqrt((q @ q) * (k @ k)) for q, k in ((queries[i], k) for k in keys)]
+        logits = np.array(cos)[:count] / t
+        among = [j for j in range(count) if model.config.positive or j != i]
+        each.append(np.log(np.exp(logits[among]).sum()) - wanted[i, :count] @ logits)
+    loss, (terms, _) = jit(type(model).loss)(model, batch, {}, model.carry(), KEY)
+    assert float(loss) == float(terms['contrast']) == pytest.approx(np.mean(each), rel=1e-4)
 
 
 @pytest.mark.parametrize('at', [pytest.param(0, marks=SLOW), 1, pytest.param(2, marks=SLOW)])
 def test_mixed_graphs(at):
     """Layer by layer on the whole batch in float64, read-outs before the mixing mixed too."""
     model, batch = make(positive=True, alpha=1.0, mix_at=at), drawn()
-    partners, shares = (np.asarray(batch[name], np.float64) for name in ('partners', 'shares'))
-    partners, owner = partners.astype(int), BATCH['owner']
-    share = np.where(owner >= 0, shares[owner], 1)[:, None]
-    mix = lambda x: share * x + (1 - share) * x[partners]  # noqa: E731
-    real = (owner >= 0)[:, None]
-    a = np.zeros((len(owner),) * 2)
-    there = BATCH['there'] > 0
-    a[BATCH['targets'][there], BATCH['sources'][there]] = 1
-    x = np.eye(2)[np.maximum(BATCH['tags'], 0)] * real
-    x, want = mix(x) if at == 0 else x, np.zeros((B, 8))
-    for n, layer in enumerate(model.layers, 1):
-        x = slow_layer(layer, a, x)
-        mean = x[real[:, 0]].mean(0)
-        variance = x[real[:, 0]].var(0)
-        x = (x - mean) / np.sqrt(variance + 1e-5) * real
-        read = mix(x) if n <= at else x
-        x = read if n == at else x
-        np.add.at(want[:, 4 * n - 4 : 4 * n], owner[real[:, 0]], read[real[:, 0]])
+    want = slow_encoded(model, *slow_whole(), slow_mix(batch), at)
 
     def encoded(model, batch):
         view = graphcl.whole(batch, 2)

@@ -1,11 +1,13 @@
 """The in-batch softmax against a float64 loop; the frequency estimate against the algorithm."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import jit
 
 from jaxrec.errors import UserError
 from jaxrec.losses import in_batch_softmax, scores, weighted_mean
@@ -117,6 +119,38 @@ def test_several_vectors_against_a_loop(problem, changes):
     got, (terms, _) = in_batch.loss(config, asked, rows, batch, {}, 9)
     np.testing.assert_allclose(got, total / weights.sum(), rtol=2e-5)
     assert ('cosine' in terms) == bool(config.apart)
+
+
+def test_a_constant_logq_changes_nothing(problem):
+    """However often, if all are drawn alike: the plain softmax, by hand and as logq='none'."""
+    queries, table, _, targets, history, weights = problem
+    total = 0.0
+    for q, target, weight in zip(queries, targets, weights, strict=True):
+        best = (q @ table.T).max(0)
+        others = [np.exp(best[c]) for c in targets if c != target]
+        total += weight * (np.log(np.exp(best[target]) + sum(others)) - best[target])
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def value(rows, log_share, logq):
+        config = in_batch.InBatch(logq=logq, own_history=True)
+        batch = {
+            'targets': jnp.asarray(targets[:, None], jnp.int32),
+            'weights': jnp.asarray(weights[:, None], jnp.float32),
+            'log_share': jnp.full((B, 1), log_share),
+            'items': jnp.asarray(history, jnp.int32),
+        }
+        asked = jnp.asarray(queries[:, None], jnp.float32)
+        found, (terms, _) = in_batch.loss(config, asked, rows, batch, {}, 9)
+        return found, terms['accuracy']
+
+    value, rows = jit(value, static_argnums=2), jnp.asarray(table, jnp.float32)
+    plain, slope = value(rows, 0.0, 'none')
+    np.testing.assert_allclose(plain[0], total / weights.sum(), rtol=1e-5)
+    for share in (1.0, 0.1, 1e-6):
+        got, other = value(rows, np.log(share), 'counted')
+        np.testing.assert_allclose(got[0], total / weights.sum(), rtol=1e-5)
+        assert got[1] == plain[1]
+        np.testing.assert_allclose(other, slope, rtol=1e-4, atol=1e-6)
 
 
 def test_two_ways_to_choose_a_vector_are_refused():

@@ -18,7 +18,6 @@ from jaxrec.models import lightgcn
 from jaxrec.models.lightgcn import Config, Views
 from jaxrec.nn import bipartite
 from jaxrec.nn.bipartite import Nodes
-from jaxrec.nn.dropout import hash_bits
 
 USERS, ITEMS, D = 20, 30, 6
 SIZES, ROWS = {'user': USERS, 'item': ITEMS}, Nodes(64, 64)
@@ -238,15 +237,25 @@ DROPS = ('node_drop', 'edge_drop', 'random_walk', 'feature_mask')
 
 @pytest.mark.parametrize('kind', (*DROPS, 'noise'))
 def test_views_that_change_nothing_are_the_main_graph(kind):
-    """Ratio 0, eps 0: bit for bit, and the positive logit is 1 / t exactly."""
+    """Ratio 0, eps 0: bit for bit."""
     model = make(layers=2, views=Views(kind, rate=0.0, noise=0.0))
     main = model.mean(model.layers(constants()))
     view = model.mean(model.layers(constants(), kind, KEY))
     np.testing.assert_array_equal(flat(main), flat(view))
-    x = jnp.asarray(main.users[:8])
-    ids, first = jnp.arange(8, dtype=jnp.int32), jnp.arange(8) < 1
-    value = losses.info_nce_among(x, x, ids, first, first.astype(jnp.float32), temperature=0.2)
-    assert float(value) == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize('kind', ['edge_drop', 'noise'])
+def test_the_positive_logit_of_equal_views(kind):
+    """1 / t exactly, whatever the vectors: log sum_j e^(cos / t) - 1 / t over distinct nodes."""
+    t = 0.05
+    views = Views(kind, rate=0.0, noise=0.0, temperature=t)
+    model = make(layers=2, views=views, decay=0.0)
+    final = slow_unit(np.mean(slow_layers(model, 2), axis=0))
+    expected = 0.0
+    for column, begin in (('users', 0), ('targets', 64)):
+        x = final[begin + np.unique(BATCH[column][:REAL])]
+        expected += np.mean(np.log(np.exp(x @ x.T / t).sum(1)) - 1 / t)
+    assert value(model)[1]['contrast'] == pytest.approx(expected, rel=1e-4)
 
 
 def test_views_of_dropped_edges():
@@ -281,16 +290,30 @@ def test_masked_features_are_whole_columns():
 
 
 def test_noise():
-    """Of length eps exactly, in the direction of the signs; zeros stay zero."""
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(50, D)), jnp.float32).at[3].set(0)
+    """eps sign(x) n / |n| with n uniform in [0, 1)^D of every node's own; zeros stay zero.
+
+    Of such n the entries but the largest are, divided by it, independent and uniform.
+    """
+    nodes = 2000
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(nodes, D)), jnp.float32).at[3].set(0)
     moved = np.asarray(lightgcn.noisy(x, 0.3, KEY), np.float64)
     delta = moved - np.asarray(x)
     lengths = np.sqrt((delta**2).sum(1))
     assert (moved[3] == 0).all()
     np.testing.assert_allclose(np.delete(lengths, 3), 0.3, rtol=1e-5)
     assert (np.sign(moved) == np.sign(x)).all() and (delta * np.asarray(x) >= 0).all()
-    n = np.asarray(hash_bits(KEY, x) >> 8)
-    assert 0.4 < n.mean() / 2**24 < 0.6
+    n = np.abs(np.delete(delta, 3, 0))
+    largest = n.argmax(1)
+    share = nodes / D
+    assert np.abs(np.bincount(largest, minlength=D) - share).max() < 4 * np.sqrt(share)
+    rest = n / n.max(1, keepdims=True)
+    rest = rest[np.arange(D) != largest[:, None]].reshape(-1, D - 1)
+    ordered = np.sort(rest.ravel())
+    even = np.linspace(0, 1, ordered.size)
+    assert np.abs(ordered - even).max() < 2 / np.sqrt(ordered.size)
+    # neither the columns of a node nor nodes side by side know of each other
+    both = np.corrcoef(np.hstack([rest[:-1], rest[1:]]).T) - np.eye(2 * D - 2)
+    assert np.abs(both).max() < 4 / np.sqrt(nodes)
 
 
 def test_one_pass():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import jit
+from models import jit, moments, slow_shares
 
 from jaxrec import losses
 from jaxrec.devices.mesh import put_batch
@@ -16,7 +16,7 @@ from jaxrec.experiment import check_fields
 from jaxrec.models import sasrec
 from jaxrec.objectives import contrast, view_objectives
 from jaxrec.objectives.contrast import Contrast
-from jaxrec.objectives.views import mixed
+from jaxrec.objectives.views import mixed, views
 
 KEY, N = jax.random.key(1), 8
 SETTINGS = Contrast(objective='mixed', first='mixed', second='dropout', temperature=0.3)
@@ -80,6 +80,22 @@ def test_a_user_alone_stays():
     made = mixed(jax.tree.map(jnp.asarray, given), KEY, 1.0, 2)
     np.testing.assert_array_equal(made['items'], given['items'])
     np.testing.assert_array_equal(made['identities'], np.eye(2))
+
+
+@pytest.mark.parametrize('mixing', [0.3, 2.0])
+def test_how_many_events_stay(mixing):
+    """Each by the chance max(s, 1 - s) of its user, s ~ Beta(mixing, mixing)."""
+    users, events = 400, 16
+    segments = np.ones((users, events), np.int32)
+    items = np.arange(users * events, dtype=np.int32).reshape(segments.shape)
+    given = {'items': items, 'segments': segments, 'positions': segments, 'users': segments[:, 0]}
+    settings = dataclasses.replace(SETTINGS, mixing=mixing)
+    made = jit(lambda given: views(settings, given, KEY, 4)[0])(given)
+    stay = (np.asarray(made['items']) == items).mean(1)
+    np.testing.assert_allclose(np.diag(made['identities']), stay, atol=1e-6)
+    shares = slow_shares(mixing)
+    expected = np.random.default_rng(1).binomial(events, shares) / events
+    assert moments(stay, expected).max() < 4
 
 
 @pytest.mark.slow
