@@ -90,7 +90,8 @@ JITTED_PREFIX = jax.jit(augment.prefix)
 JITTED_SHUFFLE = jax.jit(augment.shuffle)
 JITTED_EVENTS = jax.jit(lambda segments, key, rate: augment.draw_events(segments, key, rate, 3))
 THREE = {'crop': 0.5, 'mask': 0.3, 'substitute': 0.9}
-ALL = {'crop': 0.6, 'mask': 0.3, 'reorder': 0.6, 'substitute': 0.3, 'insert': 0.5}
+ALL = {**dict.fromkeys(('crop', 'reorder', 'sample'), 0.6), 'mask': 0.3, 'substitute': 0.3}
+ALL['insert'] = 0.5
 views_of_three = jax.jit(lambda rows, key: augment.two_views(rows, key, THREE, 4))
 ANY = hypothesis.settings(max_examples=60, deadline=None)
 
@@ -203,6 +204,21 @@ def test_reorder_permutes_one_span_and_nothing_else(rows, rate, seed):
 
 
 @cases
+def test_sample_keeps_some_events_in_their_order(rows, rate, seed):
+    """At the newest places of their segment; no padding among them."""
+    after = JITTED['sample'](rows, jax.random.key(seed), rate)
+    for (old, _), (new, features) in zip(*map(histories, (rows, after)), strict=True):
+        assert len(new) == max(1, share(rate, len(old)))
+        rest = iter(old)
+        assert all(item in rest for item in new), 'a sub-sequence'
+        assert features == [item + 5000 for item in new]
+    kept = np.asarray(after['segments']) > 0
+    for name in ('segments', 'positions'):
+        np.testing.assert_array_equal(after[name][kept], np.asarray(rows[name])[kept])
+    np.testing.assert_array_equal(newest_positions(after), L - 1)
+
+
+@cases
 def test_substitute_replaces_by_the_similar_item(rows, rate, seed):
     for (old, _), (new, features) in run('substitute', rows, rate, seed):
         assert len(new) == len(old)
@@ -285,6 +301,7 @@ def outcomes(name, length, rate, draws=6000):
     [
         ('crop', 6, 0.5, 4),  # starts
         ('mask', 5, 0.4, 10),  # pairs of places
+        ('sample', 5, 0.4, 10),  # pairs of events
         ('reorder', 4, 1.0, 24),  # orders
         ('reorder', 3, 0.67, 3),  # the identity half the time, else one of two exchanges
     ],

@@ -136,6 +136,34 @@ def slow_vectors(params, settings, rows):
     return np.stack(found)
 
 
+def slow_hidden(params, rows):
+    """[B, L, D] after every event of a model without blocks: LayerNorm of sqrt(D) e + p."""
+    x = params['table'][rows['items']] * D**0.5 + params['positions'][rows['positions']]
+    x = np.where(rows['cutoff'], 0, x) if 'cutoff' in rows else x
+    x = x - x.mean(-1, keepdims=True)
+    x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-8)
+    return x * params['norm']['scale'] + params['norm']['bias']
+
+
+def places(rows):
+    """[(row, columns)] of the segments, in their order."""
+    return [
+        (row, np.flatnonzero(segments == number))
+        for row, segments in enumerate(np.asarray(rows['segments']))
+        for number in range(1, segments.max() + 1)
+    ]
+
+
+def slow_newest(params, rows):
+    """`slow_hidden` after the newest event of every segment, [n, D]."""
+    hidden = slow_hidden(params, rows)
+    return np.stack([hidden[row, at[-1]] for row, at in places(rows)])
+
+
+def wide(tree):
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+
+
 def slow_term(settings, first, second, batch, queue=None):
     """InfoNCE pair by pair."""
 
@@ -217,6 +245,56 @@ def test_the_loss_is_the_main_loss_plus_the_term(name):
         np.testing.assert_allclose(terms['bce'], main, rtol=1e-5)
         # as after a step
         params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), params)
+
+
+@pytest.mark.parametrize('name', ['simclr', 'moco'])
+def test_what_a_term_learns_through(name):
+    """Finite differences of loops: both views of SimCLR; of MoCo no keys, and no queue."""
+    terms = {'first': 'cutoff', 'second': 'dropout', 'cutoff': 0.3, 'weight': 1.0, 'head': True}
+    terms |= {'similarity': 'cosine', 'temperature': 0.5}
+    moco = {'momentum': 0.5, 'queue': 64} if name == 'moco' else {}
+    exp = experiment({**terms, **moco}, **QUIET)
+    settings, key, draw = exp.model.contrast[0], jax.random.key(3), np.random.default_rng(0)
+    batch, (graphdef, params) = batches_of(exp)(0), start(exp)
+    carry, queue, average = {}, None, None
+    if moco:
+        carry = nnx.merge(graphdef, params).carry()
+        average = jax.tree.map(lambda x: x + 0.1 * jnp.sin(9 * x + 1), params)
+        queue = draw.normal(size=(64, D)), draw.integers(0, 90, 64), draw.integers(1, ITEMS, 64)
+        carry = {'0': {'momentum': average, 'queue': dict(carry['0']['queue'])}}
+        for of, of_queue in zip(('vectors', 'users', 'targets'), queue, strict=True):
+            like = carry['0']['queue'][of]
+            carry['0']['queue'][of] = jnp.asarray(of_queue, like.dtype).reshape(like.shape)
+        queue = list(zip(*queue, strict=True))
+        average = jax.tree.map(lambda a, b: (a + b) / 2, wide(average), wide(params))
+
+    @jit
+    def found(params):
+        keys = rng.keys(jax.random.fold_in(key, 1), 'views', 'first', 'second')
+
+        def loss(params):
+            return contrast.terms(nnx.merge(graphdef, params), batch, carry, key)[0]
+
+        return jax.value_and_grad(loss)(params), views(settings, batch, keys['views'], D)
+
+    (value, grads), rows = found(params)
+    rows = jax.device_get(rows)
+
+    def slow(params):
+        pair = []
+        for own, view in zip((params, average or params), rows, strict=True):
+            inner, outer = own['heads']['0'].values()
+            pair.append(np.maximum(slow_newest(own, view) @ inner, 0) @ outer)
+        return slow_term(settings, *pair, batch, queue)
+
+    params = wide(params)
+    np.testing.assert_allclose(value, slow(params), rtol=1e-4)
+    for _ in range(4):
+        way = jax.tree.map(lambda x: draw.normal(size=x.shape), params)
+        ends = (jax.tree.map(lambda x, w, s=s: x + s * w, params, way) for s in (1e-5, -1e-5))
+        expected = np.subtract(*map(slow, ends)) / 2e-5
+        slope = sum(jax.tree.leaves(jax.tree.map(lambda g, w: (g * w).sum(), wide(grads), way)))
+        np.testing.assert_allclose(slope, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_weight_zero_is_sasrec_bit_by_bit():

@@ -33,9 +33,9 @@ def similarity(a, b, cosine, temperature):
     return float(a @ b) / scale / temperature
 
 
-def slow_info_nce(cosine, temperature, alike):
+def slow_info_nce(cosine, temperature, alike, first=FIRST, second=SECOND, weights=WEIGHTS):
     total = 0.0
-    for views in ((FIRST, SECOND), (SECOND, FIRST)):
+    for views in ((first, second), (second, first)):
         for n in range(N):
             score = lambda x, n=n, views=views: math.exp(  # noqa: E731
                 similarity(views[0][n], x, cosine, temperature)
@@ -45,10 +45,10 @@ def slow_info_nce(cosine, temperature, alike):
                 score(view[m])
                 for m in range(N)
                 for view in views
-                if m != n and WEIGHTS[m] and not (alike is not None and alike[n, m])
+                if m != n and weights[m] and not (alike is not None and alike[n, m])
             ]
-            total -= WEIGHTS[n] * math.log(positive / (positive + sum(negatives)))
-    return total / (2 * WEIGHTS.sum())
+            total -= weights[n] * math.log(positive / (positive + sum(negatives)))
+    return total / (2 * weights.sum())
 
 
 @pytest.mark.parametrize('cosine', [False, True])
@@ -65,6 +65,26 @@ def test_info_nce(cosine, temperature, alike):
     )
     got = losses.weighted_mean(values, jnp.broadcast_to(WEIGHTS, values.shape))
     np.testing.assert_allclose(got, slow_info_nce(cosine, temperature, alike), rtol=2e-5)
+
+
+def test_info_nce_learns_through_both_views():
+    """Finite differences of the loop by every number of both; no gradient is stopped."""
+
+    def loss(pair):
+        values = losses.info_nce(
+            *pair, temperature=0.3, cosine=True, hidden=ALIKE | (WEIGHTS == 0)[None]
+        )
+        return losses.weighted_mean(values, jnp.broadcast_to(WEIGHTS, values.shape))
+
+    pair = np.stack([FIRST, SECOND])
+    found, expected, step = jax.jit(jax.grad(loss))(jnp.asarray(pair)), np.zeros(pair.shape), 1e-5
+    for at in np.ndindex(pair.shape):
+        for sign in (1, -1):
+            moved = pair.copy()
+            moved[at] += sign * step
+            expected[at] += sign * slow_info_nce(True, 0.3, ALIKE, *moved) / (2 * step)
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert (np.abs(expected).max((1, 2)) > 0.05).all()
 
 
 @pytest.mark.parametrize('cosine', [False, True])
@@ -109,22 +129,16 @@ def test_alignment_and_uniformity():
 @pytest.mark.parametrize('same_user', [False, True])
 @pytest.mark.parametrize('same_target', [False, True])
 def test_which_users_are_negatives(same_user, same_target):
-    users = jnp.array([3, 1, 3, 0, 2, 5, 7])
-    targets = jnp.array([8, 8, 1, 0, 2, 1, 3])
+    users, targets = np.array([3, 1, 3, 0, 2, 5, 7]), np.array([8, 8, 1, 0, 2, 1, 3])
     settings = Contrast(same_user_negatives=same_user, same_target_negatives=same_target)
-    vectors = Vectors(jnp.asarray(FIRST), jnp.asarray(SECOND), users, targets)
+    vectors = Vectors(*map(jnp.asarray, (FIRST, SECOND, users, targets)))
     got, _, _ = contrast.term(settings, vectors, {}, {})
     hidden = np.zeros((N, N), bool)
     for n in range(N):
         for m in range(N):
             hidden[n, m] |= not same_user and users[n] == users[m]
             hidden[n, m] |= not same_target and targets[n] == targets[m]
-    weights = jnp.asarray(users > 0, jnp.float32)
-    values = losses.info_nce(
-        jnp.asarray(FIRST), jnp.asarray(SECOND), hidden=hidden | (users == 0)[None]
-    )
-    expected = losses.weighted_mean(values, jnp.broadcast_to(weights, values.shape))
-    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    np.testing.assert_allclose(got, slow_info_nce(False, 1, hidden, weights=users > 0), rtol=2e-5)
 
 
 @pytest.mark.parametrize('pool', ['last', 'mean'])

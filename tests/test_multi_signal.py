@@ -12,14 +12,28 @@ import pytest
 import runs
 from flax import nnx
 from models import jit
-from test_cl4srec import ITEMS, experiment, histories, loss_of, start
+from test_cl4srec import (
+    ITEMS,
+    QUIET,
+    D,
+    experiment,
+    histories,
+    loss_of,
+    places,
+    slow_hidden,
+    slow_newest,
+    start,
+    wide,
+)
 
+from jaxrec import rng
 from jaxrec.config import Rewards, Signal
 from jaxrec.data.rewards import Rewarder
 from jaxrec.devices.mesh import put_batch
 from jaxrec.errors import UserError
 from jaxrec.experiment import applied, check
-from jaxrec.losses import bce, info_nce
+from jaxrec.losses import bce
+from jaxrec.nn.dropout import dropout
 from jaxrec.objectives import bank as bank_lib
 from jaxrec.objectives import multi_signal
 from jaxrec.objectives.multi_signal import MultiSignal, user_user
@@ -37,6 +51,8 @@ SIGNALS = (
 FRAMEWORK = MultiSignal(
     rewards=Rewards(SIGNALS, liked=0.5, disliked=0.1), user_item=0.1, feedback=0.2, bank=20
 )
+STILL = {f'model.{name}': value for name, value in QUIET.items()}
+WORTH = 'weights', 'rewards'
 
 
 def unit(x):
@@ -175,19 +191,16 @@ def test_without_a_bank_it_is_plain_info_nce():
     u, v = users_and_items()
     numbers, settings = jnp.arange(1, N + 1), MultiSignal()
     found = multi_signal.user_item(u, v[None], v, numbers, None, settings)
-    scores = u @ v.T / 0.1
-    np.testing.assert_allclose(found, jax.nn.logsumexp(scores, 1) - jnp.diag(scores), rtol=1e-5)
+    scores = np.asarray(u, np.float64) @ np.asarray(v, np.float64).T / 0.1
+    own = np.diag(scores)
+    np.testing.assert_allclose(found, np.log(np.exp(scores).sum(1)) - own, rtol=1e-5)
     # a bank that repeats the batch: -s0 + log(2 sum e^s - e^s0)
     again = multi_signal.user_item(u, v[None], v, numbers, filled(v, numbers), settings)
-    own = jnp.diag(scores)
-    expected = -own + jnp.log(2 * jnp.exp(scores).sum(1) - jnp.exp(own))
+    expected = -own + np.log(2 * np.exp(scores).sum(1) - np.exp(own))
     np.testing.assert_allclose(again, expected, rtol=1e-5)
     # nobody else: nothing to tell apart
     alone = multi_signal.user_item(u, v[None], v, numbers * (numbers == 2), None, settings)
     assert alone[1] == 0
-    np.testing.assert_allclose(  # and the same vectors as two views of users
-        info_nce(u, u, temperature=0.1)[0], info_nce(u, u, temperature=0.1)[1], rtol=1e-6
-    )
 
 
 def test_feedback_term():
@@ -289,6 +302,104 @@ def test_batches_bring_rewards(windows):
         np.testing.assert_array_equal(batch['feedback'][:, 1:][inside] == 1, liked[inside])
     count = (batch['users'] > 0).sum()
     assert not batch['user_rewards'][count:].any() and batch['user_rewards'][:count].any()
+
+
+@pytest.mark.parametrize(
+    ('main', 'loss'), [('weight', 'bce'), ('weight', 'softmax'), ('label', 'bce')]
+)
+def test_rewards_in_the_main_loss(main, loss):
+    """Weights beside those of the batch, or labels in place of 1: event by event."""
+    framework = MultiSignal(rewards=FRAMEWORK.rewards, main=main)
+    exp, problem = system(framework, **STILL, **{'model.loss': loss})
+    batch, (graphdef, params), key = problem.batches()(0), start(exp), jax.random.key(0)
+    batch['weights'] = batch['weights'] * RNG.uniform(0.2, 1, batch['weights'].shape)
+
+    @jit
+    def found(params):
+        model = nnx.merge(graphdef, params)
+        given = model.sample(batch, key)
+        return model.loss(given, {}, {}, key)[0], given.get('sampled')
+
+    value, sampled = found(params)
+    params, total, weights = wide(params), 0.0, 0.0
+    hidden = slow_hidden(params, batch)
+    rewards = batch['rewards'][batch['targets'] > 0]
+    assert len(rewards) > 30 and rewards.std() > 0.1
+    for at in zip(*np.nonzero(batch['targets']), strict=True):
+        scores = hidden[at] @ params['table'].T
+        own, weight, reward = scores[batch['targets'][at]], *(batch[n][at] for n in WORTH)
+        if loss == 'softmax':
+            each = np.log(np.exp(scores[1 : ITEMS + 1]).sum()) - own
+        else:
+            p, label = 1 / (1 + np.exp(-own)), reward if main == 'label' else 1
+            each = -label * np.log(p) - (1 - label) * np.log(1 - p)
+            each -= np.log(1 - 1 / (1 + np.exp(-scores[sampled[at]]))).sum()
+        weight = weight * reward if main == 'weight' else weight
+        total, weights = total + weight * each, weights + weight
+    np.testing.assert_allclose(value, total / weights, rtol=1e-5)
+
+
+def test_terms_of_a_model():
+    """Three steps by hand: projections, each user's own next item and what that was worth, views,
+    and a bank of the steps before, not of this one."""
+    framework = dataclasses.replace(FRAMEWORK, view_dropout=0.3)
+    exp, problem = system(framework, **STILL)
+    batches, (graphdef, params) = problem.batches(), start(exp)
+    carry, held = nnx.merge(graphdef, params).carry(), []
+
+    @jit
+    def step(params, batch, carry, key):
+        """The terms, the carry, and what dropout makes of ones."""
+        made = loss_of(graphdef, params, batch, carry, key)[1]
+        keys = rng.keys(jax.random.fold_in(key, 0), 'user_item', 'feedback')
+        shapes = {'user_item': (len(batch['users']), D), 'feedback': (*batch['items'].shape, D)}
+        return *made, {
+            name: jnp.stack([dropout(jnp.ones(shape), 0.3, one) for one in pair])
+            for name, shape in shapes.items()
+            for pair in [jax.random.split(keys[name])]
+        }
+
+    def loss_beside(user, views, others):
+        rest = sum(np.exp(user @ x / 0.1) for x in others)
+        each = [np.exp(user @ view / 0.1) for view in views]
+        return np.mean([-np.log(p / (p + rest)) for p in each])
+
+    for number in range(3):
+        batch = batches(number)
+        terms, carry, kept = jax.device_get(step(params, batch, carry, jax.random.key(number)))
+        own = wide(params)
+
+        def project(x, name, own=own):
+            inner, outer = own['projections'][name].values()
+            return unit(np.maximum(x @ inner, 0) @ outer)
+
+        users, segments = project(slow_newest(own, batch), 'user'), places(batch)
+        targets = [batch['targets'][row, at[-1]] for row, at in segments]
+        worth = np.array([batch['rewards'][row, at[-1]] for row, at in segments])
+        items = project(own['table'][targets], 'item')
+        assert len(set(targets)) < len(targets) and worth.std() > 0.1
+        user_item, feedback = [], []
+        for n, (row, at) in enumerate(segments):
+            drawn = [x for i, x in [*zip(targets, items, strict=True), *held] if i != targets[n]]
+            views = project(own['table'][targets[n]] * kept['user_item'][:, n], 'item')
+            user_item.append(loss_beside(users[n], views, drawn))
+            events, signs = own['table'][batch['items'][row, at]], batch['feedback'][row, at]
+            others, ones = [*project(events[signs < 0], 'item')], kept['feedback'][:, row, at]
+            others += [x for i, x in held if i not in batch['items'][row, at]]
+            each = [
+                loss_beside(users[n], project(events[e] * ones[:, e], 'item'), others)
+                for e in np.flatnonzero(signs > 0)
+            ]
+            feedback += [np.mean(each)] if each else []
+        np.testing.assert_allclose(terms['user_item'], user_item @ worth / worth.sum(), rtol=1e-4)
+        np.testing.assert_allclose(terms['feedback'], np.mean(feedback), rtol=1e-4)
+        held = [*held, *zip(targets, items, strict=True)][-20:]
+        bank = carry['multi_signal']['bank']
+        assert bank['items'][20 - len(held) :].tolist() == [i for i, _ in held]
+        np.testing.assert_allclose(
+            bank['vectors'][20 - len(held) :], [x for _, x in held], rtol=1e-4, atol=1e-5
+        )
+        params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(7 * x + 1), params)  # as after a step
 
 
 def test_the_loss_is_the_weighted_main_loss_plus_the_terms():

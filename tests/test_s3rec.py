@@ -95,38 +95,53 @@ def test_negatives_are_uniform_among_the_items_that_a_prefix_lacks():
     assert not drawn[segments == 0].any()
 
 
+def even(counts):
+    """Whether a uniform draw may count so: chi-squared no further than 5 deviations above."""
+    counts, free = np.asarray(counts), len(counts) - 1
+    mean = counts.mean()
+    return ((counts - mean) ** 2 / mean).sum() <= free + 5 * np.sqrt(2 * free)
+
+
 def test_segments_and_what_takes_their_place():
-    """1 to n / 2 events in a row, and as many that follow each other in the batch."""
-    rng = np.random.default_rng(0)
+    """1 to n / 2 events in a row, and as many that follow each other; all equally likely."""
     lengths, rows = [(3, 5), (1, 2, 4), (8,), (7,)], []
     for row in lengths:
         row = np.repeat(np.arange(1, len(row) + 1), row)
         rows.append(np.pad(row, (0, L - len(row))))
-    segments = np.array(rows, np.int32)
-    items = np.where(segments > 0, rng.integers(1, ITEMS, segments.shape), 0).astype(np.int32)
+    segments, stream = np.array(rows, np.int32), np.arange(1, 31)  # an item tells its place
+    items = np.zeros(segments.shape, np.int32)
+    items[segments > 0] = np.random.default_rng(0).permutation(stream)
     stream = items[segments > 0].tolist()
-    views, hide = jax.jit(s3rec.segment_views), jax.jit(s3rec.hidden_places)
-    counts, starts, hidden, free = set(), set(), 0, 0
-    for number in range(60):
-        key = jax.random.key(number)
-        inside, other = map(np.asarray, views({'items': items, 'segments': segments}, key))
-        chosen = np.asarray(hide(segments, key, 0.2))
-        assert not inside[segments == 0].any() and not chosen[segments == 0].any()
-        for row in range(len(lengths)):
-            for segment, n in enumerate(lengths[row], 1):
-                here = segments[row] == segment
-                run = np.flatnonzero(inside[row] & here)
+    keys = jax.random.split(jax.random.key(0), 600)
+
+    @jit
+    def draw(keys):
+        rows = {'items': jnp.asarray(items), 'segments': jnp.asarray(segments)}
+        hide = lambda key: s3rec.hidden_places(rows['segments'], key, 0.2)  # noqa: E731
+        return jax.vmap(lambda key: (*s3rec.segment_views(rows, key), hide(key)))(keys)
+
+    inside, other, chosen = map(np.asarray, draw(keys))
+    assert not inside[:, segments == 0].any() and not chosen[:, segments == 0].any()
+    runs, starts = {}, {}
+    for row, of_row in enumerate(lengths):
+        for segment, n in enumerate(of_row, 1):
+            here = np.flatnonzero(segments[row] == segment)
+            assert chosen[:, row, here[-1]].all()  # the newest always
+            assert n == 1 or abs(chosen[:, row, here[:-1]].mean() - 0.2) < 0.05
+            for number in range(len(keys)):
+                run = np.flatnonzero(inside[number, row, here])
                 assert (np.diff(run) == 1).all() and 1 <= len(run) <= max(n // 2, 1)
-                counts.add((n, len(run)))
-                first = other[row, run].tolist()
-                places = [at for at in range(len(stream)) if stream[at : at + len(run)] == first]
-                assert places
-                starts |= set(places)
-                assert chosen[row, here][-1]  # the newest always
-                hidden, free = hidden + chosen[row, here][:-1].sum(), free + n - 1
-    assert counts >= {(8, 1), (8, 2), (8, 3), (8, 4), (7, 3), (5, 2), (4, 2), (3, 1)}
-    assert (7, 4) not in counts and len(starts) > len(stream) * 0.8
-    assert abs(hidden / free - 0.2) < 0.04
+                first = stream.index(other[number, row, here[run[0]]])
+                assert other[number, row, here[run]].tolist() == stream[first : first + len(run)]
+                runs.setdefault(n, []).append((len(run), run[0]))
+                starts.setdefault(len(run), []).append(first)
+    for n, drawn in runs.items():
+        counts, firsts = np.array(drawn).T
+        assert even(np.bincount(counts, minlength=max(n // 2, 1) + 1)[1:])
+        for count in set(counts):
+            assert even(np.bincount(firsts[counts == count], minlength=n - count + 1))
+    for count, first in starts.items():
+        assert even(np.bincount(first, minlength=len(stream) - count + 1))
 
 
 def test_the_double_sigmoid_has_bounds_and_the_clean_form_none():
