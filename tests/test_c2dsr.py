@@ -10,6 +10,7 @@ from flax import nnx
 from models import jit, made, make
 from test_domains import log as log_of
 
+from jaxrec import rng
 from jaxrec.config import Data, Train
 from jaxrec.data import domains
 from jaxrec.data.splits import leave_one_out
@@ -205,48 +206,36 @@ def test_served_learns_what_lists_are_made_of(pad):
 
 def test_infomax():
     """Check 1.5.1, 3 and 5: 2 log 2 a domain at zero; users of one domain alone add nothing."""
-    _, constants, graphdef, params, batch = built()
-    zero = {**params, 'critics': jax.tree.map(np.zeros_like, params['critics'])}
-    zero['critic_bias'] = np.zeros(2, np.float32)
-    _, (terms, _) = nnx.merge(graphdef, zero).loss(batch, constants, {}, jax.random.key(0))
-    np.testing.assert_allclose(terms['infomax'], 4 * np.log(2), rtol=1e-6)
+    _, constants, graphdef, params, batch = built(dropout=0.0)
 
-    model = nnx.merge(graphdef, params)
-    of_items = np.asarray(constants['domains'])
-    single = np.where(of_items[np.asarray(batch['items'])] == 1, batch['items'], 0)
-    first = int(np.flatnonzero(of_items == 1)[0])
-    alone = {**batch, 'items': jnp.asarray(np.where(batch['segments'] > 0, first, single))}
-    value, (terms, _) = model.loss(alone, constants, {}, jax.random.key(0))
-    assert terms['infomax'] == 0 and np.isfinite(value)
-
-    def of_x(params):
+    def infomax(params, batch):
         model = nnx.merge(graphdef, params)
-        domain = jnp.asarray(of_items)[batch['items']]
-        tokens = model.tokens(constants)
-        hidden = model.encode(batch['items'], batch['segments'], domain, tokens)
-        hidden[2] = jax.lax.stop_gradient(hidden[2]) * 0  # L_Y is constant
-        hidden[0] = jax.lax.stop_gradient(hidden[0])
-        return model.infomax(hidden, [hidden[0]] * 2, batch['segments'], domain)
+        value, (terms, _) = model.loss(batch, constants, {}, jax.random.key(0))
+        return terms['infomax'], value
 
-    gradient = jit(jax.grad(of_x))(params)
-    assert not np.any(gradient['items'][2]) and np.any(gradient['items'][1])
+    run, critics = jit(jax.value_and_grad(infomax, has_aux=True)), params['critics']
+    zero = {**params, 'critic_bias': jnp.zeros(2), 'critics': jax.tree.map(jnp.zeros_like, critics)}
+    (found, _), _ = run(zero, batch)
+    np.testing.assert_allclose(found, 4 * np.log(2), rtol=1e-6)
+
+    first = np.flatnonzero(np.asarray(constants['domains']) == 1)[0]
+    alone = jnp.where(batch['segments'] > 0, first, 0).astype(jnp.int32)
+    (found, value), _ = run(params, {**batch, 'items': alone})
+    assert found == 0 and np.isfinite(value)
+
+    for n in (1, 2):  # the other domain's term is constant where its critic is 0
+        _, gradient = run({**params, 'critics': {**critics, 2 - n: 0 * critics[2 - n]}}, batch)
+        of = [jax.tree.leaves([gradient[x][m] for x in ('items', 'encoders')]) for m in range(3)]
+        assert not any(np.any(x) for x in of[3 - n])
+        assert all(np.any(x) for x in (gradient['items'][n], gradient['items'][0]))
 
 
-def test_the_false_context_is_of_the_same_events():
-    """L_X reads events of Y in a log whose X alone was replaced, and L_Y the reverse."""
-    _, constants, graphdef, params, batch = built()
-    of_items = np.asarray(constants['domains'])
-    domain = of_items[np.asarray(batch['items'])]
-    rng = np.random.default_rng(0)
-    vectors = [jnp.asarray(rng.normal(size=(*domain.shape, DIM)), jnp.float32) for _ in range(5)]
-    hidden, false = vectors[:3], vectors[3:]
-    params = {**params, 'critic_bias': np.array([0.3, -0.2], np.float32)}
-    model = nnx.merge(graphdef, params)
-    got = model.infomax(hidden, false, batch['segments'], jnp.asarray(domain))
+def slow_infomax(hidden, false, segments, domain, params):
+    """Terms of L_X and of L_Y, one of every user of both domains."""
     values = [[], []]
     for row in range(len(domain)):
-        for user in range(1, int(batch['segments'][row].max()) + 1):
-            here = np.asarray(batch['segments'])[row] == user
+        for user in range(1, int(segments[row].max()) + 1):
+            here = segments[row] == user
             at = [here & (domain[row] == n) for n in (1, 2)]
             if not (at[0].any() and at[1].any()):
                 continue
@@ -258,8 +247,34 @@ def test_the_false_context_is_of_the_same_events():
                     for h in (hidden[0], false[n])
                 )
                 values[n].append(np.log1p(np.exp(-true)) + np.log1p(np.exp(wrong)))
+    return values
+
+
+def test_the_whole_loss_and_its_false_contexts():
+    """mix (both cross-entropies) + (1 - mix) (L_X + L_Y), as a step draws what is false.
+
+    L_X reads events of Y in a log whose X alone was replaced, and L_Y the reverse.
+    """
+    _, constants, graphdef, params, batch = built(mix=0.6, dropout=0.0)
+    params['critic_bias'] = np.array([0.3, -0.2], np.float32)
+    domain, key = constants['domains'][batch['items']], jax.random.key(0)
+
+    def step(params):
+        model = nnx.merge(graphdef, params)
+        value, (terms, _) = model.loss(batch, constants, {}, key)
+        drawn = rng.keys(key, *c2dsr._STREAMS)['corrupt']
+        tokens, logs = model.tokens(constants), [batch['items']]
+        logs += model._corrupted(batch['items'], domain, constants, drawn)
+        read = [model.encode(x, batch['segments'], domain, tokens) for x in logs]
+        return value, terms, read[0], [x[0] for x in read[1:]]
+
+    value, terms, hidden, false = jit(step)(params)
+    values = slow_infomax(hidden, false, *map(np.asarray, (batch['segments'], domain)), params)
     assert len(values[0]) == len(values[1]) == 3
-    np.testing.assert_allclose(got, np.mean(values[0]) + np.mean(values[1]), rtol=1e-4)
+    want = np.mean(values[0]) + np.mean(values[1])
+    np.testing.assert_allclose(terms['infomax'], want, rtol=1e-4)
+    whole = 0.6 * (terms['merged'] + terms['own']) + 0.4 * want
+    np.testing.assert_allclose(value, whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize('own', [True, False])
@@ -291,26 +306,44 @@ def test_corruption_keeps_the_pattern():
         assert (new != items[domain == 3 - kept]).mean() > 0.5 and len(set(new.tolist())) > 5
 
 
+def followers(histories):
+    """Row i the mean of one-hot followers of item i in training: in the log, and in a domain."""
+    ends, of_items = leave_one_out(histories).train_ends, domains.find(histories).of_items
+    found = np.zeros((2, ITEMS + 1, ITEMS + 1))
+    for user in range(histories.num_users):
+        events = histories.items[histories.offsets[user] : ends[user]]
+        for n, parts in enumerate([[events], [events[of_items[events] == n] for n in (1, 2)]]):
+            for part in parts:
+                np.add.at(found[n], (part[:-1], part[1:]), 1)
+    return found / np.maximum(found.sum(2, keepdims=True), 1)
+
+
 def test_graphs_are_of_training_events():
     """Check 1.5.4: rows sum to 1 or 0, and count who follows whom, in the log and in a domain."""
     histories = log()
     problem = problem_of(histories)
-    ends, of_items = leave_one_out(histories).train_ends, domains.find(histories).of_items
-    for name in ('follow', 'follow_own'):
-        want = np.zeros((ITEMS + 1, ITEMS + 1))
-        for user in range(histories.num_users):
-            events = histories.items[histories.offsets[user] : ends[user]]
-            parts = [events]
-            if name == 'follow_own':
-                parts = [events[of_items[events] == n] for n in (1, 2)]
-            for part in parts:
-                np.add.at(want, (part[:-1], part[1:]), 1)
-        total = want.sum(1, keepdims=True)
-        want = want / np.maximum(total, 1)
+    for name, want in zip(('follow', 'follow_own'), followers(histories), strict=True):
         graph, got = problem.constants[name], np.zeros_like(want)
         got[graph.rows, graph.columns] = graph.values
         np.testing.assert_allclose(got, want, rtol=1e-6)
         assert set(np.round(got.sum(1), 5).tolist()) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize('graph', [1, 2])
+def test_tokens_are_vectors_and_means_of_followers(graph):
+    """E + the mean of E, A E, A A E ..: A of the log in the merged table, of a domain in its own.
+
+    Nothing follows the class of no item, nor an item that ends its log.
+    """
+    _, constants, graphdef, params, _ = built(graph=graph)
+    found = jit(lambda params: nnx.merge(graphdef, params).tokens(constants))(params)
+    whole, own = followers(log())
+    for n, matrix in enumerate((whole, own, own)):
+        e = np.float64(params['items'][n])
+        a = np.zeros((len(e), len(e)))
+        a[: ITEMS + 1, : ITEMS + 1] = matrix
+        hops = [np.linalg.matrix_power(a, k) @ e for k in range(graph + 1)]
+        np.testing.assert_allclose(found[n], e + np.mean(hops, axis=0), atol=1e-5)
 
 
 @pytest.mark.parametrize('graph', [1, 0])

@@ -11,7 +11,7 @@ import runs
 from flax import nnx
 from models import jit, made
 
-from jaxrec import evaluate, losses, rng
+from jaxrec import evaluate, rng
 from jaxrec.config import Data, Mesh, Optim, Train
 from jaxrec.data import ratings as data
 from jaxrec.data.rows import Rows
@@ -295,71 +295,132 @@ CONFIG = cdrnp.Config(hidden=8, latent=4, layers=2, support=64, memory=3, dropou
 
 
 def test_query_as_support_diverges_by_nothing(bases, constants):
-    """Check 4.6.1: KL = 0 where both sets are one; order and repeats of triples do not matter."""
+    """Check 4.6.1: KL = 0 where a batch is what is drawn; of triples no order and no repeats."""
     graph, params = built(CONFIG, constants)
     triples = batch_of(bases.data.train.take(np.arange(20)))
     query = batch_of(bases.data.test.take(np.arange(10)))
 
-    def gaussians(model):
-        state = model.support(triples, constants)
-        union = (model.encode(triples, constants).sum(0) + state['mean'] * 20) / 40
-        return [model.gaussian(x) for x in (union, state['mean'], 2 * union + 1)]
+    def divergence(model, key):
+        batch = model._drawn(constants, rng.keys(key, *cdrnp._STREAMS)['support'])
+        batch['weights'] = jnp.ones(CONFIG.support)
+        return model.loss(batch, constants, {}, key)[1][0]['kl']
 
     def of_support(model, order):
         state = model.support({n: x[order] for n, x in triples.items()}, constants)
         z = model.gaussian(state['mean'])[0]
         return model.ratings(query, constants | {'state': state, 'z': z})
 
-    posterior, prior, other = called(graph, params, gaussians)
-    np.testing.assert_allclose(losses.gaussian_kl(posterior, prior), 0, atol=1e-10)
-    mean, log = (np.asarray(x, np.float64) for x in posterior)
-    mean_o, log_o = (np.asarray(x, np.float64) for x in other)
-    kl = np.log(np.exp(log_o / 2) / np.exp(log / 2))
-    kl += (np.exp(log) + (mean - mean_o) ** 2) / (2 * np.exp(log_o)) - 0.5
-    assert kl.mean() > 0
-    np.testing.assert_allclose(losses.gaussian_kl(posterior, other), kl.mean(), rtol=1e-4)
+    found = called(graph, params, divergence, jax.random.key(1))
+    np.testing.assert_allclose(found, 0, atol=1e-6)
     reference = called(graph, params, of_support, jnp.arange(20))
     for order in (np.arange(20)[::-1], np.r_[np.arange(20), np.arange(20)]):
         found = called(graph, params, of_support, jnp.asarray(order))
         np.testing.assert_allclose(found, reference, atol=1e-5)
 
 
-def test_the_divergence_of_a_step(bases, constants):
-    """Prior of the drawn support, posterior of it and the batch without its padding, by loops."""
+def softmax(x):
+    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
+
+
+def layers(w, x):
+    """Linear layers with ReLU between them."""
+    for n in range(len(w['kernels'])):
+        x = x @ w['kernels'][n] + w['biases'][n]
+        x = np.maximum(x, 0) if n + 1 < len(w['kernels']) else x
+    return x
+
+
+def slow_known(w, bases, triples):
+    """[p_u; c_u; q_i] of triples, each over the deviation of its kind, and their base."""
+    s, source, target = bases.data.source, bases.source, bases.target
+    found, base = [], []
+    for n, (user, item) in enumerate(zip(triples['users'], triples['items'], strict=True)):
+        liked = source.items[s.items[(s.users == user) & (s.values > 3)][-4:]]
+        c = np.zeros(DIM)
+        if len(liked):
+            c = softmax(layers(w['preferences']['weigh'], liked)[:, 0]) @ liked
+        q, of_item = target.items[item], target.of_items(item)
+        if 'item_factors' in triples:  # without the own rating
+            q, of_item = (np.float64(triples[x][n]) for x in ('item_factors', 'item_base'))
+        parts = (
+            source.users[user] / source.users[np.unique(s.users)].std(),
+            c / source.items[np.unique(s.items)].std(),
+            q / target.items[np.unique(bases.data.train.items)].std(),
+        )
+        found.append(np.concatenate(parts))
+        base.append(of_item + bases.slope * source.user_bias[user])
+    return np.array(found), np.array(base)
+
+
+def slow_encoded(w, bases, triples):
+    """e of triples."""
+    known, base = slow_known(w, bases, triples)
+    left = np.float64(triples['ratings']) - base
+    return layers(w['encoder'], np.column_stack([known, left]))
+
+
+def slow_gaussian(w, e):
+    mean, raw = np.split(layers(w['latent'], np.maximum(e.mean(0), 0)), 2)
+    return mean, 2 * np.log(0.1 + 0.9 / (1 + np.exp(-raw)))
+
+
+def slow_ratings(w, bases, z, query, support):
+    """Attention without own triples, remainer, FiLM and decoder, one query at a time."""
+    e, theirs = slow_encoded(w, bases, support), slow_known(w, bases, support)[0]
+    keys, users, found = layers(w['keys'], theirs), np.asarray(support['users']), []
+    for x, base, user in zip(*slow_known(w, bases, query), query['users'], strict=True):
+        others = users != user
+        r = softmax(keys[others] @ layers(w['keys'], x) / keys.shape[1] ** 0.5) @ e[others]
+        r = r + softmax(w['memory'] @ r) @ w['memory']
+        x = np.concatenate([x, (x[:DIM] @ w['match']) * x[-DIM:], z])
+        for n, layer in w['decoder'].items():
+            gamma, beta = np.split(layers(w['films'][n], r), 2)
+            x = np.maximum((1 + gamma) * layers(layer, x) + beta, 0)
+        found.append(base + layers(w['out'], x)[0])
+    return np.array(found)
+
+
+def test_ratings_against_loops(bases, constants):
+    """Of cold users, and of users of the support; z is the mean of what the support tells."""
     graph, params = built(CONFIG, constants)
+    w, train = jax.tree.map(np.float64, params), bases.data.train
+    support = {n: np.asarray(x)[: CONFIG.support] for n, x in constants['support'].items()}
+    taught = np.flatnonzero(np.isin(train.users, support['users']))
+    z = slow_gaussian(w, slow_encoded(w, bases, support))[0]
+    for triples in (bases.data.test.take(np.arange(20)), train.take(taught[:20])):
+        query = batch_of(triples)
+        found = called(graph, params, predicted, query, constants)
+        wanted = slow_ratings(w, bases, z, query, support)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_against_loops(bases, constants):
+    """Prior of the drawn support, posterior of it and the batch without its padding.
+
+    The squared error is of a draw of the posterior, and kl times the divergence is added.
+    """
+    graph, params = built(CONFIG, constants)
+    w, count = jax.tree.map(np.float64, params), len(constants['support']['users'])
     high = np.flatnonzero(bases.data.train.values == 5)  # far from the support's mean
     rest = bases.data.train.take(high[:50])
     batch, key = batch_of(rest, 64), jax.random.key(3)
+    value, (terms, _) = called(graph, params, lambda m: m.loss(batch, constants, {}, key))
 
-    def parts(model):
-        drawn = model._drawn(constants, rng.keys(key, *cdrnp._STREAMS)['support'])
-        found = []
-        for triples in (drawn, batch):
-            left = triples['ratings'] - ptupcdr.base(triples, constants)
-            known = model.known(triples, constants)
-            found.append(jnp.concatenate([*known, left[:, None]], axis=-1))
-        return found, model.loss(batch, constants, {}, key)[1][0]['kl']
-
-    (support, query), got = called(graph, params, parts)
-
-    def layers(name, x):
-        w = jax.tree.map(lambda x: np.asarray(x, np.float64), params[name])
-        for n in range(len(w['kernels'])):
-            x = x @ w['kernels'][n] + w['biases'][n]
-            x = np.maximum(x, 0) if n + 1 < len(w['kernels']) else x
-        return x
-
-    def gaussian(triples):
-        e = [layers('encoder', np.float64(triple)) for triple in triples]
-        mean, raw = np.split(layers('latent', np.maximum(np.mean(e, axis=0), 0)), 2)
-        return mean, 2 * np.log(0.1 + 0.9 / (1 + np.exp(-raw)))
-
-    assert len(support) == CONFIG.support and len(query) > len(rest)
-    prior, posterior = gaussian(support), gaussian([*support, *query[: len(rest)]])
-    want = 0
+    keys = rng.keys(key, *cdrnp._STREAMS)
+    place = np.asarray(jax.random.randint(keys['support'], (CONFIG.support,), 0, count))
+    support = {n: np.asarray(x)[place] for n, x in constants['support'].items()}
+    query = {n: np.asarray(x)[: len(rest)] for n, x in batch.items()}
+    e = [slow_encoded(w, bases, triples) for triples in (support, query)]
+    prior, posterior = slow_gaussian(w, e[0]), slow_gaussian(w, np.concatenate(e))
+    kl = 0
     for m, v, a, b in zip(*posterior, *prior, strict=True):
-        want += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v)
-    np.testing.assert_allclose(got, want / CONFIG.latent, rtol=1e-3)
+        kl += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v) / CONFIG.latent
+    np.testing.assert_allclose(terms['kl'], kl, rtol=1e-3)
+    noise = np.float64(jax.random.normal(keys['latent'], (CONFIG.latent,)))
+    z = posterior[0] + np.exp(posterior[1] / 2) * noise
+    mse = ((slow_ratings(w, bases, z, query, support) - rest.values) ** 2).mean()
+    np.testing.assert_allclose(terms['mse'], mse, rtol=1e-4)
+    np.testing.assert_allclose(value - terms['mse'], 0.1 * kl, rtol=1e-2)
 
 
 def test_a_network_of_nothing_is_the_biases(bases, constants):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from models import jit, made
 
-from jaxrec import datasets, evaluate
+from jaxrec import datasets, evaluate, rng
 from jaxrec.config import Data, Feature, Mesh, Train
 from jaxrec.data.pairs import DomainPairBatches
 from jaxrec.datasets import pair_domains
@@ -182,21 +182,15 @@ def test_what_lists_are_made_of(problem, sees, mesh):
     batch = {n: jnp.asarray(batch[n]) for n in ('items', 'users', 'segments')}
     found = jit(model.queries)(batch, model.catalogue(constants))[:, 0]
     known, of_items = jax.tree.map(np.float64, params), np.asarray(constants['domains'])
-
-    def aggregated(p, items, out):
-        mean = known['items'][items].mean(0) if len(items) else np.zeros(DIM)
-        return (p + mean @ out) / 2
-
     for row, user in enumerate(np.asarray(batch['users'])):
         items = np.asarray(batch['items'][row])
         for n in (1, 2):
             own = items[of_items[items] == n]
             wide = items[(items > 0) & ((of_items[items] != n) | (sees == 'all'))]
             p = known[OWN[n - 1]][user] * bool(len(own))
-            wanted = aggregated(p, own, known['aggregators'][n - 1]['out'])
-            wanted += aggregated(
-                known['users_shared'][user], wide, known['aggregator_shared']['out']
-            )
+            wanted = aggregated(known['aggregators'][n - 1], p, known['items'][own])
+            p = known['users_shared'][user]
+            wanted += aggregated(known['aggregator_shared'], p, known['items'][wide])
             np.testing.assert_allclose(found[row, DIM * (n - 1) : DIM * n], wanted, atol=1e-5)
 
 
@@ -208,45 +202,62 @@ def aggregator(**model):
     return jit(lambda *args: nnx.merge(graphdef, params)(*args)), params
 
 
+def softmax(x):
+    return np.exp(x) / np.exp(x).sum()
+
+
+def read(w, items):
+    """The newest item's state after the block of SASRec's authors; positions from the end."""
+
+    def linear(w, x):
+        return x @ w['kernel'] + w['bias']
+
+    def normed(w, x):
+        x = x - x.mean()
+        return x / np.sqrt((x**2).mean() + 1e-6) * w['scale'] + w['bias']
+
+    later = np.arange(len(items))[::-1]
+    x = items + w['positions'][np.minimum(later, len(w['positions']) - 1)]
+    block, attention = w['block'], w['block']['attention']
+    query = normed(block['norm_query'], x[-1])
+    weights = softmax(linear(attention['k'], x) @ linear(attention['q'], query) / DIM**0.5)
+    z = normed(block['norm_ffn'], query + weights @ linear(attention['v'], x))
+    return normed(w['norm'], z + linear(block['outer'], np.maximum(linear(block['inner'], z), 0)))
+
+
+def aggregated(w, p, items, kind='mean', own=0.5):
+    """A(p, {q_j}) of the items that there are, in float64."""
+    if not len(items):
+        return own * p
+    if kind == 'mean':
+        agg = items.mean(0)
+    elif kind == 'attention':
+        agg = softmax(np.tanh(items @ w['weigh'] + w['bias']) @ p) @ items
+    else:
+        agg = read(w, items)
+    return own * p + (1 - own) * agg @ w['out']
+
+
 @pytest.mark.parametrize('kind', unicdr.AGGREGATORS)
-def test_of_no_items_the_own_vector_is_left(kind):
-    """Check 3.5.3: a p exactly."""
-    run, _ = aggregator(aggregator=kind, own=0.25)
-    found = run(2 * jnp.ones((2, DIM)), jnp.ones((2, 3, DIM)), jnp.zeros((2, 3), bool))
-    np.testing.assert_array_equal(found, np.full((2, DIM), 0.5, np.float32))
+def test_aggregators(kind):
+    """Check 3.5.3: of the items that count alone, a p exactly of none; an order has the sequence.
 
-
-def test_aggregators_know_no_order_and_no_padding():
-    """Check 3.5.3: weights on real items add up to 1, which those of the authors do not."""
+    Weights in attention add up to 1, which those of the authors do not.
+    """
     rng = np.random.default_rng(0)
-    p, items = rng.normal(size=(2, DIM)), rng.normal(size=(2, 5, DIM))
-    real = np.array([[1, 1, 1, 0, 0], [1, 0, 1, 0, 1]], bool)
-    for kind in ('mean', 'attention'):
-        run, params = aggregator(aggregator=kind, own=0.5)
-        found, order = run(p, items, real), rng.permutation(5)
-        np.testing.assert_allclose(run(p, items[:, order], real[:, order]), found, atol=1e-5)
-        wide = np.pad(items, ((0, 0), (0, 4), (0, 0)), constant_values=7.0)
-        more = run(p, wide, np.pad(real, ((0, 0), (0, 4))))
-        np.testing.assert_allclose(more, found, atol=1e-5)
-        for row in range(2):
-            mine = items[row, real[row]]
-            weights = np.full(len(mine), 1 / len(mine))
-            if kind == 'attention':
-                hidden = np.tanh(mine @ params['weigh'] + params['bias']) @ p[row]
-                weights = np.exp(hidden) / np.exp(hidden).sum()
-            wanted = 0.5 * p[row] + 0.5 * (weights @ mine) @ params['out']
-            np.testing.assert_allclose(found[row], wanted, atol=1e-4)
-
-
-def test_the_sequence_aggregator_knows_the_order():
-    rng = np.random.default_rng(0)
-    p, items = rng.normal(size=(1, DIM)), rng.normal(size=(1, 3, DIM))
-    run, _ = aggregator(aggregator='sequence')
-    real = np.ones((1, 3), bool)
-    found = run(p, items, real)
-    padded = run(p, np.pad(items, ((0, 0), (2, 3), (0, 0))), np.pad(real, ((0, 0), (2, 3))))
-    np.testing.assert_allclose(padded, found, atol=1e-4)
-    assert np.abs(run(p, items[:, [1, 0, 2]], real) - found).max() > 1e-3
+    p, items = (rng.normal(size=n).astype(np.float32) for n in ((4, DIM), (4, 7, DIM)))
+    real = np.zeros((4, 7), bool)
+    real[0], real[1, [0, 3, 4]], real[2, -1] = True, True, True
+    run, params = aggregator(aggregator=kind, own=0.25, context=4)  # the oldest share a position
+    found, order = run(p, items, real), rng.permutation(7)
+    w = jax.tree.map(np.float64, params)
+    for row in range(3):
+        mine = np.float64(items[row, real[row]])
+        wanted = aggregated(w, np.float64(p[row]), mine, kind, own=0.25)
+        np.testing.assert_allclose(found[row], wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found[3], p[3] / 4)
+    changed = np.abs(run(p, items[:, order], real[:, order]) - found).max(1)
+    assert (changed[2:] < 1e-5).all() and ((changed[:2] > 1e-3) == (kind == 'sequence')).all()
 
 
 def test_the_critic(problem):
@@ -258,32 +269,25 @@ def test_the_critic(problem):
     few = {name: column[:2] for name, column in batch.items()}
     (_, (terms, _)), _ = lost(graphdef, params, few, constants)
     assert terms['critic'] == 0
-    model, rng = nnx.merge(graphdef, params), np.random.default_rng(0)
-    u, shared = rng.normal(size=(2, 8, DIM)).astype(np.float32)
-    of = [np.tile(x, 4).astype(np.float32) for x in ([1, 0], [0, 1])]
-    key = jax.random.key(3)
-    move = 2 * int(jax.random.randint(key, (), 1, 4))
-    wanted = 0.0
-    for n in (0, 1):
-        critic = np.asarray(params['critics'][n])
-        for row in range(n, 8, 2):
-            other = u[(row + move) % 8]
-            true, wrong = (x @ critic @ shared[row] for x in (u[row], other))
-            wanted += (softplus(-true) + softplus(wrong)) / 4
-    np.testing.assert_allclose(model.criticised(u, shared, of, key), wanted, rtol=1e-4)
+
+
+def contrast(u, shared, temperature):
+    """Mean cross entropy of rows, labels by u^s and logits by u^k, both beside u^s."""
+    near, like = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, shared))
+    labels, logits = (
+        [softmax(row @ like.T / temperature) for row in rows] for rows in (like, near)
+    )
+    return -np.mean([(a * np.log(b)).sum() for a, b in zip(labels, logits, strict=True)])
 
 
 def test_soft_contrast():
+    """Only rows with weight are compared."""
     rng = np.random.default_rng(0)
     u, shared = rng.normal(size=(2, 6, DIM)).astype(np.float32)
     weights = np.array([1, 0, 1, 1, 0, 1], np.float32)
-    near, like = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (u, shared))
-    kept, total = np.flatnonzero(weights), 0.0
-    for row in kept:
-        labels, logits = (np.exp(x[row] @ like[kept].T / 0.5) for x in (like, near))
-        total -= (labels / labels.sum() * np.log(logits / logits.sum())).sum() / len(kept)
+    wanted = contrast(u[weights > 0], shared[weights > 0], 0.5)
     found = unicdr.soft_contrast(u, shared, weights, 0.5)
-    np.testing.assert_allclose(found, total, rtol=1e-4)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_what_is_of_all_others_does_not_see_the_own_domain(problem):
@@ -299,21 +303,27 @@ def test_what_is_of_all_others_does_not_see_the_own_domain(problem):
     assert np.abs(found[0] - changed[0]).max() > 1e-3
 
 
+def propagated(problem, domains, x):
+    """The mean of item vectors and of R^T R of them, in each domain over roots of whole degrees."""
+    histories, ends = problem.source, problem.split.train_ends
+    r = np.zeros((problem.sizes['user'], len(x)))
+    for user in range(len(r)):
+        r[user, histories.items[histories.offsets[user] : ends[user]]] = 1
+    scaled = r / np.sqrt(np.maximum(r.sum(1, keepdims=True), 1) * np.maximum(r.sum(0), 1))
+    found = np.zeros_like(x)
+    for n in (1, 2):
+        mine = domains == n
+        found[mine] = (x[mine] + scaled[:, mine].T @ scaled[:, mine] @ x[mine]) / 2
+    return found
+
+
 def test_propagation_is_of_each_domain(problem):
     """R^T R of the items of a domain over the roots of both degrees, against dense matrices."""
     constants, _, graphdef, params = built(problem, layers=1)
     found = jit(lambda: nnx.merge(graphdef, params).vectors(constants))()
-    histories, ends = problem.source, problem.split.train_ends
-    r = np.zeros((problem.sizes['user'], problem.sizes['item'] + 1))
-    for user in range(len(r)):
-        r[user, histories.items[histories.offsets[user] : ends[user]]] = 1
-    scaled = r / np.sqrt(np.maximum(r.sum(1, keepdims=True), 1) * np.maximum(r.sum(0), 1))
-    domain, x = np.asarray(constants['domains'])[: r.shape[1]], np.asarray(params['items'])
-    for n in (1, 2):
-        mine = scaled[:, domain == n]
-        own = x[: r.shape[1]][domain == n]
-        wanted = (own + mine.T @ mine @ own) / 2
-        np.testing.assert_allclose(found[: r.shape[1]][domain == n], wanted, atol=1e-4)
+    x, domains = np.float64(params['items']), np.asarray(constants['domains'])
+    wanted = propagated(problem, domains, x)
+    np.testing.assert_allclose(found[domains > 0], wanted[domains > 0], atol=1e-4)
 
 
 def test_decay_of_what_a_pair_looks_up(problem):
@@ -396,22 +406,78 @@ def test_a_bias_learns_what_its_item_is_asked_for(problem):
     np.testing.assert_allclose(gradient['biases'][:, 0], wanted, atol=1e-6)
 
 
-def test_every_addition_is_a_switch(problem):
-    """Check 3.5.5: UniCDR has none of them; each of them changes the loss of the same tables."""
-    constants, batch, graphdef, params = built(problem)
-    base = lost(graphdef, params, batch, constants)[0][0]
-    codes = {'kind': jnp.arange(problem.sizes['item'] + 1) % 3 + 1}
-    known = {**constants, 'items': {'codes': codes, 'known': None}}
-    for change in (
-        {'layers': 1},
-        {'soft': 1.0},
-        {'features': (Feature('kind', size=3),)},
-        {'aggregator': 'sequence'},
-    ):
-        _, _, other, theirs = built(problem, **change)
-        theirs |= {n: x for n, x in params.items() if not n.startswith('agg')}
-        given = {**constants, 'items': known['items']} if 'features' in change else constants
-        assert lost(other, theirs, batch, given)[0][0] != base
+PLUS = {
+    'aggregator': 'sequence',
+    'features': (Feature('kind', size=3),),
+    'layers': 1,
+    'soft': 0.3,
+    'temperature': 0.5,
+}
+OTHER = {'own': 0.3, 'critic': 0.4, 'bias': True, 'decay': 0.2}
+
+
+@pytest.mark.parametrize('model', [{}, {**PLUS, **OTHER}], ids=['unicdr', 'plus'])
+def test_losses_against_loops(problem, model):
+    """Check 3.5.5: UniCDR where nothing is added, and UniCDR+ with all; users, terms and the whole.
+
+    Contexts may be empty; a row without weight counts only as somebody else's other user.
+    """
+    constants, batch, graphdef, params = built(problem, **model)
+    items = np.array(batch['items'])
+    items[:2, :3] = items[2:4, 3:] = 0  # nothing of the own domain, or of the other
+    weights = np.ones(len(items), np.float32)
+    weights[[5, 8, 9]] = 0
+    batch |= {'items': jnp.asarray(items), 'weights': jnp.asarray(weights)}
+    w, of_items = jax.tree.map(np.float64, params), np.asarray(constants['domains'])
+    vectors = w['items']
+    if model:
+        codes = np.arange(problem.sizes['item'] + 1) % 4  # 0 is missing
+        constants['items'] = {'codes': {'kind': jnp.asarray(codes)}, 'known': None}
+        added = w['attributes']['tables'][0][codes] * (codes > 0)[:, None]
+        vectors = vectors + np.pad(added, ((0, len(vectors) - len(added)), (0, 0)))
+        vectors = propagated(problem, of_items, vectors)
+
+    def run(params):
+        model = nnx.merge(graphdef, params)
+        u, shared = model.users_of(batch, model.vectors(constants), constants['domains'])
+        return u, shared, model.loss(batch, constants, {}, jax.random.key(0))
+
+    *found, (value, (terms, _)) = jit(run)(params)
+    users, targets, negatives, domain = (
+        np.asarray(batch[n]) for n in ('users', 'targets', 'negatives', 'domain')
+    )
+    how = {'kind': model.get('aggregator', 'mean'), 'own': model.get('own', 0.5)}
+    u, shared = np.zeros((2, len(users), DIM))
+    for row, (user, n) in enumerate(zip(users, domain, strict=True)):
+        own = items[row][of_items[items[row]] == n]
+        other = items[row][of_items[items[row]] == 3 - n]
+        u[row] = aggregated(w['aggregators'][n - 1], w[OWN[n - 1]][user], vectors[own], **how)
+        p = w['users_shared'][user]
+        shared[row] = aggregated(w['aggregator_shared'], p, vectors[other], **how)
+    np.testing.assert_allclose(found, [u, shared], atol=1e-4)
+
+    score = (u + shared) @ vectors.T + (w['biases'][:, 0] if model else 0)
+    shift = rng.keys(jax.random.key(0), *unicdr._STREAMS)['shift']
+    other = np.roll(u, -2 * int(jax.random.randint(shift, (), 1, len(u) // 2)), axis=0)
+    wanted = {'bce': 0.0, 'critic': 0.0, **({'soft': 0.0} if model else {})}
+    for n in (1, 2):
+        rows = np.flatnonzero((domain == n) & (weights > 0))
+        for row in rows:
+            right = w['critics'][n - 1] @ shared[row]
+            pair = softplus(-score[row, targets[row]])
+            pair += np.mean([softplus(score[row, item]) for item in negatives[row]])
+            wanted['bce'] += pair / len(rows)
+            critic = softplus(-u[row] @ right) + softplus(other[row] @ right)
+            wanted['critic'] += critic / len(rows)
+        if model:
+            wanted['soft'] += contrast(u[rows], shared[rows], 0.5)
+    decay = terms.pop('decay') if model else 0.0  # has a test of its own
+    assert set(terms) == set(wanted)
+    for name, term in wanted.items():
+        np.testing.assert_allclose(terms[name], term, rtol=1e-4)
+    shares = (0.6, 0.4, 0.3, 0.2) if model else (0.4, 0.6, 0, 0)
+    parts = wanted['bce'], wanted['critic'], wanted.get('soft', 0.0), decay
+    np.testing.assert_allclose(value, np.dot(shares, parts), rtol=1e-4)
 
 
 def test_batches(problem):
@@ -465,7 +531,8 @@ def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol, mesh
         start, end = histories.offsets[user], problem.split.train_ends[user]
         train[user] = set(histories.items[start:end].tolist())
         given[user] = histories.items[start : problem.split.test.inputs[user]].tolist()
-    counts = np.zeros((len(of), len(of)))
+    popular = np.bincount([i for items in train.values() for i in items], minlength=len(of))
+    counts = np.zeros((len(of), len(of)), int)
     for items in given.values():
         for i in items:
             counts[i, [j for j in items if j != i]] += 1
@@ -480,14 +547,16 @@ def test_every_target_is_a_row_among_its_domain(source, tmp_path, protocol, mesh
         else:
             against = [i for i in np.flatnonzero(of == of[item]) if i not in given[user]]
             against = np.array([i for i in against if i != item])
+        scores = {'popularity': popular}
         for name, mine in (('items_other', False), ('items_own', True)):
             items = [i for i in given[user] if (of[i] == of[item]) == mine]
-            scores = counts[items].sum(0) / np.sqrt(degree)
-            greater = (scores[against] > scores[item] + 1e-9).sum()
-            ties = (np.abs(scores[against] - scores[item]) < 1e-9).sum()
-            assert abs(found[name][0][target] - greater) <= 1  # sums of another order
-            total = found[name][0][target] + found[name][1][target]
-            assert abs(total - greater - ties) <= 1
+            scores[name] = counts[items].sum(0) ** 2 / degree  # in the order of those over roots
+        for name, values in scores.items():
+            ranks = [
+                (values[against] > values[item]).sum(),
+                (values[against] == values[item]).sum(),
+            ]
+            assert [column[target] for column in found[name]] == ranks, (name, target)
     measured = ranking.references()['popularity']
     assert measured.unit == 'row' and len(measured.values['HR@3']) == 2 * USERS
     assert measured.metrics['HR@3'] == pytest.approx(measured.values['HR@3'].mean())
