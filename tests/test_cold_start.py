@@ -180,6 +180,23 @@ def test_the_own_rating_says_nothing_of_its_item(bases):
         assert np.abs(was[mates] - now[mates]).max() > 1e-3
 
 
+def test_fewer_users_than_factors():
+    """Columns of which nothing is known stay empty."""
+    items = np.tile(np.arange(1, 301, dtype=np.int32), 2)
+    users, values = (
+        np.repeat([0, 1], 300).astype(np.int32),
+        np.random.default_rng(0).integers(1, 6, 600),
+    )
+    some = data.Triples(users, items, values.astype(np.float32))
+    found = data.factorise(some, 8, 300, 5)
+    known = np.abs(found.items).max(0) > 0.1
+    assert 1 <= known.sum() <= 2
+    vectors = data.without_own(found, some)[1]
+    with pytest.raises(UserError, match='task.factors=5 is more than there are users'):
+        data.factorise(some, 4, 300, 5)
+    assert np.abs(vectors[:, known]).max() > 0.1 and np.abs(vectors[:, ~known]).max() < 1e-6
+
+
 def test_a_batch_tells_its_items_without_themselves(bases):
     """As untrained networks add nothing, the errors are those of the bases beside the ratings."""
     train, beside = bases.data.train, ratings.without_own(bases)

@@ -20,7 +20,7 @@ from jaxrec.errors import UserError
 
 LABEL = 'rating'
 LIKED = 3  # ratings above it are of items that a user likes
-SHRINK = 5.0
+SHRINK = 5.0  # ratings at the mean that a bias begins with
 _RIDGE = 8.0  # of factors, in ratings
 _SWEEPS = 12
 _AT_ONCE = 1 << 16  # ratings whose item is solved for without them
@@ -214,7 +214,14 @@ def factorise(
       means: [num_items + 1] instead of the mean of all ratings, of every item.
       ridge: (a, b), of the factors of who has n ratings a + b n.
       shrink: ratings at the mean that a bias begins with.
+
+    Raises:
+      UserError: there are more factors than users or items.
     """
+    if dim > min(num_users, num_items):
+        raise UserError(
+            f'task.factors={dim} is more than there are users ({num_users}) or items ({num_items})'
+        )
     users, items, values = ratings.users, ratings.items, ratings.values.astype(np.float64)
     mean = float(values.mean()) if len(values) else 0.0
     left = values - (mean if means is None else means[items])
@@ -288,7 +295,9 @@ def _alternating(residual, dim, sweeps=_SWEEPS, ridge=(_RIDGE, 0.0)):
     sign = np.where((q @ v.T).sum(0) < 0, -1, 1)  # of two equal solutions always the same one
     scale = np.sqrt(lengths) * sign
     turned = np.linalg.pinv(left) @ u * scale  # of the columns of P; of Q its inverse, transposed
-    return p @ u * scale, q @ v.T * scale, turned.T @ turned
+    there = lengths > 1e-9 * lengths[0]  # few users or items leave columns without anything
+    metric = np.where(np.outer(there, there), turned.T @ turned, np.diag(1.0 - there))
+    return p @ u * scale, q @ v.T * scale, metric
 
 
 def _solved(residual, there, other, ridge):
