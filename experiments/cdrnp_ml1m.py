@@ -9,12 +9,12 @@ NAME of MODELS and the number of the split of users; `--config.task.cold_share=0
 of them to learn from, and `--config.task.shuffled=True` is the control. Evaluation prints biases,
 common factors, EMCDR and neighbours beside it.
 
-Five splits (results/cold_start), MAE and RMSE, a fifth of the users cold: .7318, .925; EMCDR by
-ratings .7360, .930, PTUPCDR .7385, .933, and what needs no training: common factors .7361, .936,
+Five splits (results/cold_start), MAE and RMSE, a fifth of the users cold: .7317, .924; EMCDR by
+ratings .7360, .930, PTUPCDR .7382, .933, and what needs no training: common factors .7361, .936,
 EMCDR .7410, .934, neighbours .7435, .937, item and source bias .7566, .952. Four fifths cold:
-.7548, .953, EMCDR by ratings .7566, .959, PTUPCDR .7579, .962; common factors .7532, .952, the bias
-.7644, .967. The process adds nothing to the decoder alone, .7312, .924 and .7534, .952. With other
-users' ratings in the source (the control) .7969, .996.
+.7519, .949, EMCDR by ratings .7561, .958, PTUPCDR .7561, .960; common factors .7532, .952, the bias
+.7644, .967. The process adds nothing to the decoder alone, .7316, .924 and .7518, .950. With other
+users' ratings in the source (the control) .7966, .996 and .8054, 1.008.
 """
 
 from jaxrec.config import Data, Optim, Train

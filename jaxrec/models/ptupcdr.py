@@ -5,7 +5,7 @@ comes of what the user likes. With one matrix for everybody it is EMCDR (Man et 
 trained by the loss of the ratings and not of the vectors. Vectors of both domains are those of a
 biased factorisation, which stay as they are; the published code has a dot product without biases,
 which loses to the mean of the item. Preferences in units of their deviation, as CDRNP reads them,
-are worse: five seeds, MAE .7425 instead of .7385 (ML-1M, a fifth cold), .6595 and .6562 (Douban).
+were worse: five seeds, MAE .7425 instead of .7385 (ML-1M, a fifth cold).
 """
 
 import dataclasses
