@@ -153,6 +153,7 @@ def test_suites_of_sizes(experiment, tmp_path, suite):
     assert [case['case'] for case in result['cases']] == ['32x100x8' if suite == 'loss' else '1000']
 
 
+@pytest.mark.slow
 def test_suite_lists(experiment, tmp_path, monkeypatch):
     """A call of many and calls of one, of different users; all of them are lists."""
     monkeypatch.setattr(lists, 'SIZES', {'many': 16, 'at_once': 2})

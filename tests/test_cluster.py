@@ -89,6 +89,7 @@ def test_the_same_run_on_one_device_and_two_processes(setting, tmp_path):
     assert len(json.loads((two / 'run.json').read_text())['sessions']) == 1
 
 
+@pytest.mark.slow
 def test_devices_listed_in_turns(setting, tmp_path):
     """Two processes of two devices that JAX lists in turns, as the hosts of a torus may be."""
     _, config, two = setting

@@ -130,7 +130,6 @@ DAILY = {
         'quickstart:',
         'sasrec_ml1m_2018:',
         'sasrec_losses:gbce',
-        'duorec_beauty:moco',
     ),
     '2,2': ('kuaiformer_ml1m:comirec',),
 }

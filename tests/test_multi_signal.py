@@ -504,6 +504,7 @@ def test_labels_are_for_bce():
         check(exp)
 
 
+@pytest.mark.slow
 def test_a_log_without_signals_trains(tmp_path):
     """Every reward is 1: through the command, stopped and gone on with, the bank in between."""
     changes = {'model.loss': 'bce', 'train.steps': 6, 'train.log_every': 3, 'optim.ema': 0.0}

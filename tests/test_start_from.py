@@ -133,6 +133,7 @@ def test_a_killed_run_goes_on_without_the_run_it_began_with(before, tmp_path):
         np.testing.assert_array_equal(whole[name], parts[name])
 
 
+@pytest.mark.slow
 def test_other_data_of_the_same_items_keep_their_rows(tmp_path):
     own = tmp_path
     first = write_log(own / 'events.csv', range(5, 55))
