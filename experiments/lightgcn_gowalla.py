@@ -60,9 +60,8 @@ def get_config(arg: str = '') -> Experiment:
         data=Data(dataset='gowalla'),
         optim=Optim(learning_rate=5e-3 if slow else 2e-3, b2=0.999),
         train=Train(
-            batch_rows=16384
-            if slow
-            else 4096,  # a step is the graph's products, whatever its pairs
+            # a step is the graph's products, whatever its pairs
+            batch_rows=16384 if slow else 4096,
             # 1,000 epochs of this rate are 570 of the authors', at 1e-3 with 2,048 pairs a step
             epochs=1000 if slow else 30 if soon else 100,
             eval_every=20 if slow else 1 if soon else 5,

@@ -158,7 +158,7 @@ def factors(given: ratings.Triples, num_users: int, num_items: int, dim: int) ->
     rng, users, items = np.random.default_rng(0), num_users, num_items + 1
     mean, biases = float(given.values.mean()), (np.zeros(items), rng.normal(size=users))
     vectors = rng.normal(size=(items, dim)), rng.normal(size=(users, dim))
-    return ratings.Factors(mean, *biases, *vectors, np.eye(dim))
+    return ratings.Factors(mean, *biases, *vectors, np.eye(dim), ratings.SHRINK)
 
 
 @functools.cache

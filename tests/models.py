@@ -35,6 +35,12 @@ def made(build):
     return graphdef, jax.tree_util.tree_map_with_path(draw, nnx.to_pure_dict(shapes))
 
 
+def softmax(x):
+    """Of a vector."""
+    e = np.exp(x - x.max())
+    return e / e.sum()
+
+
 def moments(drawn, reference):
     """How far mean and variance of a sample are from a reference's, in standard errors."""
     drawn, reference = (np.ravel(np.asarray(x, np.float64)) for x in (drawn, reference))

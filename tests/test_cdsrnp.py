@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import jit, made, make
+from models import jit, made, make, softmax
 from test_domains import log
 
 from jaxrec import losses, rng
@@ -225,11 +225,6 @@ def test_the_divergence_of_a_step():
         want += 0.5 * (np.exp(v - b) + (m - a) ** 2 / np.exp(b) - 1 + b - v)
     (_, (terms, _)), _ = learnt(params, constants, batch, 0)
     np.testing.assert_allclose(terms['kl'], want / SMALL['latent'], rtol=1e-3)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def slow_vectors(w, z, m, own, states, support, others):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import runs
 from flax import nnx
-from models import jit, made
+from models import jit, made, softmax
 
 from jaxrec import evaluate, rng
 from jaxrec.config import Data, Mesh, Optim, Train
@@ -66,7 +66,7 @@ def bases():
 
 @pytest.fixture(scope='module')
 def constants(bases):
-    return jax.tree.map(jnp.asarray, ratings.constants_of(bases, 4, ratings.without_own(bases)))
+    return jax.tree.map(jnp.asarray, ratings.constants_of(bases, ratings.learnt_ratings(bases), 4))
 
 
 def built(config, constants, **zero):
@@ -104,8 +104,8 @@ def test_no_target_rating_of_a_cold_user_is_learnt():
     other.labels['rating'][tested] = 6 - other.labels['rating'][tested]
     first, second = (cold_start.Bases(split(g), DIM) for g in (given, other))
     for a, b in zip(
-        jax.tree.leaves(ratings.constants_of(first, 4, ratings.without_own(first))),
-        jax.tree.leaves(ratings.constants_of(second, 4, ratings.without_own(second))),
+        jax.tree.leaves(ratings.constants_of(first, ratings.learnt_ratings(first), 4)),
+        jax.tree.leaves(ratings.constants_of(second, ratings.learnt_ratings(second), 4)),
         strict=True,
     ):
         np.testing.assert_array_equal(a, b)
@@ -199,14 +199,14 @@ def test_fewer_users_than_factors():
 
 def test_a_batch_tells_its_items_without_themselves(bases):
     """As untrained networks add nothing, the errors are those of the bases beside the ratings."""
-    train, beside = bases.data.train, ratings.without_own(bases)
-    own = jax.tree.map(jnp.asarray, ratings.constants_of(bases, 4, beside))
-    rows, place = len(train) + 5, (0, 1)
-    batch = data.RatingBatches(train, rows=rows, seed=0, process=place, beside=beside)(0)
+    train = ratings.learnt_ratings(bases)
+    own = jax.tree.map(jnp.asarray, ratings.constants_of(bases, train, 4))
+    batch = data.RatingBatches(train, rows=len(train) + 5, seed=0, process=(0, 1))(0)
     bias = bases.slope * bases.source.user_bias[train.users]
-    of_items = bases.target.mean + data.without_own(bases.target, train)[0]
+    alone = data.without_own(bases.target, bases.data.train)[0][bases.taught_ratings()]
+    of_items, bare = bases.target.mean + alone, dataclasses.replace(train, beside={})
     known = bases.target.of_items(train.items)
-    for some, items in ((batch, of_items), (batch_of(train), known)):
+    for some, items in ((batch, of_items), (batch_of(bare), known)):
         graph, params = nnx.split(CONFIG.make({'factor': DIM}, rngs=nnx.Rngs(0)))
         terms = called(
             graph, params, lambda m, b: m.loss(b, own, {}, jax.random.key(0))[1][0], some
@@ -333,10 +333,6 @@ def test_query_as_support_diverges_by_nothing(bases, constants):
     for order in (np.arange(20)[::-1], np.r_[np.arange(20), np.arange(20)]):
         found = called(graph, params, of_support, jnp.asarray(order))
         np.testing.assert_allclose(found, reference, atol=1e-5)
-
-
-def softmax(x):
-    return np.exp(x - x.max()) / np.exp(x - x.max()).sum()
 
 
 def layers(w, x):

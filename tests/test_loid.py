@@ -112,7 +112,7 @@ def test_what_was_liked_before_by_loops(kind, leak):
     given, one = histories(), split(kind=kind, leak=leak, liked=3)
     wanted, itself = slow_before(given, one, leak), 0
     for part in parts(one):
-        for user, item, before in zip(part.users, part.items, part.before, strict=True):
+        for user, item, before in zip(part.users, part.items, part.beside['before'], strict=True):
             own = wanted[int(user), int(item)]
             assert before.tolist() == own + [0] * (3 - len(own))
             itself += int(item) in own
@@ -134,19 +134,22 @@ def test_a_held_out_rating_tells_nothing(kind):
     other.features['rating'][moved] = 6 - other.features['rating'][moved]
     two = split(other, kind)
     for a, b in zip(parts(one), parts(two), strict=True):
-        np.testing.assert_array_equal(a.before, b.before)
+        np.testing.assert_array_equal(a.beside['before'], b.beside['before'])
     np.testing.assert_array_equal(one.train.values, two.train.values)
     for a, b in zip(*(task.base_of(s).values() for s in (one, two)), strict=True):
         np.testing.assert_array_equal(a, b)
     leaky = [
-        np.concatenate([p.before for p in parts(split(g, kind, leak=True))]) for g in (given, other)
+        np.concatenate([p.beside['before'] for p in parts(split(g, kind, leak=True))])
+        for g in (given, other)
     ]
     assert (leaky[0] != leaky[1]).any()
 
 
 def test_one_domain():
     one = split(domain='film')
-    assert all((part.items <= 9).all() and (part.before <= 9).all() for part in parts(one))
+    assert all(
+        (part.items <= 9).all() and (part.beside['before'] <= 9).all() for part in parts(one)
+    )
     assert sum(map(len, parts(one))) == (histories().items <= 9).sum()
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import jit
+from models import jit, softmax
 from test_cl4srec import QUIET, L, experiment, loss_of, problem_of, start
 
 from jaxrec import rng
@@ -25,11 +25,6 @@ N, W, K, D = 6, 5, 3, 8
 def norm(x):
     x = x - x.mean(-1, keepdims=True)
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def packed(*rows_of_lengths):

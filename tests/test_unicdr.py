@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import jit, made
+from models import jit, made, softmax
 
 from jaxrec import datasets, evaluate, rng
 from jaxrec.config import Data, Feature, Mesh, Train
@@ -200,10 +200,6 @@ def aggregator(**model):
     graphdef, params = made(lambda: unicdr.Aggregator(config, rngs=nnx.Rngs(0)))
     params = jax.tree.map(jnp.asarray, params)
     return jit(lambda *args: nnx.merge(graphdef, params)(*args)), params
-
-
-def softmax(x):
-    return np.exp(x) / np.exp(x).sum()
 
 
 def read(w, items):

@@ -5,7 +5,6 @@ model, nor by the biases and factors here, which see the training ratings alone.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 import scipy.sparse
@@ -34,21 +33,20 @@ class Triples:
       users: int32 [n], 0-based numbers.
       items: int32 [n], numbers from 1.
       values: float32 [n].
-      before: int32 [n, H], items that the user liked before, 0 = none (`data.warm_ratings`); None
-        where nobody asks.
+      beside: further columns [n, ..] of the ratings, which their batches have too.
     """
 
     users: np.ndarray
     items: np.ndarray
     values: np.ndarray
-    before: np.ndarray | None = None
+    beside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, chosen: np.ndarray) -> 'Triples':
-        before = None if self.before is None else self.before[chosen]
-        return Triples(self.users[chosen], self.items[chosen], self.values[chosen], before)
+        beside = {name: column[chosen] for name, column in self.beside.items()}
+        return Triples(self.users[chosen], self.items[chosen], self.values[chosen], beside)
 
     def matrix(self, users: int, items: int) -> scipy.sparse.csr_array:
         """float64 [users, items + 1] of the values; of those that are 0 too, an entry each."""
@@ -182,6 +180,7 @@ class Factors:
       items, users: float64 [num_items + 1, d], [U, d], likewise; their columns are of equal length
         and orthogonal, the longest first.
       metric: float64 [d, d], the ridge of q_i is that of q_i metric q_i^T.
+      shrink: ratings at the mean that a bias begins with.
     """
 
     mean: float
@@ -190,6 +189,7 @@ class Factors:
     items: np.ndarray
     users: np.ndarray
     metric: np.ndarray
+    shrink: float
 
     def of_items(self, items: np.ndarray) -> np.ndarray:
         """float64 [n], mean + b_i."""
@@ -233,12 +233,10 @@ def factorise(
         of_users = np.bincount(users, left - of_items[items], num_users) / (count[0] + shrink)
     residual = dataclasses.replace(ratings, values=left - of_users[users] - of_items[items])
     p, q, metric = _alternating(residual.matrix(num_users, num_items), dim, ridge=ridge)
-    return Factors(mean, of_items, of_users, q, p, metric)
+    return Factors(mean, of_items, of_users, q, p, metric, shrink)
 
 
-def without_own(
-    factors: Factors, ratings: Triples, shrink: float = SHRINK
-) -> tuple[np.ndarray, np.ndarray]:
+def without_own(factors: Factors, ratings: Triples) -> tuple[np.ndarray, np.ndarray]:
     """b_i and q_i as the item's other ratings tell them, for each of the learnt ratings.
 
     A cold user's rating has no part in what is known of its item. What a model reads of a rating
@@ -248,7 +246,6 @@ def without_own(
     Args:
       factors: of `ratings`.
       ratings: those that were learnt, by the ridge that is the default.
-      shrink: as in `factorise`.
 
     Returns:
       float64 [n] b_i and float64 [n, d] q_i.
@@ -257,12 +254,12 @@ def without_own(
     rows, dim = factors.items.shape
     left = ratings.values - factors.mean - factors.user_bias[users]
     others = np.bincount(items, minlength=rows)[items] - 1
-    bias = (np.bincount(items, left, rows)[items] - left) / (others + shrink)
+    bias = (np.bincount(items, left, rows)[items] - left) / (others + factors.shrink)
     there, told = (
         dataclasses.replace(ratings, values=values).matrix(len(p), rows - 1).T
         for values in (np.ones(len(ratings)), left)
     )
-    squares = (p[:, :, None] * p[:, None, :]).reshape(len(p), -1)
+    squares = _squares(p)
     gram, total, weighed = there @ squares, there @ p, told @ p
     found = np.zeros((len(ratings), dim))
     for start in range(0, len(ratings), _AT_ONCE):
@@ -300,12 +297,16 @@ def _alternating(residual, dim, sweeps=_SWEEPS, ridge=(_RIDGE, 0.0)):
     return p @ u * scale, q @ v.T * scale, metric
 
 
+def _squares(x):
+    """[n, d * d], x_i^T x_i of every row."""
+    return (x[:, :, None] * x[:, None, :]).reshape(len(x), -1)
+
+
 def _solved(residual, there, other, ridge):
     """Ridge regressions of every row's residuals on the factors of the other side."""
     dim, counts = other.shape[1], np.diff(there.indptr)
-    squares = (other[:, :, None] * other[:, None, :]).reshape(len(other), -1)
     added = (ridge[0] + ridge[1] * counts)[:, None, None] * np.eye(dim)
-    gram = (there @ squares).reshape(-1, dim, dim) + added
+    gram = (there @ _squares(other)).reshape(-1, dim, dim) + added
     return np.linalg.solve(gram, (residual @ other)[..., None])[..., 0]
 
 
@@ -335,7 +336,6 @@ class RatingBatches(problem.Batches):
       process: (index, count) of this process; it gets its slice of the rows.
       rivals: whether every rating comes with another of its user, drawn anew each time, of which
         one is above LIKED and one is not.
-      beside: further columns of the batches, [n, ..] of the ratings, 0 beyond them.
 
     Raises:
       UserError: rows that do not divide over processes; rivals, and no rating has one.
@@ -349,13 +349,11 @@ class RatingBatches(problem.Batches):
         seed: int,
         process: tuple[int, int],
         rivals: bool = False,
-        beside: Mapping[str, np.ndarray] | None = None,
     ):
         if rows % process[1]:
             raise UserError(f'train.batch_rows={rows} does not divide over {process[1]} processes')
         self._ratings, self._seed, self._process = ratings, seed, process
         self._rivals = Rivals(ratings) if rivals else None
-        self._beside = dict(beside or {})
         self.rows = rows
         self.examples_per_epoch = self.targets_per_epoch = len(ratings)
         self.steps_per_epoch = -(-len(ratings) // rows)
@@ -366,9 +364,6 @@ class RatingBatches(problem.Batches):
         epoch, some = self.place(step, len(self._ratings))
         chosen = self.of_epoch(epoch, self._order)[some]
         batch = rating_batch(self._ratings.take(chosen), self.rows)
-        for name, column in self._beside.items():
-            missing = (0, self.rows - len(chosen)), *((0, 0) for _ in column.shape[1:])
-            batch[name] = np.pad(column[chosen], missing)
         if self._rivals is not None:
             draws = rng.host(self._seed, rng.NEGATIVES, step).random(len(chosen))
             rivals, there = self._rivals(chosen, draws)
@@ -410,11 +405,14 @@ class Rivals:
 def rating_batch(ratings: Triples, rows: int) -> problem.Batch:
     """users, items int32 [rows], ratings, weights float32 [rows]; 0 everywhere beyond `ratings`.
 
-    Of ratings with `before` it too, int32 [rows, H].
+    And what ratings have `beside`, [rows, ..].
     """
     missing = (0, rows - len(ratings))
-    before = {} if ratings.before is None else {'before': np.pad(ratings.before, (missing, (0, 0)))}
-    return before | {
+    beside = {
+        name: np.pad(column, (missing, *((0, 0) for _ in column.shape[1:])))
+        for name, column in ratings.beside.items()
+    }
+    return beside | {
         'users': np.pad(ratings.users, missing).astype(np.int32),
         'items': np.pad(ratings.items, missing).astype(np.int32),
         'ratings': np.pad(ratings.values, missing).astype(np.float32),

@@ -22,7 +22,8 @@ class WarmRatings:
     """Ratings that are learnt, and two sets that are not.
 
     Attributes:
-      train, valid, test: with `before`, if somebody asked.
+      train, valid, test: beside them, if somebody asked, 'before': int32 [n, H], items that the
+        user liked before, 0 = none.
       num_users, num_items: of the data.
     """
 
@@ -58,7 +59,7 @@ def split(
       valid_share, test_share: of the ratings.
       seed: of 'random'.
       domain: items of this one alone, by the column `domains.COLUMN`; '' = all.
-      told: bool [num_items + 1], which items have a text; None = nobody asks for `before`.
+      told: bool [num_items + 1], which items have a text; None = nobody asks for 'before'.
       liked: H, newest items with a text that a user rated above LIKED before a row.
       leak: the authors' code: the first H of all rows, held-out ones and the row itself too.
 
@@ -95,7 +96,7 @@ def split(
     if told is not None:
         tells = (ratings.values > LIKED) & told[ratings.items]
         tells = tells if leak else tells & (role == 0)
-        ratings.before = items_before(ratings, tells, liked, first=leak)
+        ratings.beside['before'] = items_before(ratings, tells, liked, first=leak)
     parts = (ratings.take(np.flatnonzero(role == n)) for n in range(3))
     return WarmRatings(*parts, histories.num_users, histories.num_items)
 

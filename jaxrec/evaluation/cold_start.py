@@ -27,7 +27,7 @@ class Bases:
     """
 
     def __init__(self, data: ColdStart, dim: int, shrink: float = SHRINK):
-        self.data, self.dim, self.shrink = data, dim, shrink
+        self.data, self.dim = data, dim
         sizes = data.num_users, data.num_items
         self.source = factorise(data.source, *sizes, dim, shrink=shrink)
         self.target = factorise(data.train, *sizes, dim, shrink=shrink)
@@ -90,8 +90,8 @@ def _common(bases):
     pairs = zip(*((x.users, x.items, x.values) for x in (data.source, data.train)), strict=True)
     both = Triples(*map(np.concatenate, pairs))
     means = np.select([data.domain == 1, data.domain == 2], [bases.source.mean, bases.target.mean])
-    sizes = data.num_users, data.num_items
-    found = factorise(both, *sizes, bases.dim, means, shrink=bases.shrink)
+    sizes, shrink = (data.num_users, data.num_items), bases.target.shrink
+    found = factorise(both, *sizes, bases.dim, means, shrink=shrink)
 
     def predict(users, items):
         biases = means[items] + found.item_bias[items] + found.user_bias[users]

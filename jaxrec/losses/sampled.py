@@ -77,20 +77,18 @@ def in_batch_softmax(
     if not refined:
         positive = positive - log_q_positive
     none = jnp.finfo(negatives.dtype).min / 2  # finite: a row may have no negative
+    corrected = jnp.where(allowed, negatives - log_q_negatives, none)
 
     def total(times):
-        corrected = jnp.where(allowed, times * negatives - log_q_negatives, none)
-        return jax.nn.logsumexp(corrected, axis=-1)
+        return jax.nn.logsumexp(corrected + times * negatives if times else corrected, axis=-1)
 
+    rest = total(hardness)
     if hardness:
-        rest = total(1 + hardness) - total(hardness) + total(0.0)
-    else:
-        negatives = jnp.where(allowed, negatives - log_q_negatives, none)
-        rest = jax.nn.logsumexp(negatives, axis=-1)
+        rest = rest - total(hardness - 1) + total(-1)
     log_z = jnp.logaddexp(positive, rest)
     loss = log_z - positive
     if smoothing:
-        p = jnp.exp(jnp.minimum(negatives - log_z[:, None], -1e-6))  # below 1: its log is finite
+        p = jnp.exp(jnp.minimum(corrected - log_z[:, None], -1e-6))  # below 1: its log is finite
         push = -jnp.where(allowed, jnp.log1p(-p), 0).sum(-1)
         loss = (1 - smoothing) * loss + smoothing / negatives.shape[1] * push
     if refined:

@@ -9,7 +9,7 @@ shares.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -127,13 +127,12 @@ class Config(RatingTask):
         )
         check_metric(experiment, split.valid)
         bases = cold_start.Bases(split, self.factors, self.shrink)
-        taught, beside = bases.taught_ratings(), without_own(bases)
+        learnt = learnt_ratings(bases)
         batches = data.RatingBatches(
-            split.train.take(taught),
+            learnt,
             rows=experiment.train.batch_rows,
             seed=experiment.train.seed,
             process=process,
-            beside={name: column[taught] for name, column in beside.items()},
         )
         counts = ', '.join(f'{len(getattr(split, n)):,} {n}' for n in ('train', 'valid', 'test'))
         return Ratings(
@@ -152,45 +151,46 @@ class Config(RatingTask):
                 name: functools.partial(ColdRatings, self, bases, getattr(split, name))
                 for name in ('valid', 'test')
             },
-            constants=constants_of(bases, self.liked, beside),
+            constants=constants_of(bases, learnt, self.liked),
         )
 
 
-def without_own(bases: cold_start.Bases) -> dict[str, np.ndarray]:
-    """What is known of the items of all training ratings without the rating itself, float32.
+def learnt_ratings(bases: cold_start.Bases) -> data.Triples:
+    """The training ratings of users of both domains.
 
-    Returns:
-      'item_base' [n] mean + b_i, 'item_factors' [n, d].
+    Beside them, float32, is what is known of their items without the rating itself: 'item_base' [n]
+    mean + b_i, 'item_factors' [n, d].
+
+    Raises:
+      UserError: there are none.
     """
-    bias, factors = data.without_own(bases.target, bases.data.train, shrink=bases.shrink)
-    found = {'item_base': bases.target.mean + bias, 'item_factors': factors}
-    return {name: np.asarray(column, np.float32) for name, column in found.items()}
+    taught = bases.taught_ratings()
+    if not len(taught):
+        raise UserError('no training user has ratings in both domains: there is nothing to learn')
+    bias, factors = data.without_own(bases.target, bases.data.train)
+    known = {'item_base': bases.target.mean + bias, 'item_factors': factors}
+    beside = {name: np.asarray(column, np.float32) for name, column in known.items()}
+    return dataclasses.replace(bases.data.train, beside=beside).take(taught)
 
 
-def constants_of(
-    bases: cold_start.Bases, liked: int, beside: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+def constants_of(bases: cold_start.Bases, learnt: data.Triples, liked: int) -> dict[str, Any]:
     """What models of cold users read besides a batch, float32 but for numbers.
 
     Args:
       bases: of the split.
+      learnt: see `learnt_ratings`.
       liked: items that a model sees of a user's.
-      beside: of all training ratings, see `without_own`, for those of the support.
 
     Returns:
       'base': 'items' [num_items + 1] mean + b_i and 'users' [U] k b_u; 'vectors': factors 'items'
       [num_items + 1, d] of both domains and 'users' [U, d] of the source; 'scale': 1 / deviation of
       the factors of 'users', 'source' and target 'items'; 'liked': int32 [U, liked], see
-      `data.ratings.liked`; 'support': 'users', 'items', 'ratings' [n] of the training ratings of
-      users of both, in an order of chance that the split alone decides, and what is `beside`.
+      `data.ratings.liked`; 'support': 'users', 'items', 'ratings' [n] of `learnt` and what is
+      beside them, in an order of chance that the split alone decides.
     """
     split, source, target = bases.data, bases.source, bases.target
     items = np.where((split.domain == 2)[:, None], target.items, source.items)
-    both = bases.taught_ratings()
-    if not len(both):
-        raise UserError('no training user has ratings in both domains: there is nothing to learn')
-    both = np.random.default_rng(0).permutation(both)
-    support = split.train.take(both)
+    support = learnt.take(np.random.default_rng(0).permutation(len(learnt)))
     parts = {
         'users': source.users[np.unique(split.source.users)],
         'source': source.items[np.unique(split.source.items)],
@@ -209,7 +209,7 @@ def constants_of(
             'users': np.asarray(support.users, np.int32),
             'items': np.asarray(support.items, np.int32),
             'ratings': single(support.values),
-            **{name: column[both] for name, column in beside.items()},
+            **support.beside,
         },
     }
 

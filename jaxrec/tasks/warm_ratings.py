@@ -198,7 +198,7 @@ class HeldRatings(PairRatings):
         rated = np.bincount(train.items, minlength=self._split.num_items + 1)[held.items]
         items = {'0': rated == 0, f'1 to {_FEW}': (rated > 0) & (rated <= _FEW)}
         groups = {'ratings of the item': items | {f'above {_FEW}': rated > _FEW}}
-        if held.before is not None:
-            told = (held.before > 0).sum(1)
+        if 'before' in held.beside:
+            told = (held.beside['before'] > 0).sum(1)
             groups['liked before'] = {'0': told == 0, '1 and more': told > 0}
         return groups
