@@ -28,6 +28,8 @@ def kind(request, monkeypatch):
         (0, 70, 200, 5, 1),
         (0, 36, 50, 1, 1),
         (0, 7, 1000, 7, 1),  # no divisor but all
+        (0, 69, 200, 3, 1),  # 23 rows, too many, rather than 3, far too few
+        (0, 97, 200, 1, 1),
         (0, 3, 9000, 3, 1),  # not even a row fits
         (0, 512, 0, 1, 1),  # rows that are no histories
         (1, 64, 200, 1, 1),

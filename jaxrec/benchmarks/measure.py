@@ -1,6 +1,5 @@
 """Yardsticks: the rate of a large matrix product, peak memory, and what the machine is."""
 
-import os
 import pathlib
 import platform
 import resource
@@ -12,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrec.devices import cluster
+from jaxrec.devices import cluster, tuning
 
 MIB = 1 << 20
 
@@ -135,6 +134,5 @@ def device() -> str:
             )
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     several = f'{jax.process_count()} processes, ' if jax.process_count() > 1 else ''
-    return f'{several}CPU {name}, {cores} cores'
+    return f'{several}CPU {name}, {tuning.cores()} cores'

@@ -38,7 +38,8 @@ class Loop:
         self.batches = problem.periods[0]().batches
         if users_per_batch:
             share = users_per_batch / self.batches.examples_per_epoch
-            multiple = jax.sharding.get_mesh().shape['data'] * max(settings.microbatches, 1)
+            turns = settings.microbatches or 4  # rows that divide well where the device chooses
+            multiple = jax.sharding.get_mesh().shape['data'] * turns
             rows = max(round(share * self.batches.rows_per_epoch / multiple), 1) * multiple
             settings = dataclasses.replace(settings, batch_rows=rows)
             experiment = dataclasses.replace(experiment, train=settings)

@@ -1,6 +1,7 @@
 """What is set by the kind of device: sizes that fit a CPU's caches only slow accelerators down."""
 
 import dataclasses
+import os
 
 import jax
 
@@ -14,6 +15,8 @@ class Tuning:
     Attributes:
       turn_tokens: most tokens of a turn of a device where train.microbatches=0; 0 = all at once. A
         turn has keys of its own for dropout and negatives.
+      turns_at_once: turns of a step that may run side by side.
+      lanes: most programs of an evaluation or of lists that run side by side, see `lanes`.
       queries: causal attention takes so many queries at a time, each group against the keys up to
         its end; 0 = all at once. The groups have keys of their own for dropout.
       logits: of the exact softmax, held at once.
@@ -25,6 +28,8 @@ class Tuning:
     """
 
     turn_tokens: int
+    turns_at_once: int
+    lanes: int
     queries: int
     logits: int
     looked_up: int
@@ -35,6 +40,8 @@ class Tuning:
 
 _CPU = Tuning(
     turn_tokens=3200,
+    turns_at_once=2,
+    lanes=4,
     queries=64,
     logits=1 << 22,
     looked_up=1 << 24,
@@ -44,6 +51,8 @@ _CPU = Tuning(
 )
 _ACCELERATOR = Tuning(
     turn_tokens=0,
+    turns_at_once=1,
+    lanes=1,
     queries=0,
     logits=1 << 24,
     looked_up=1 << 26,
@@ -59,8 +68,26 @@ def tuning() -> Tuning:
     return TUNINGS[platform()]
 
 
+def lanes() -> int:
+    """Programs to run side by side: on a mesh of one device as it likes, up to a CPU's cores.
+
+    Several devices get the programs in one order, or they wait for one another.
+    """
+    return min(tuning().lanes, cores()) if jax.sharding.get_mesh().size == 1 else 1
+
+
+def cores() -> int:
+    """Of the CPU, as far as this process may use them."""
+    if hasattr(os, 'sched_getaffinity'):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def turns(microbatches: int, rows: int, tokens: int) -> int:
     """In how many turns a step works through a device's rows.
+
+    As few as suit the device; of rows that divide badly, turns that are too large rather than ones
+    that are far too small.
 
     Args:
       microbatches: train.microbatches; 0 = as few as the device's caches ask for.
@@ -68,10 +95,16 @@ def turns(microbatches: int, rows: int, tokens: int) -> int:
       tokens: of a row; 0 = it has none.
     """
     most = tuning().turn_tokens
-    if microbatches or not most:
+    if microbatches or not (most and tokens):
         return microbatches or 1
-    fits = (n for n in range(1, rows) if rows % n == 0 and rows // n * tokens <= most)
-    return next(fits, rows)
+
+    def filled(n):
+        return rows // n * tokens / most
+
+    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
+    fits = next((n for n in divisors if filled(n) <= 1), rows)
+    fewer = max((n for n in divisors if n < fits), default=fits)
+    return fewer if filled(fits) < 1 / 4 and filled(fewer) * filled(fits) < 1 else fits
 
 
 def serving_rows(batch_users: int) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """The evaluation pass: predict every batch of an evaluation with a model, and measure."""
 
-import collections
 import functools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,12 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
+from jaxrec.devices.ahead import ahead
 from jaxrec.devices.mesh import place_whole
 from jaxrec.devices.programs import deterministic
 from jaxrec.problem import PRECISION, Columns, Evaluation, Measured, Part, Problem
 
 QUIET = 10.0  # seconds of an evaluation without a line of how far it is
-_IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
 
 class Pass:
@@ -61,13 +60,10 @@ class Pass:
             return evaluation.measure(_told(parts, say) if say else parts)
 
     def _parts(self, params: dict, evaluation: Evaluation, full: bool) -> Iterator[Part]:
-        carried, waiting = self._begin(params, self._constants), collections.deque()
-        for places, batch in evaluation.batches():
-            waiting.append((places, self._predict[full](params, carried, place_whole(batch))))
-            if len(waiting) > _IN_FLIGHT:
-                yield _read(*waiting.popleft())
-        while waiting:
-            yield _read(*waiting.popleft())
+        carried, predict = self._begin(params, self._constants), self._predict[full]
+        batches = ((places, place_whole(batch)) for places, batch in evaluation.batches())
+        for places, columns in ahead(lambda batch: predict(params, carried, batch), batches):
+            yield places, {name: np.asarray(x)[: len(places)] for name, x in columns.items()}
 
 
 def _told(parts: Iterator[Part], say: Callable[[str], None]) -> Iterator[Part]:
@@ -141,7 +137,3 @@ def collected(parts: Iterable[Part], examples: int) -> Columns:
                 columns[name] = np.zeros((examples, *value.shape[1:]), value.dtype)
             columns[name][places] = value
     return columns
-
-
-def _read(places: np.ndarray, columns: dict[str, Any]) -> Part:
-    return places, {name: np.asarray(value)[: len(places)] for name, value in columns.items()}

@@ -1,6 +1,5 @@
 """Top-k lists of a trained model, for whole histories."""
 
-import collections
 import contextlib
 import functools
 import threading
@@ -19,6 +18,7 @@ from jaxrec.data.histories import Histories
 from jaxrec.data.history_batches import history_batches
 from jaxrec.data.ragged import distinct_each
 from jaxrec.data.splits import Targets
+from jaxrec.devices.ahead import ahead
 from jaxrec.devices.mesh import place_rows, place_whole
 from jaxrec.devices.top_k import top_k, winners
 from jaxrec.devices.tuning import serving_rows
@@ -30,7 +30,6 @@ from jaxrec.training.restore import Trained
 
 BATCH_USERS = 256  # scored at once
 PLANNED_K = 100  # length of the lists that a plan is for
-_IN_FLIGHT = 4  # batches given to the device before the results of the first are read
 
 
 class Recommender:
@@ -321,17 +320,17 @@ class Recommender:
         """What `program` gives of (places, batch, allowed rows) .., at their places of `count`."""
         shape = (count, k)
         lists = np.zeros(shape, np.float32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
-        waiting, params = collections.deque(), self.trained.params
+        params = self.trained.params
+
+        def call(given):
+            with self._dispatch:  # all devices get the programs of all threads in one order
+                return program(params, self._vectors, *given, k=k)
+
         with self._placed():
-            for places, batch, allowed in parts:
-                placed = place_whole(batch)
-                with self._dispatch:  # all devices get the programs of all threads in one order
-                    out = program(params, self._vectors, placed, allowed, k=k)
-                waiting.append((places, out))
-                while len(waiting) > _IN_FLIGHT:
-                    _read(waiting, *lists)
-            while waiting:
-                _read(waiting, *lists)
+            given = ((places, (place_whole(batch), allowed)) for places, batch, allowed in parts)
+            for places, out in ahead(call, given):
+                for column, value in zip(lists, out, strict=True):
+                    column[places] = np.asarray(value)[: len(places)]
         if np.isnan(lists[0]).any():
             raise UserError('the model gives scores that are not numbers: its training diverged')
         return lists
@@ -383,9 +382,3 @@ def _top_k(graphdef, num_items, keep_seen, params, catalogue, batch, allowed=Non
     scores, items = top_k(queries, table, num_items, seen, k, allowed)
     out = scores, items, winners(queries, table, items)
     return jax.tree.map(lambda x: jax.reshard(x, P()), out)
-
-
-def _read(waiting, *columns):
-    chosen, out = waiting.popleft()
-    for column, value in zip(columns, out, strict=True):
-        column[chosen] = np.asarray(value)[: len(chosen)]

@@ -23,7 +23,7 @@ from jaxrec.devices.mesh import (
     split_rows,
 )
 from jaxrec.devices.programs import deterministic
-from jaxrec.devices.tuning import turns
+from jaxrec.devices.tuning import tuning, turns
 from jaxrec.errors import UserError
 from jaxrec.problem import STATISTICS, ModelConfig, Problem
 from jaxrec.training import sparse
@@ -188,7 +188,9 @@ def _accumulated(gradient, params, batch, carry, key, microbatches):
     first = jax.tree.map(lambda x: x[0], turns)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first, carry, key)[0])
     turns = (jnp.arange(microbatches), turns)
-    ((value, terms, grads), carry), _ = jax.lax.scan(turn, (zeros, carry), turns)
+    side_by_side = tuning().turns_at_once
+    last, _ = jax.lax.scan(turn, (zeros, carry), turns, unroll=side_by_side)
+    (value, terms, grads), carry = last
     return value, terms, carry, grads
 
 
