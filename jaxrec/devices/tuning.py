@@ -1,6 +1,7 @@
 """What is set by the kind of device: sizes that fit a CPU's caches only slow accelerators down."""
 
 import dataclasses
+import math
 import os
 
 import jax
@@ -13,8 +14,8 @@ class Tuning:
     """Portions in which a device works: they change rounding, and where said the draws of dropout.
 
     Attributes:
-      turn_tokens: most tokens of a turn of a device where train.microbatches=0; 0 = all at once. A
-        turn has keys of its own for dropout and negatives.
+      turn_tokens: about so many in a turn of a device where train.microbatches=0; 0 = all at once.
+        A turn has keys of its own for dropout and negatives.
       turns_at_once: turns of a step that may run side by side.
       lanes: most programs of an evaluation or of lists that run side by side, see `lanes`.
       queries: causal attention takes so many queries at a time, each group against the keys up to
@@ -86,11 +87,8 @@ def cores() -> int:
 def turns(microbatches: int, rows: int, tokens: int) -> int:
     """In how many turns a step works through a device's rows.
 
-    As few as suit the device; of rows that divide badly, turns that are too large rather than ones
-    that are far too small.
-
     Args:
-      microbatches: train.microbatches; 0 = as few as the device's caches ask for.
+      microbatches: train.microbatches; 0 = what comes nearest to `turn_tokens` in ratio.
       rows: of a device.
       tokens: of a row; 0 = it has none.
     """
@@ -98,13 +96,8 @@ def turns(microbatches: int, rows: int, tokens: int) -> int:
     if microbatches or not (most and tokens):
         return microbatches or 1
 
-    def filled(n):
-        return rows // n * tokens / most
-
-    divisors = [n for n in range(1, rows + 1) if rows % n == 0]
-    fits = next((n for n in divisors if filled(n) <= 1), rows)
-    fewer = max((n for n in divisors if n < fits), default=fits)
-    return fewer if filled(fits) < 1 / 4 and filled(fewer) * filled(fits) < 1 else fits
+    divisors = (n for n in range(1, rows + 1) if rows % n == 0)
+    return min(divisors, key=lambda n: abs(math.log(rows // n * tokens / most)))
 
 
 def serving_rows(batch_users: int) -> dict[str, int]:
