@@ -11,7 +11,10 @@ CLAIM = 'as many vectors as tastes, where there are several'
 
 
 def row(k: int, dim: int) -> Row:
-    return Row(f'k = {k} dim {dim}', EXPERIMENT, {'model.interests': k, 'model.dim': dim})
+    """Of 1 and 4 vectors for every kind of user; the ladder between for those of 4 tastes."""
+    columns = ('1 tastes', '2 tastes', '4 tastes') if k in (1, 4) else ('4 tastes',)
+    changed = {'model.interests': k, 'model.dim': dim}
+    return Row(f'k = {k} dim {dim}', EXPERIMENT, changed, columns=columns)
 
 
 def column(tastes: int) -> Column:
