@@ -34,6 +34,10 @@ def ahead(call: Callable[[Any], Any], batches: Iterable[tuple[Any, Any]]) -> Ite
         with jax.set_mesh(mesh), jax.default_matmul_precision(precision):
             return jax.block_until_ready(call(batch))
 
+    def oldest():
+        key, result = waiting.popleft()
+        return key, result()
+
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:  # which starts no idle thread
         for key, batch in batches:
             shapes = tuple((np.shape(x), x.dtype) for x in jax.tree.leaves(batch))
@@ -43,8 +47,6 @@ def ahead(call: Callable[[Any], Any], batches: Iterable[tuple[Any, Any]]) -> Ite
                 known.add(shapes)
                 waiting.append((key, functools.partial(lambda out: out, call(batch))))
             if len(waiting) > _IN_FLIGHT:
-                key, result = waiting.popleft()
-                yield key, result()
+                yield oldest()
         while waiting:
-            key, result = waiting.popleft()
-            yield key, result()
+            yield oldest()

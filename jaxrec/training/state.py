@@ -188,9 +188,9 @@ def _accumulated(gradient, params, batch, carry, key, microbatches):
     first = jax.tree.map(lambda x: x[0], turns)
     zeros = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, first, carry, key)[0])
     turns = (jnp.arange(microbatches), turns)
-    side_by_side = tuning().turns_at_once
-    last, _ = jax.lax.scan(turn, (zeros, carry), turns, unroll=side_by_side)
-    (value, terms, grads), carry = last
+    ((value, terms, grads), carry), _ = jax.lax.scan(
+        turn, (zeros, carry), turns, unroll=tuning().turns_at_once
+    )
     return value, terms, carry, grads
 
 
